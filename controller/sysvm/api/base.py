@@ -1,0 +1,226 @@
+"""What every kind shares: how a field is spelled on the wire, and the scalar types with their bounds.
+
+The schema generator reads the constraints off these types, so a bound is written once. Absent means unset: a field that
+may be missing is `T | None = None` in Python and simply not required in the schema; `null` is never written.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+GROUP = "sysvm.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+CATEGORY = "cloudstack"
+
+OPERATION_FINALIZER = "sysvm.io/operation"
+REQUESTED_AT_ANNOTATION = "sysvm.io/requestedAt"
+ENDPOINT_LABEL = "sysvm.io/endpoint"
+POLICY_LABEL = "sysvm.io/policy"
+
+
+class ApiModel(BaseModel):
+    """A part of an object: camelCase on the wire, immutable here, tolerant of fields that a newer version added."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dict as the API server stores it: aliases, no nulls."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def rule(expression: str, message: str) -> dict[str, str]:
+    """One CEL rule for `x-kubernetes-validations`; `message` is the sentence a person reads."""
+    return {"rule": expression, "message": message}
+
+
+_DURATION = re.compile(r"^(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?$")
+
+
+def parse_duration(text: str) -> timedelta:
+    """`1h30m`, `45s`. Raises ValueError on anything else, also on the empty string."""
+    match = _DURATION.match(text)
+    if match is None or not text:
+        raise ValueError(f"{text!r} is not a duration such as 30s, 10m or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def format_duration(value: timedelta) -> str:
+    """The inverse of `parse_duration`, in whole seconds: `1h30m`, `0s`."""
+    total = int(value.total_seconds())
+    hours, rest = divmod(total, 3600)
+    minutes, seconds = divmod(rest, 60)
+    parts = (f"{hours}h" if hours else "", f"{minutes}m" if minutes else "", f"{seconds}s" if seconds else "")
+    return "".join(parts) or "0s"
+
+
+def _to_timedelta(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_to_timedelta),
+    PlainSerializer(format_duration, return_type=str),
+    Field(
+        json_schema_extra={
+            "type": "string",
+            "pattern": "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
+            "minLength": 2,
+            "maxLength": 20,
+            "format": None,
+        }
+    ),
+]
+"""Elapsed time, written like `90s`, `10m`, `1h30m`."""
+
+
+def _aware(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def format_time(value: datetime) -> str:
+    """RFC 3339 in UTC with whole seconds, as Kubernetes writes times."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Time = Annotated[
+    datetime,
+    AfterValidator(_aware),
+    PlainSerializer(format_time, return_type=str),
+    Field(json_schema_extra={"type": "string", "format": "date-time"}),
+]
+"""A moment, RFC 3339."""
+
+_COUNT_OR_PERCENT = re.compile(r"^([1-9][0-9]?|100)%$")
+
+
+def _count_or_percent(value: int | str) -> int | str:
+    if isinstance(value, str) and not _COUNT_OR_PERCENT.match(value):
+        raise ValueError(f"{value!r} is neither a whole number from 1 nor a percentage from 1% to 100%")
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{value} is less than 1")
+    return value
+
+
+IntOrPercent = Annotated[
+    int | str,
+    AfterValidator(_count_or_percent),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "minimum": 1,
+            "pattern": "^([1-9][0-9]?|100)%$",
+        }
+    ),
+]
+"""A count, or a percentage such as `5%`."""
+
+DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""Name of another object in the same namespace."""
+
+Digest = Annotated[str, Field(max_length=140, pattern=r"^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}|md5:[a-f0-9]{32})$")]
+"""`alg:hex`."""
+
+ShortText = Annotated[str, Field(max_length=253)]
+LongText = Annotated[str, Field(max_length=1024)]
+
+
+class ConditionStatus(StrEnum):
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(ApiModel):
+    """One aspect of an object's state, as `kubectl wait --for=condition=...` reads it."""
+
+    type: Annotated[str, Field(min_length=1, max_length=64)]
+    """Name of the aspect. Ready, Reconciling and Stalled follow the kstatus contract."""
+    status: ConditionStatus
+    """True, False or Unknown."""
+    reason: Annotated[str, Field(min_length=1, max_length=64, pattern="^[A-Za-z]([A-Za-z0-9]*)$")]
+    """One word for programs; the list is part of the API."""
+    message: Annotated[str, Field(max_length=4096)] = ""
+    """A sentence for people."""
+    observed_generation: Annotated[int, Field(ge=-1)] | None = None
+    """Generation of the spec that this speaks of."""
+    last_transition_time: Time
+    """When `status` last changed."""
+
+
+PENDING_STATUS: dict[str, Any] = {
+    "observedGeneration": -1,
+    "conditions": [
+        {
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": "Pending",
+            "message": "Waiting for the operator",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }
+    ],
+}
+"""Status of an object that no operator has seen: Flux, Helm and kubectl take an object without status for ready."""
+
+
+class ObservedStatus(ApiModel):
+    """The part of every status that tools read."""
+
+    observed_generation: int = -1
+    """Generation of the spec that this status answers to; -1 means no operator has seen the object yet."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
+    ] = ()
+    """Ready, Reconciling, Stalled and the kind's own."""
+    last_handled_reconcile_at: Annotated[str, Field(max_length=64)] | None = None
+    """Value of the annotation sysvm.io/requestedAt that was last acted on."""
+
+
+class ObjectMeta(ApiModel):
+    """What the operator reads of an object's metadata."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    finalizers: tuple[str, ...] = ()
+    owner_references: tuple[dict[str, Any], ...] = ()
+
+
+class NameRef(ApiModel):
+    """Another object of the same namespace."""
+
+    name: DnsName
+    """Its name."""
+
+
+class KeyRef(ApiModel):
+    """One key of a Secret or ConfigMap of the same namespace."""
+
+    name: DnsName
+    """Name of the Secret or ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key in its data."""

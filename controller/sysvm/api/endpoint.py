@@ -1,0 +1,187 @@
+"""CloudStackEndpoint: where the cloud is and how to reach its VMs."""
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from sysvm.api.base import (
+    ApiModel,
+    Duration,
+    KeyRef,
+    ObjectMeta,
+    ObservedStatus,
+    rule,
+)
+
+
+class SystemVMType(StrEnum):
+    """CloudStack's own names for the roles of a system VM."""
+
+    SECSTORAGE = "secstorage"
+    CONSOLEPROXY = "consoleproxy"
+    ROUTER = "router"
+    VPCROUTER = "vpcrouter"
+    DHCPSRVR = "dhcpsrvr"
+    ELBVM = "elbvm"
+    ILBVM = "ilbvm"
+
+    @property
+    def runs_agent(self) -> bool:
+        """Whether the type runs CloudStack's agent (`cloud.service`)."""
+        return self in (SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY)
+
+    @property
+    def is_router(self) -> bool:
+        return self in (SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMType.DHCPSRVR)
+
+
+class Inventory(StrEnum):
+    STATIC = "Static"
+
+
+class Management(StrEnum):
+    OBSERVE = "Observe"
+    FULL = "Full"
+
+
+class HostKeyPolicy(StrEnum):
+    TRUST_ON_FIRST_USE = "TrustOnFirstUse"
+    STRICT = "Strict"
+
+
+class StaticSystemVM(ApiModel):
+    """A system VM that a person lists by hand."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$")]
+    """Name of the VM, as CloudStack shows it (r-101-VM). The SystemVM object is called <endpoint>-<name> in lower case."""
+    type: SystemVMType
+    """CloudStack's type of the VM. Checked against the VM's own boot arguments before anything is changed."""
+    address: Annotated[str, Field(min_length=2, max_length=253, pattern=r"^[A-Za-z0-9:.\-]+$")]
+    """Address the operator connects to."""
+    group: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """VMs with the same group back each other up or share a fate (the routers of one network): never two at once."""
+    host: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Hypervisor host, for the limit of VMs in work on one host."""
+    zone: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """CloudStack zone, for selectors and for the rule that the last healthy SSVM or CPVM of a zone is left alone."""
+
+
+class HostKeys(ApiModel):
+    """How the identity of a VM is established before anything is sent to it."""
+
+    policy: HostKeyPolicy = HostKeyPolicy.TRUST_ON_FIRST_USE
+    """TrustOnFirstUse: the first key seen is kept in the SystemVM's status and required from then on. Strict: only keys
+    listed in knownHostsRef."""
+    known_hosts_ref: KeyRef | None = None
+    """ConfigMap or Secret key in known_hosts format; required for Strict."""
+
+
+class SSHLimits(ApiModel):
+    """How many connections at once."""
+
+    connections: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Open SSH connections to VMs of this endpoint."""
+
+
+class SSHAccess(ApiModel):
+    """How to log in on the VMs."""
+
+    user: Annotated[str, Field(min_length=1, max_length=32, pattern="^[a-z_][a-z0-9_-]*$")] = "root"
+    """Login name. CloudStack's system VMs know root only."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 3922
+    """TCP port of sshd."""
+    key_secret_ref: KeyRef
+    """Secret key that holds CloudStack's private key (id_rsa.cloud) in PEM or OpenSSH format, without a passphrase."""
+    host_keys: HostKeys = HostKeys()
+    """How the VM's identity is checked."""
+    limits: SSHLimits = SSHLimits()
+    """How many connections at once."""
+
+
+class Scan(ApiModel):
+    """How often VMs are looked at when nothing happens."""
+
+    interval: Duration = timedelta(minutes=15)
+    """Between two looks at signature, services and redundancy. At least 10s."""
+    content: Duration = timedelta(hours=24)
+    """Between two comparisons of every file with the release. Content older than twice this counts as unknown. At least 1m."""
+
+
+class CloudStackEndpointSpec(ApiModel):
+    """Which VMs there are, how to reach them, and whether they may be changed."""
+
+    inventory: Inventory
+    """Static: the VMs listed under systemVMs."""
+    management: Management = Management.OBSERVE
+    """Observe: look and report, change nothing. Full: policies may change VMs."""
+    system_vms: Annotated[
+        tuple[StaticSystemVM, ...],
+        Field(
+            alias="systemVMs",
+            max_length=500,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = ()
+    """The VMs of a Static inventory."""
+    ssh: SSHAccess
+    """How to log in on the VMs."""
+    scan: Scan = Scan()
+    """How often VMs are looked at when nothing happens."""
+    suspend: bool = False
+    """true: VMs are neither looked at nor changed; what is in work is finished."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "self.inventory != 'Static' || (has(self.systemVMs) && size(self.systemVMs) > 0)",
+            "inventory Static needs at least one entry in systemVMs",
+        ),
+        rule(
+            "!has(self.ssh.hostKeys) || self.ssh.hostKeys.policy != 'Strict' || has(self.ssh.hostKeys.knownHostsRef)",
+            "hostKeys.policy Strict needs hostKeys.knownHostsRef",
+        ),
+        rule("duration(self.scan.interval) >= duration('10s')", "scan.interval must be at least 10s"),
+        rule("duration(self.scan.content) >= duration('1m')", "scan.content must be at least 1m"),
+    )
+
+
+class EndpointCounts(ApiModel):
+    """How many VMs."""
+
+    system_vms: Annotated[int, Field(alias="systemVMs", ge=0)] = 0
+    """Known VMs."""
+    unreachable: Annotated[int, Field(ge=0)] = 0
+    """VMs that could not be reached at the last look."""
+
+
+class CloudStackEndpointStatus(ObservedStatus):
+    """What the operator found."""
+
+    counts: EndpointCounts | None = None
+    """How many VMs."""
+
+
+class CloudStackEndpoint(ApiModel):
+    """Where a cloud is and how its system VMs are reached. Deleting it makes the operator forget the VMs, never destroys them."""
+
+    metadata: ObjectMeta
+    spec: CloudStackEndpointSpec
+    status: CloudStackEndpointStatus = CloudStackEndpointStatus()
+
+
+__all__ = [
+    "CloudStackEndpoint",
+    "CloudStackEndpointSpec",
+    "CloudStackEndpointStatus",
+    "EndpointCounts",
+    "HostKeyPolicy",
+    "HostKeys",
+    "Inventory",
+    "Management",
+    "SSHAccess",
+    "SSHLimits",
+    "Scan",
+    "StaticSystemVM",
+    "SystemVMType",
+]

@@ -1,0 +1,149 @@
+"""Rollout: one immutable run of one policy toward one revision; together the history of a policy."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, rule
+from sysvm.api.policy import AllowedMethod, Checks, LivePatchOptions, Strategy
+
+
+class RolloutCause(StrEnum):
+    NEW_REVISION = "NewRevision"
+    RETRY = "Retry"
+
+
+class DesiredState(StrEnum):
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    ABORTED = "Aborted"
+
+
+class PlanRef(ApiModel):
+    """The immutable ConfigMap that holds what was decided, made before the rollout."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name of the ConfigMap."""
+    digest: Annotated[str, Field(pattern="^sha256:[a-f0-9]{64}$")]
+    """Digest of the canonical JSON in it."""
+
+
+class PolicySnapshot(ApiModel):
+    """The parts of the policy that a running rollout keeps, whatever is edited meanwhile."""
+
+    methods: Annotated[tuple[AllowedMethod, ...], Field(min_length=1, max_length=3)]
+    """Allowed methods."""
+    live_patch: LivePatchOptions
+    """How a live patch works."""
+    strategy: Strategy
+    """How fast."""
+    checks: Checks
+    """What is looked at before and after."""
+
+
+class RolloutSpec(ApiModel):
+    """What is rolled out. Only state may be changed, by people."""
+
+    policy_ref: NameRef
+    """PatchPolicy that it belongs to."""
+    endpoint_ref: NameRef
+    """CloudStackEndpoint whose VMs are meant."""
+    template_ref: NameRef
+    """SystemVMTemplate that is rolled out."""
+    revision: Annotated[str, Field(min_length=8, max_length=64)]
+    """What VMs are brought to."""
+    number: Annotated[int, Field(ge=1)]
+    """Counts up by one with every rollout of the policy."""
+    plan_ref: PlanRef
+    """What was decided."""
+    snapshot: PolicySnapshot
+    """The parts of the policy that this rollout keeps."""
+    cause: RolloutCause = RolloutCause.NEW_REVISION
+    """Why it was made."""
+    state: DesiredState = DesiredState.RUNNING
+    """Set by people. Paused: nothing new starts. Aborted: nothing new starts for good; VMs in work are finished."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "self.policyRef == oldSelf.policyRef && self.endpointRef == oldSelf.endpointRef"
+            " && self.templateRef == oldSelf.templateRef && self.revision == oldSelf.revision"
+            " && self.number == oldSelf.number && self.planRef == oldSelf.planRef"
+            " && self.snapshot == oldSelf.snapshot && self.cause == oldSelf.cause",
+            "a rollout cannot be edited, only its state: change the policy instead",
+        ),
+        rule("oldSelf.state != 'Aborted' || self.state == 'Aborted'", "an aborted rollout cannot be resumed"),
+    )
+
+
+class RolloutPhase(StrEnum):
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    DONE = "Done"
+
+
+class RolloutResult(StrEnum):
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    ABORTED = "Aborted"
+    SUPERSEDED = "Superseded"
+
+
+class WaveStatus(ApiModel):
+    name: Annotated[str, Field(max_length=63)]
+    """Name of the wave."""
+    digest: Annotated[str, Field(max_length=80)]
+    """Digest of its members."""
+    size: Annotated[int, Field(ge=0)] = 0
+    """VMs in it."""
+    done: Annotated[int, Field(ge=0)] = 0
+    """Verified at the revision."""
+    in_work: Annotated[int, Field(ge=0)] = 0
+    """In work."""
+    failed: Annotated[int, Field(ge=0)] = 0
+    """Rolled back, failed or inconsistent."""
+    skipped: Annotated[int, Field(ge=0)] = 0
+    """On hold, unreachable or gone when their turn came."""
+
+
+class BudgetStatus(ApiModel):
+    failures_used: Annotated[int, Field(ge=0)] = 0
+    """VMs that failed."""
+    failures_allowed: Annotated[int, Field(ge=0)] = 0
+    """So many may fail before the rollout ends."""
+    slots_used: Annotated[int, Field(ge=0)] = 0
+    """VMs that count against maxUnavailable."""
+    slots: Annotated[int, Field(ge=0)] = 0
+    """maxUnavailable as a number."""
+
+
+class RolloutStatus(ObservedStatus):
+    """How far it is."""
+
+    phase: RolloutPhase = RolloutPhase.WAITING
+    """Waiting, Running or Done."""
+    waves: Annotated[
+        tuple[WaveStatus, ...],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        ),
+    ] = ()
+    """Progress wave by wave."""
+    budget: BudgetStatus | None = None
+    """What may still go wrong."""
+    summary: Annotated[str, Field(max_length=64)] = ""
+    """Such as 3/4."""
+    started_at: Time | None = None
+    """When the first VM was admitted."""
+    finished_at: Time | None = None
+    """When the result was known."""
+    result: RolloutResult | None = None
+    """Absent while it runs."""
+
+
+class Rollout(ApiModel):
+    """One run of one policy toward one revision. Made by the operator; people set only spec.state."""
+
+    metadata: ObjectMeta
+    spec: RolloutSpec
+    status: RolloutStatus = RolloutStatus()

@@ -1,0 +1,343 @@
+"""SystemVM: one VM: identity, what was observed, what is planned, what is happening, a short history.
+
+Every part of the status has one writer, the SystemVM reconciler; `spec.operation` is written by admission only.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, ShortText, Time
+from sysvm.api.endpoint import SystemVMType
+from sysvm.api.policy import Method
+from sysvm.api.template import Signature
+
+
+class Hold(ApiModel):
+    """A person's wish to leave this VM alone."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=253)]
+    """Shown to people."""
+    until: Time | None = None
+    """The hold ends by itself then; without it a person must remove it."""
+
+
+class OperationOrder(ApiModel):
+    """One attempt at one method on this VM, handed out by admission. Open while status.operation has another id or no result."""
+
+    id: Annotated[str, Field(min_length=1, max_length=63, pattern="^[a-z0-9-]+$")]
+    """Unique for ever; also the name of the journal on the VM."""
+    rollout: Annotated[str, Field(max_length=253)]
+    """Rollout that it belongs to."""
+    method: Method
+    """How the difference is closed."""
+    revision: Annotated[str, Field(max_length=64)]
+    """What the VM is brought to."""
+    template: Annotated[str, Field(max_length=253)]
+    """SystemVMTemplate that the payload comes from."""
+    attempt: Annotated[int, Field(ge=1)] = 1
+    """Which try of this rollout."""
+    epoch: Annotated[int, Field(ge=0)]
+    """Number of the leadership that admitted it; the VM refuses a lower one than it has seen."""
+
+
+class SystemVMSpec(ApiModel):
+    """Whose it is, and what people want of it."""
+
+    endpoint_ref: NameRef
+    """CloudStackEndpoint that it belongs to. Written by the operator."""
+    hold: Hold | None = None
+    """Set by people: the VM is looked at but not changed."""
+    priority: Annotated[int, Field(ge=0, le=10000)] = 100
+    """Set by people: lower goes first."""
+    accept_host_key: Annotated[str, Field(max_length=128, pattern="^SHA256:[A-Za-z0-9+/]{43}$")] | None = None
+    """Set by people after a changed host key held the VM: this fingerprint is right."""
+    operation: OperationOrder | None = None
+    """Written by admission only."""
+
+
+class VMState(StrEnum):
+    CONVERGED = "Converged"
+    OUTDATED = "Outdated"
+    UPDATING = "Updating"
+    HELD = "Held"
+    FAILED = "Failed"
+    UNREACHABLE = "Unreachable"
+    UNKNOWN = "Unknown"
+
+
+class RedundancyRole(StrEnum):
+    PRIMARY = "PRIMARY"
+    BACKUP = "BACKUP"
+    FAULT = "FAULT"
+    UNKNOWN = "UNKNOWN"
+
+
+class Identity(ApiModel):
+    """Who the VM is."""
+
+    name: Annotated[str, Field(max_length=253)]
+    """Name in CloudStack."""
+    type: SystemVMType
+    """CloudStack's type."""
+    zone: ShortText | None = None
+    """Zone."""
+    host: ShortText | None = None
+    """Hypervisor host."""
+    group: ShortText | None = None
+    """VMs of one group are never in work together."""
+    address: ShortText
+    """Where the operator connects to."""
+
+
+class HostKey(ApiModel):
+    """The VM's SSH host key, required since first seen."""
+
+    type: Annotated[str, Field(max_length=64)]
+    """Such as ssh-ed25519."""
+    fingerprint: Annotated[str, Field(max_length=128)]
+    """SHA256:..."""
+    public_key: Annotated[str, Field(max_length=2048)]
+    """The key in OpenSSH format."""
+    seen_at: Time
+    """When it was first seen."""
+
+
+class Redundancy(ApiModel):
+    """Its part in a pair of routers."""
+
+    role: RedundancyRole
+    """What the VM says of itself."""
+    peers: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=16)] = ()
+    """The other VMs of its group."""
+    observed_at: Time
+    """When it was seen."""
+
+
+class ObservedTemplate(ApiModel):
+    version: Annotated[str, Field(max_length=64)]
+    """Version in /etc/cloudstack-release; live patch never changes it."""
+
+
+class ContentState(StrEnum):
+    MATCHES = "Matches"
+    DRIFTED = "Drifted"
+    UNKNOWN = "Unknown"
+
+
+class ObservedContent(ApiModel):
+    """Files compared with the release."""
+
+    state: ContentState
+    """Matches, Drifted, or Unknown when never compared."""
+    revision: Annotated[str, Field(max_length=64)] | None = None
+    """Release that it was compared with."""
+    changed: Annotated[int, Field(ge=0)] = 0
+    """Files that differ."""
+    missing: Annotated[int, Field(ge=0)] = 0
+    """Files of the release that the VM lacks."""
+    extra: Annotated[int, Field(ge=0)] = 0
+    """Files of an older payload that the release removed."""
+    paths: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=10)] = ()
+    """The first ten of them."""
+    observed_at: Time | None = None
+    """When it was compared."""
+
+
+class ObservedService(ApiModel):
+    name: Annotated[str, Field(max_length=128)]
+    """systemd unit without .service."""
+    active: Annotated[str, Field(max_length=32)]
+    """systemd's ActiveState."""
+    sub: Annotated[str, Field(max_length=32)] = ""
+    """systemd's SubState."""
+
+
+class Observed(ApiModel):
+    """What the last look found."""
+
+    at: Time
+    """When."""
+    template: ObservedTemplate | None = None
+    """Release line of the disk image."""
+    signature: Signature | None = None
+    """/var/cache/cloud/cloud-scripts-signature."""
+    payload_checksum: Annotated[str, Field(max_length=140)] | None = None
+    """Checksum of /usr/share/cloud/cloud-scripts.tgz in the signature's algorithm."""
+    content: ObservedContent | None = None
+    """Files compared with the release."""
+    services: Annotated[
+        tuple[ObservedService, ...],
+        Field(
+            max_length=64, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        ),
+    ] = ()
+    """Services that CloudStack knows on this type."""
+    boot_id: Annotated[str, Field(max_length=64)] | None = None
+    """Changes with every boot of the VM."""
+
+
+class DriftKind(StrEnum):
+    SCRIPTS = "Scripts"
+    AGENT = "Agent"
+    CONTENT = "Content"
+    SERVICES = "Services"
+    TEMPLATE = "Template"
+
+
+class Blocker(ApiModel):
+    reason: Annotated[str, Field(max_length=64)]
+    """One word for programs."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """A sentence for people."""
+
+
+class PlannedAction(ApiModel):
+    name: Annotated[str, Field(max_length=128)]
+    """systemd unit without .service."""
+    action: Annotated[str, Field(max_length=32)]
+    """Reload, Restart, ..."""
+    expected_loss: Annotated[str, Field(max_length=128)] = "none"
+    """What tenants notice."""
+
+
+class PlanEntry(ApiModel):
+    """What will happen to this VM and why."""
+
+    policy: Annotated[str, Field(max_length=253)]
+    """Policy that decided."""
+    revision: Annotated[str, Field(max_length=64)]
+    """Release it was compared with."""
+    drift: Annotated[tuple[DriftKind, ...], Field(max_length=8)] = ()
+    """Differences."""
+    method: Method
+    """How they are closed."""
+    reason: Annotated[str, Field(max_length=64)]
+    """One word for programs."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """A sentence for people."""
+    services: Annotated[tuple[PlannedAction, ...], Field(max_length=32)] = ()
+    """Service actions that the change of files asks for."""
+    blocked_by: Annotated[tuple[Blocker, ...], Field(max_length=16)] = ()
+    """What it waits for."""
+
+
+class OperationResult(StrEnum):
+    SUCCEEDED = "Succeeded"
+    ROLLED_BACK = "RolledBack"
+    FAILED = "Failed"
+    INCONSISTENT = "Inconsistent"
+
+
+class StepResult(StrEnum):
+    RUNNING = "Running"
+    DONE = "Done"
+    FAILED = "Failed"
+
+
+class OperationStep(ApiModel):
+    name: Annotated[str, Field(max_length=32)]
+    """Connect, Probe, Diff, Stage, Build, Fence, Switch, Services, Verify, Commit, Restore."""
+    result: StepResult
+    """Running, Done or Failed."""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long it took."""
+    bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes sent."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """What was done, or what failed with its output."""
+
+
+class ServiceAction(ApiModel):
+    name: Annotated[str, Field(max_length=128)]
+    """systemd unit without .service."""
+    action: Annotated[str, Field(max_length=32)]
+    """Reload, Restart, ..."""
+    unavailable_seconds: Annotated[float, Field(ge=0)] | None = None
+    """Measured on the VM around the action, where it was measured."""
+
+
+class OperationStatus(ApiModel):
+    """Mirror of the journal on the VM, which is the truth."""
+
+    id: Annotated[str, Field(max_length=63)]
+    """Same as spec.operation.id."""
+    rollout: Annotated[str, Field(max_length=253)] = ""
+    """Rollout that it belongs to."""
+    method: Method
+    """How the difference is closed."""
+    revision: Annotated[str, Field(max_length=64)]
+    """What the VM is brought to."""
+    attempt: Annotated[int, Field(ge=1)] = 1
+    """Which try."""
+    step: Annotated[str, Field(max_length=32)] = ""
+    """Step in work, or the step that failed."""
+    started_at: Time
+    """When the operator began."""
+    finished_at: Time | None = None
+    """When the result was known."""
+    result: OperationResult | None = None
+    """Absent while it runs."""
+    reason: Annotated[str, Field(max_length=64)] = ""
+    """One word for programs about a result that is not Succeeded."""
+    message: Annotated[str, Field(max_length=2048)] = ""
+    """A sentence for people: what happened, and after a failure what state the VM is in and what to do."""
+    steps: Annotated[tuple[OperationStep, ...], Field(max_length=16)] = ()
+    """Every step so far."""
+    bytes_sent: Annotated[int, Field(ge=0)] = 0
+    """Bytes sent to the VM."""
+    services: Annotated[tuple[ServiceAction, ...], Field(max_length=32)] = ()
+    """Actions on services."""
+
+
+class HistoryEntry(ApiModel):
+    id: Annotated[str, Field(max_length=63)]
+    """Operation."""
+    rollout: Annotated[str, Field(max_length=253)] = ""
+    """Rollout that it belonged to."""
+    revision: Annotated[str, Field(max_length=64)]
+    """What the VM was brought to."""
+    method: Method
+    """How."""
+    result: OperationResult
+    """How it ended."""
+    started_at: Time
+    """When it began."""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long it took."""
+    bytes_sent: Annotated[int, Field(ge=0)] = 0
+    """Bytes sent to the VM."""
+    services: Annotated[tuple[ServiceAction, ...], Field(max_length=32)] = ()
+    """Actions on services."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """What happened."""
+
+
+class SystemVMStatus(ObservedStatus):
+    """What is known of the VM."""
+
+    state: VMState = VMState.UNKNOWN
+    """In one word."""
+    identity: Identity | None = None
+    """Who the VM is."""
+    host_key: HostKey | None = None
+    """Its SSH host key, required since first seen."""
+    redundancy: Redundancy | None = None
+    """Its part in a pair of routers."""
+    observed: Observed | None = None
+    """What the last look found."""
+    plan: PlanEntry | None = None
+    """What will happen to it and why."""
+    operation: OperationStatus | None = None
+    """The operation in work, or the last one."""
+    history: Annotated[tuple[HistoryEntry, ...], Field(max_length=5)] = ()
+    """The last five operations, newest first."""
+
+
+class SystemVM(ApiModel):
+    """One system VM. Made by the operator; people set only spec.hold, spec.priority and spec.acceptHostKey."""
+
+    metadata: ObjectMeta
+    spec: SystemVMSpec
+    status: SystemVMStatus = SystemVMStatus()

@@ -1,0 +1,178 @@
+"""SystemVMTemplate: a release of the system VMs: the template version and the payload that live patch installs."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from sysvm.api.base import ApiModel, Digest, KeyRef, ObjectMeta, ObservedStatus, rule
+
+
+class HttpSource(ApiModel):
+    """A file behind a URL."""
+
+    url: Annotated[str, Field(min_length=8, max_length=2048, pattern="^https?://[^ ]+$")]
+    """http or https. The digest decides what is accepted, not the transport."""
+
+
+class MountedSource(ApiModel):
+    """A file mounted into the operator's pod."""
+
+    path: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")]
+    """Path relative to the operator's payloads folder (/payloads)."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (rule("!self.path.contains('..')", "path must not contain '..'"),)
+
+
+class FileSource(ApiModel):
+    """Where the bytes come from; exactly one."""
+
+    http: HttpSource | None = None
+    """Fetched over http(s)."""
+    config_map_ref: KeyRef | None = None
+    """binaryData or data of a ConfigMap of this namespace (at most 1 MiB: fits the scripts, not a real agent)."""
+    mounted: MountedSource | None = None
+    """A file of a volume that the chart mounts under /payloads."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "[has(self.http), has(self.configMapRef), has(self.mounted)].filter(x, x).size() == 1",
+            "exactly one of http, configMapRef and mounted is needed",
+        ),
+    )
+
+
+class PayloadFile(ApiModel):
+    """One file of the payload, pinned."""
+
+    digest: Digest
+    """Digest of the file as alg:hex. Anything else that arrives is refused and no VM is touched."""
+    source: FileSource
+    """Where the bytes come from."""
+
+
+class PayloadFiles(ApiModel):
+    """The payload as single files."""
+
+    scripts: PayloadFile
+    """cloud-scripts.tgz, for every VM."""
+    agent: PayloadFile | None = None
+    """agent.zip, for types that run the agent (secstorage, consoleproxy). Without it their agent is left as it is."""
+
+
+class PayloadSource(ApiModel):
+    """What live patch installs."""
+
+    files: PayloadFiles
+    """Single files, each with its digest."""
+
+
+class CompatibilityRow(ApiModel):
+    """From which template versions a live patch to which release is possible."""
+
+    from_: Annotated[str, Field(alias="from", min_length=1, max_length=64)]
+    """Version range of the VM's template, such as ">=4.16,<4.20"."""
+    to: Annotated[str, Field(min_length=1, max_length=64)]
+    """Version range of the release."""
+    supported: bool
+    """false: such a VM is held and must be recreated."""
+    warning: Annotated[str, Field(max_length=253)] | None = None
+    """Shown in the plan."""
+    reason: Annotated[str, Field(max_length=253)] | None = None
+    """Why it is not supported."""
+
+
+DEFAULT_COMPATIBILITY: tuple[CompatibilityRow, ...] = tuple(
+    CompatibilityRow.model_validate(row)
+    for row in (
+        {"from": "<4.14", "to": "<4.20", "supported": False, "reason": "OpenJDK was updated in 4.14"},
+        {
+            "from": ">=4.14,<4.15",
+            "to": "<4.20",
+            "supported": True,
+            "warning": "remote access VPN may be affected by the older Strongswan",
+        },
+        {"from": ">=4.15", "to": "<4.20", "supported": True},
+        {"from": "<4.16", "to": ">=4.20", "supported": False, "reason": "Debian 10 is not supported by 4.20 payloads"},
+        {
+            "from": ">=4.16,<4.20",
+            "to": ">=4.20",
+            "supported": True,
+            "warning": "packages for Debian 11 are installed",
+        },
+        {"from": ">=4.20", "to": ">=4.20", "supported": True},
+    )
+)
+
+
+class LivePatchSupport(ApiModel):
+    """From where live patch is allowed."""
+
+    compatibility: Annotated[tuple[CompatibilityRow, ...], Field(min_length=1, max_length=32)] = DEFAULT_COMPATIBILITY
+    """First match wins; a VM that no row matches is held. The default is CloudStack's documented table."""
+
+
+class SystemVMTemplateSpec(ApiModel):
+    """A release. Version and payload cannot be edited: a new release is a new object."""
+
+    version: Annotated[str, Field(min_length=3, max_length=32, pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+){0,2}$")]
+    """Template version as in /etc/cloudstack-release, such as 4.20.2."""
+    payload: PayloadSource
+    """What live patch installs."""
+    live_patch: LivePatchSupport = LivePatchSupport()
+    """From where live patch is allowed."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "self.version == oldSelf.version && self.payload == oldSelf.payload",
+            "version and payload of a release cannot be changed: create a new SystemVMTemplate and point the policy at it",
+        ),
+    )
+
+
+class Signature(ApiModel):
+    """Content of /var/cache/cloud/cloud-scripts-signature."""
+
+    algorithm: Annotated[str, Field(pattern="^(md5|sha512|unknown)$")]
+    """md5 or sha512, as the payload's own cloud-early-config computes it."""
+    value: Annotated[str, Field(max_length=256)]
+    """The text of the file, without white space at the ends."""
+
+
+class SystemVMTemplateStatus(ObservedStatus):
+    """What was found in the payload. Ready: fetched, digest verified, archive safe and readable."""
+
+    revision: Annotated[str, Field(max_length=64)] | None = None
+    """Digest of the normalised manifests: what a VM should be at."""
+    signature: Signature | None = None
+    """What the signature file of an up-to-date VM holds."""
+    files: Annotated[int, Field(ge=0)] | None = None
+    """Files in cloud-scripts.tgz."""
+    size_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Size of the payload as fetched."""
+    warnings: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=16)] = ()
+    """Harmless oddities of the archive, such as duplicate entries."""
+
+
+class SystemVMTemplate(ApiModel):
+    """A release of the system VMs: the template version and the payload that live patch installs."""
+
+    metadata: ObjectMeta
+    spec: SystemVMTemplateSpec
+    status: SystemVMTemplateStatus = SystemVMTemplateStatus()
+
+
+__all__ = [
+    "DEFAULT_COMPATIBILITY",
+    "CompatibilityRow",
+    "FileSource",
+    "HttpSource",
+    "LivePatchSupport",
+    "MountedSource",
+    "PayloadFile",
+    "PayloadFiles",
+    "PayloadSource",
+    "Signature",
+    "SystemVMTemplate",
+    "SystemVMTemplateSpec",
+    "SystemVMTemplateStatus",
+]
