@@ -1,5 +1,6 @@
-"""The lab: a small CloudStack on one machine, made of real parts.
+"""A small cloud on one machine: system VMs that boot systemd, and the control plane that patches them.
 
-A real API server, system VMs with real systemd and sshd, real payload archives. It may import ``sysvm.api`` (the contract) and nothing
-else of the product, so that a stand-in never shares the product's mistakes.
+Everything here stands in for something real, so nothing here may import the code that is tested with it: of our own
+packages only `sysvm.api`. Needs root on Linux and leaves the host as it found it: its own mount, network and cgroup
+trees, its own package roots under the cache folder, and `down` takes all of it away again.
 """
