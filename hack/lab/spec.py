@@ -54,7 +54,7 @@ NIC_ORDER: dict[SystemVMType, tuple[Segment, ...]] = {
     SystemVMType.ELBVM: (Segment.GUEST, Segment.CONTROL, Segment.PUBLIC),
     SystemVMType.ILBVM: (Segment.GUEST, Segment.CONTROL),
 }
-"""eth0, eth1, ... of each type on KVM, where sshd listens on the control NIC only (CloudStack 4.21 init.sh, <type>.sh)."""
+"""eth0, eth1, ... of each type on KVM, where sshd listens on the control NIC only (CloudStack 4.21 init.sh)."""
 
 GATEWAY_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER})
 """Types that own the gateway address of their guest network: alone, or as one of a redundant pair."""
@@ -81,7 +81,7 @@ class VMSpec:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > 60:
-            raise ValueError(f"{self.name!r} is no name for a VM: at most 60 letters, digits and dashes, as in r-101-VM")
+            raise ValueError(f"{self.name!r} is no VM name: at most 60 letters, digits and dashes, as in r-101-VM")
         if not 1 <= self.index <= LARGEST_INDEX:
             raise ValueError(f"{self.name}: index {self.index} is outside 1 to {LARGEST_INDEX}")
         if not 1 <= self.priority <= 254:
@@ -101,8 +101,9 @@ class VMSpec:
 class Nic:
     """One interface inside the VM.
 
-    `address` is set on the interface by the lab at every boot, before the guest's PID 1 runs. `virtual_address` is what the
-    PRIMARY of a redundant pair holds on it besides (or, on the public side, instead); the lab never sets it. `gateway` is
+    The lab makes the interface anew at every boot and brings it up. It sets the address only of the control NIC, so that
+    sshd can be reached whatever the guest does; the guest's own boot units set the others. `virtual_address` is what the
+    PRIMARY of a redundant pair holds besides (on the public side: instead of `address`, which is then None). `gateway` is
     the next hop toward the outside, on the interface that has one. `mac` stays the same for the life of the VM.
     """
 
@@ -151,16 +152,14 @@ class VM:
 class LayOut(Protocol):
     """Fills a new VM's disk before its first boot; `lab.content.lay_out` is the one that makes a system VM of it.
 
-    Already there: a plain Debian 12 with the packages of a system VM (units of haproxy, dnsmasq, apache2, keepalived,
-    conntrackd, cloud's own are *not* enabled; ssh is), `/etc/hostname`, `/etc/hosts`, and the VM's own ed25519 host key.
-    Not there, so for this function: sshd's configuration (port 3922), `authorized_key` (one line, no newline) for root,
-    and everything of CloudStack, at `release` (as in `4.20.1`).
+    Already there: a plain Debian 12 with the packages of a system VM (no service of theirs is enabled but ssh), its
+    `/etc/hostname` and `/etc/hosts`. Not there, so for this function: sshd's configuration (port 3922),
+    `authorized_key` (one line, no newline) for root, `host_key` (an OpenSSH private key in PEM text) as the VM's only
+    host key, and everything of CloudStack at `release`.
     """
 
-    def __call__(self, root: Path, vm: VM, *, release: str, authorized_key: str) -> None: ...
+    def __call__(self, root: Path, vm: VM, *, release: str, authorized_key: str, host_key: str) -> None: ...
 
-
-DEFAULT_RELEASE = "4.20.1"
 
 DEFAULT_FLEET: tuple[VMSpec, ...] = (
     VMSpec(name="r-101-VM", type=SystemVMType.ROUTER, index=101, group="net-1", redundant=True, priority=110),

@@ -1,0 +1,68 @@
+"""Whether this machine can run the lab's VMs, said in one sentence before anything is made.
+
+The command line prints it, the tests skip with it: a lack that shows up as a traceback from the eighth command of a
+recipe costs an afternoon.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+CAP_SYS_ADMIN = 21
+
+
+class LabUnavailable(Exception):  # noqa: N818 - not a fault: the machine lacks something, and the message says what to do
+    """This machine cannot run the lab's VMs. The message is one sentence for a person, with the next step."""
+
+
+def check() -> None:
+    """Raises LabUnavailable with the first thing that is missing."""
+    if platform.system() != "Linux":
+        raise LabUnavailable(
+            f"The lab's system VMs are Linux containers and this is {platform.system()}: run the lab in a Linux VM."
+        )
+    if os.geteuid() != 0:
+        raise LabUnavailable(
+            "The lab's system VMs need root (mounts, network namespaces, cgroups): run it with sudo -E, or in a VM of yours."
+        )
+    if not _has_capability(CAP_SYS_ADMIN):
+        raise LabUnavailable(
+            "This root has no CAP_SYS_ADMIN (an unprivileged container?): start the container privileged, or use a VM."
+        )
+    if "overlay" not in Path("/proc/filesystems").read_text().split():
+        raise LabUnavailable(
+            "This kernel has no overlay file system, on which the lab's VMs keep their disks: run modprobe overlay first."
+        )
+    for namespace in ("mnt", "net", "pid", "uts", "ipc"):
+        if not Path(f"/proc/self/ns/{namespace}").exists():
+            raise LabUnavailable(
+                f"This kernel has no {namespace} namespaces, which the lab's VMs need: use another kernel."
+            )
+    for program in ("nsenter", "unshare"):
+        if shutil.which(program) is None:
+            raise LabUnavailable(f"The program {program} is missing: install util-linux.")
+    if shutil.which("mmdebstrap") is None and shutil.which("apt-get") is None:
+        raise LabUnavailable(
+            "The lab makes its VMs with mmdebstrap, and neither it nor apt-get to fetch it is here: install mmdebstrap."
+        )
+    if shutil.which("perl") is None or shutil.which("apt-get") is None:
+        raise LabUnavailable("mmdebstrap needs perl and apt-get, and one of them is missing: install perl and apt.")
+
+
+def missing() -> str | None:
+    """The sentence of `check`, or None where the lab can run: for `pytest.mark.skipif`."""
+    try:
+        check()
+    except LabUnavailable as lack:
+        return str(lack)
+    return None
+
+
+def _has_capability(number: int) -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
