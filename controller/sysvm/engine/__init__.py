@@ -1,0 +1,1 @@
+"""Level-triggered reconcilers, one a kind, and admission: observe -> decide (domain) -> act -> report."""

@@ -1,0 +1,34 @@
+"""What the engine needs from the outside, as protocols: the VM layer, and the telemetry that `operator` wires in.
+
+Tests replace them; the engine never learns which implementation it talks to.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import Observation, Order, OperationReport, Target
+
+Progress = Callable[[OperationReport], None]
+"""Called in the event loop with every new state of an operation; must not block."""
+
+
+class SystemVMs(Protocol):
+    """Looks at VMs and patches them. Implemented by `sysvm.patching.live.LivePatcher`."""
+
+    async def observe(self, target: Target, payload: Payload | None) -> Observation:
+        """One look; changes nothing on the VM. With a payload every file is compared. Raises `PatchingError`."""
+        ...
+
+    async def patch(self, target: Target, payload: Payload, order: Order, progress: Progress) -> OperationReport:
+        """Carries an order out, or attaches to it if the VM already knows its id: also after a restart of the operator.
+
+        Returns when the VM has ended it, with a final phase: Committed, RolledBack, Abandoned (nothing was changed)
+        or Inconsistent. Raises `Refused` if nothing was begun, `Unreachable` if contact was lost and not regained
+        within the order's time: then the VM ends it alone and a later call with the same order learns how.
+        """
+        ...
+
+    async def report(self, target: Target, operation_id: str) -> OperationReport | None:
+        """What the VM knows of an operation; None if it never heard of it."""
+        ...

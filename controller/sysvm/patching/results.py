@@ -1,0 +1,199 @@
+"""What this layer tells the engine: plain immutable values, times with a zone, sizes in bytes, durations in seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
+from sysvm.api.reasons import Reason
+from sysvm.api.systemvm import ContentState, RedundancyRole
+
+
+@dataclass(frozen=True, slots=True)
+class SSHAccount:
+    """How to log in on the VMs of one endpoint. `private_key` is PEM or OpenSSH text and never shown."""
+
+    user: str
+    port: int
+    private_key: bytes = field(repr=False)
+    host_key_policy: HostKeyPolicy
+    known_hosts: str | None = None
+    """known_hosts text for `Strict`."""
+    connections: int = 50
+    """Open connections to the VMs of this endpoint at once."""
+    pool: str = ""
+    """Key of the endpoint whose connections count together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One VM to talk to."""
+
+    name: str
+    type: SystemVMType
+    address: str
+    account: SSHAccount
+    pinned_host_key: str | None = None
+    """Public key in OpenSSH format that the VM must show; None: first contact."""
+    accepted_fingerprint: str | None = None
+    """`SHA256:...` that a person accepted in place of the pinned key."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenHostKey:
+    type: str
+    fingerprint: str
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """systemd's view of one unit. `name` without `.service`."""
+
+    name: str
+    load: str
+    active: str
+    sub: str
+    enabled: bool
+    main_pid: int
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContentReport:
+    """The VM's files against one payload."""
+
+    revision: str
+    state: ContentState
+    changed: int = 0
+    missing: int = 0
+    extra: int = 0
+    paths: tuple[str, ...] = ()
+
+
+class JournalPhase(StrEnum):
+    """Where an operation stands according to the VM. Until `SWITCHING` nothing of the VM has changed."""
+
+    STAGING = "Staging"
+    BUILT = "Built"
+    SWITCHING = "Switching"
+    SWITCHED = "Switched"
+    SERVICES = "Services"
+    VERIFYING = "Verifying"
+    COMMITTING = "Committing"
+    COMMITTED = "Committed"
+    ROLLING_BACK = "RollingBack"
+    ROLLED_BACK = "RolledBack"
+    ABANDONED = "Abandoned"
+    INCONSISTENT = "Inconsistent"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (
+            JournalPhase.COMMITTED,
+            JournalPhase.ROLLED_BACK,
+            JournalPhase.ABANDONED,
+            JournalPhase.INCONSISTENT,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step of DESIGN's eleven. `name`: Connect Probe Diff Stage Build Fence Switch Services Verify Commit Restore."""
+
+    name: str
+    done: bool
+    failed: bool
+    seconds: float
+    bytes_sent: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceReport:
+    """An action on a unit. `unavailable_seconds` where it was measured on the VM."""
+
+    name: str
+    action: str
+    unavailable_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OperationReport:
+    """The state of one operation, as the journal on the VM has it, or its end."""
+
+    id: str
+    revision: str
+    phase: JournalPhase
+    step: str
+    """Step in work, or the one that failed."""
+    steps: tuple[StepReport, ...]
+    services: tuple[ServiceReport, ...]
+    bytes_sent: int
+    reason: Reason | None = None
+    """Why it did not end as Committed."""
+    message: str = ""
+    """A sentence: what happened, with the output of what failed, and what state the VM is in."""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedServiceAction:
+    name: str
+    action: str
+    expected_loss: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one look at a VM found. Nothing on the VM was changed for it."""
+
+    at: datetime
+    host_key: SeenHostKey
+    type: SystemVMType | None
+    """From the VM's own boot arguments; None if they are missing."""
+    release: str | None
+    """Version of the template in /etc/cloudstack-release (CloudStack 4.21 get_template_version.sh), such as 4.20.1."""
+    debian_version: str | None
+    signature: str | None
+    """Text of the signature file, stripped; None if it is missing."""
+    payload_checksums: Mapping[str, str]
+    """Of /usr/share/cloud/cloud-scripts.tgz by algorithm (md5, sha512); empty if it is missing."""
+    boot_id: str
+    booted: bool
+    """CloudStack's boot scripts have finished (boot_up_done)."""
+    services: tuple[ServiceState, ...]
+    redundancy: RedundancyRole | None
+    """None: not part of a pair."""
+    failing_health_checks: tuple[str, ...]
+    """Health checks that fail now: a baseline, not a verdict. Empty where the type has none."""
+    disk_available_bytes: int
+    """Of the file system that needs most and has least."""
+    memory_available_bytes: int
+    other_actors: tuple[str, ...]
+    """Signs of another patch: staged payloads, CloudStack's own patch script or its backup folder."""
+    unfinished: OperationReport | None
+    """An operation that has not ended."""
+    last_finished: OperationReport | None
+    highest_epoch: int
+    content: ContentReport | None
+    """Only if a payload was given to compare with."""
+    agent_content: ContentReport | None
+    """Only for types that run the agent and payloads that have one."""
+    actions: tuple[PlannedServiceAction, ...]
+    """What the changed files would ask for. Only if a payload was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One live patch to carry out. `revision` and the rest come from the payload."""
+
+    id: str
+    epoch: int
+    keep_backups: int
+    settle_seconds: float
+    ignored_checks: tuple[str, ...]
+    step_timeout_seconds: float
+    vm_timeout_seconds: float
