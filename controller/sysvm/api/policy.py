@@ -225,6 +225,8 @@ class LastRollout(ApiModel):
     """What it rolls out."""
     spec_digest: Annotated[str, Field(max_length=80)] = ""
     """Digest of the policy's spec when it began: a changed spec, a new revision or a new retryAt allows another try."""
+    uid: Annotated[str, Field(max_length=64)] = ""
+    """Empty until the Rollout was seen: a missing rollout without it was never made, with it somebody deleted it."""
     result: Annotated[str, Field(max_length=32)] = ""
     """Empty while it runs."""
 
