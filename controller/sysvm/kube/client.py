@@ -1,0 +1,537 @@
+"""The one door to the API server: dicts in, dicts out, every call with a timeout, every refusal typed.
+
+The official asynchronous client is the transport and the login; its generated models are not used, because objects of
+our kinds have none and a dict keeps every field the server sent. What this module adds is what a reconciler needs and
+a generated client does not say: errors by what to do next, a single method that all writes go through (so a test can
+stop the process at exactly the n-th), and answers that go straight into the attached caches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.client.exceptions import ApiException
+
+from sysvm.kube.errors import Expired, KubeError, Unauthorized, Unavailable, from_response
+from sysvm.kube.login import Login
+from sysvm.kube.objects import JsonPatch, Key, Object, Resource, is_deleting, key_of, metadata_of
+
+FIELD_MANAGER = "sysvm-operator"
+PAGE_SIZE = 500
+
+_MERGE_PATCH = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
+_APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
+_JSON = "application/json"
+
+
+class Verb(StrEnum):
+    """What a write does, in the words of RBAC where there is one (``apply`` needs ``patch`` and ``create``)."""
+
+    CREATE = "create"
+    REPLACE = "update"
+    PATCH = "patch"
+    APPLY = "apply"
+    DELETE = "delete"
+
+
+class Propagation(StrEnum):
+    """What a deletion does to the objects that the deleted one owns."""
+
+    BACKGROUND = "Background"
+    FOREGROUND = "Foreground"
+    ORPHAN = "Orphan"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write, as its observer sees it. ``name`` is empty when the server makes it up (``generateName``)."""
+
+    verb: Verb
+    resource: Resource
+    namespace: str
+    name: str
+    subresource: str | None = None
+
+    def __str__(self) -> str:
+        return _sentence(self.verb.value, self.resource, self.namespace, self.name, self.subresource)
+
+
+class WriteObserver(Protocol):
+    """Sees every write, before it is sent and after it was answered; may end the process or raise instead.
+
+    ``after`` is called before the answer reaches the caches and the caller. It is not called for a write that was
+    cancelled while it was waited for.
+    """
+
+    def before(self, write: Write) -> None: ...
+
+    def after(self, write: Write, error: KubeError | None) -> None: ...
+
+
+class RequestObserver(Protocol):
+    """Counts answers. ``status`` is the HTTP status, 0 when there was none; ``verb`` is RBAC's (``list``, ...)."""
+
+    def answered(self, verb: str, resource: Resource, status: int, seconds: float) -> None: ...
+
+
+class WriteThrough(Protocol):
+    """A cache that wants the answers to our own reads and writes of its resource (``cache.Store``)."""
+
+    @property
+    def resource(self) -> Resource: ...
+
+    def put(self, obj: Object) -> bool: ...
+
+    def forget(self, key: Key, uid: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectList:
+    """A list as it was at ``resource_version``; ``next_page`` is the server's token, empty on the last page."""
+
+    items: list[Object]
+    resource_version: int
+    next_page: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """``connections`` bounds the requests in flight. Timeouts are in seconds; the request's includes connecting."""
+
+    connections: int = 32
+    request_timeout: float = 30.0
+    connect_timeout: float = 5.0
+    field_manager: str = FIELD_MANAGER
+    user_agent: str = FIELD_MANAGER
+    trust_environment_proxy: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    verb: str
+    method: str
+    resource: Resource
+    path: str
+    sentence: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Object | JsonPatch | None = None
+    content_type: str = _JSON
+
+    @property
+    def is_write(self) -> bool:
+        return self.method != "GET"
+
+
+class Cluster:
+    """A connection pool to one API server under one identity. Belongs to the event loop that first uses it.
+
+    All methods raise the classes of ``errors``. Objects passed in are not modified.
+    """
+
+    def __init__(
+        self,
+        login: Login,
+        configuration: Configuration,
+        *,
+        options: ClusterOptions | None = None,
+        writes: WriteObserver | None = None,
+        requests: RequestObserver | None = None,
+    ) -> None:
+        self._login = login
+        self._options = options or ClusterOptions()
+        configuration.connection_pool_maxsize = self._options.connections
+        configuration.client_session_kwargs = {"trust_env": self._options.trust_environment_proxy}
+        self._api = ApiClient(configuration)
+        self._api.user_agent = self._options.user_agent
+        self._timeout = aiohttp.ClientTimeout(
+            total=self._options.request_timeout, sock_connect=self._options.connect_timeout
+        )
+        self._writes = writes
+        self._requests = requests
+        self._caches: dict[Resource, list[WriteThrough]] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        kubeconfig: Path | str | None = None,
+        context: str | None = None,
+        options: ClusterOptions | None = None,
+        writes: WriteObserver | None = None,
+        requests: RequestObserver | None = None,
+    ) -> Self:
+        """A cluster by kubeconfig, or by the service account of the Pod when there is none.
+
+        Nothing is sent yet. Raises LoginFailed when the file or the service account cannot be used.
+        """
+        login = Login(kubeconfig=Path(kubeconfig) if kubeconfig else None, context=context)
+        return cls(login, await login.open(), options=options, writes=writes, requests=requests)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._api.close()  # type: ignore[no-untyped-call]  # the client is typed in part only
+
+    def attach(self, cache: WriteThrough) -> None:
+        """From now on what the server answers about this resource goes into the cache before the caller sees it."""
+        self._caches.setdefault(cache.resource, []).append(cache)
+
+    # Reading
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        """The object as the server has it now, not as the cache remembers it."""
+        answer = await self._send(
+            _Request(
+                verb="get",
+                method="GET",
+                resource=resource,
+                path=_path(resource, namespace, name),
+                sentence=_sentence("get", resource, namespace, name, None),
+            )
+        )
+        self._put(resource, answer)
+        return answer
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        page_size: int = PAGE_SIZE,
+    ) -> AsyncIterator[ObjectList]:
+        """The list in pages, all as of one moment. ``namespace`` None means all of them; page size 0 means one page.
+
+        Raises Expired between pages when the token has outlived the server's memory (some five minutes): start again.
+        """
+        query = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        query = {name: value for name, value in query.items() if value}
+        if page_size:
+            query["limit"] = str(page_size)
+        while True:
+            answer = await self._send(
+                _Request(
+                    verb="list",
+                    method="GET",
+                    resource=resource,
+                    path=_path(resource, namespace or "", None),
+                    sentence=_sentence("list", resource, namespace or "", "", None),
+                    query=query,
+                )
+            )
+            metadata = metadata_of(answer)
+            token = str(metadata.get("continue") or "")
+            items: list[Object] = answer.get("items") or []
+            for item in items:  # items of built-in kinds come without
+                item.setdefault("apiVersion", resource.api_version)
+                item.setdefault("kind", resource.kind)
+            yield ObjectList(items, int(metadata.get("resourceVersion") or 0), token)
+            if not token:
+                return
+            query["continue"] = token
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        page_size: int = PAGE_SIZE,
+    ) -> ObjectList:
+        """The whole list as of one moment; begun again when it expires on the way, the last time in one piece."""
+        for size in (page_size, page_size, 0):
+            items: list[Object] = []
+            try:
+                async for page in self.pages(
+                    resource, namespace, label_selector=label_selector, field_selector=field_selector, page_size=size
+                ):
+                    items += page.items
+                    version = page.resource_version
+            except Expired:
+                continue
+            return ObjectList(items, version)
+        raise Unavailable("the list expired again and again", request=f"list {resource}")
+
+    async def version(self) -> str:
+        """The server's version, e.g. ``v1.37.2``. Needs no permission beyond being known."""
+        resource = Resource("", "", "version", "Info", namespaced=False)
+        answer = await self._send(
+            _Request(verb="get", method="GET", resource=resource, path="/version", sentence="get /version")
+        )
+        return str(answer.get("gitVersion") or "")
+
+    # Writing
+
+    async def create(self, resource: Resource, obj: Object) -> Object:
+        """Creates the object in the namespace of its metadata. Raises AlreadyExists."""
+        metadata = metadata_of(obj)
+        namespace = str(metadata.get("namespace") or "")
+        write = Write(Verb.CREATE, resource, namespace, str(metadata.get("name") or ""))
+        return await self._write(
+            write, "POST", _path(resource, namespace, None), _with_kind(resource, obj), query=self._manager()
+        )
+
+    async def replace(self, resource: Resource, obj: Object, *, subresource: str | None = None) -> Object:
+        """Puts the object in place of the one with the same resourceVersion. Raises Conflict when it is not current."""
+        key = key_of(obj)
+        write = Write(Verb.REPLACE, resource, key.namespace, key.name, subresource)
+        return await self._write(
+            write, "PUT", _path(resource, *key, subresource), _with_kind(resource, obj), query=self._manager()
+        )
+
+    async def merge_patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        patch: Mapping[str, object],
+        *,
+        subresource: str | None = None,
+        resource_version: int | str | None = None,
+    ) -> Object:
+        """Merges the patch (RFC 7386: null removes, lists are replaced whole).
+
+        With ``resource_version`` it raises Conflict unless that version is current.
+        """
+        body = dict(patch)
+        if resource_version is not None:
+            metadata = body.get("metadata")
+            kept = dict(metadata) if isinstance(metadata, Mapping) else {}
+            body["metadata"] = {**kept, "resourceVersion": str(resource_version)}
+        write = Write(Verb.PATCH, resource, namespace, name, subresource)
+        return await self._write(
+            write,
+            "PATCH",
+            _path(resource, namespace, name, subresource),
+            body,
+            content_type=_MERGE_PATCH,
+            query=self._manager(),
+        )
+
+    async def json_patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        patch: JsonPatch,
+        *,
+        subresource: str | None = None,
+    ) -> Object:
+        """Applies the operations (RFC 6902), all or none. Raises Conflict when a ``test`` does not hold."""
+        write = Write(Verb.PATCH, resource, namespace, name, subresource)
+        return await self._write(
+            write,
+            "PATCH",
+            _path(resource, namespace, name, subresource),
+            patch,
+            content_type=_JSON_PATCH,
+            query=self._manager(),
+        )
+
+    async def apply(
+        self,
+        resource: Resource,
+        obj: Object,
+        *,
+        force: bool = False,
+        subresource: str | None = None,
+    ) -> Object:
+        """Server-side apply: creates the object or owns the given fields of it.
+
+        Raises Conflict when another manager owns one of them with another value, unless ``force``.
+        """
+        key = key_of(obj)
+        write = Write(Verb.APPLY, resource, key.namespace, key.name, subresource)
+        return await self._write(
+            write,
+            "PATCH",
+            _path(resource, *key, subresource),
+            _with_kind(resource, obj),
+            content_type=_APPLY_PATCH,
+            query={**self._manager(), "force": "true" if force else "false"},
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        *,
+        propagation: Propagation = Propagation.BACKGROUND,
+        uid: str = "",
+        resource_version: int | str | None = None,
+    ) -> Object | None:
+        """Asks for the deletion. Returns the object while finalizers hold it, None once it is gone.
+
+        Raises NotFound, and Conflict when ``uid`` or ``resource_version`` is given and is not the current one.
+        """
+        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation.value}
+        preconditions = {"uid": uid, "resourceVersion": "" if resource_version is None else str(resource_version)}
+        preconditions = {name: value for name, value in preconditions.items() if value}
+        if preconditions:
+            body["preconditions"] = preconditions
+        write = Write(Verb.DELETE, resource, namespace, name)
+        answer = await self._write(write, "DELETE", _path(resource, namespace, name), body)
+        return answer if _still_there(answer) else None
+
+    async def _write(
+        self,
+        write: Write,
+        method: str,
+        path: str,
+        body: Object | JsonPatch,
+        *,
+        content_type: str = _JSON,
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
+        """The one method that changes anything in the cluster."""
+        request = _Request(
+            verb="patch" if write.verb is Verb.APPLY else write.verb.value,
+            method=method,
+            resource=write.resource,
+            path=path,
+            sentence=str(write),
+            query=query or {},
+            body=body,
+            content_type=content_type,
+        )
+        if self._writes is not None:
+            self._writes.before(write)
+        try:
+            answer = await self._send(request)
+        except KubeError as error:
+            if self._writes is not None:
+                self._writes.after(write, error)
+            raise
+        if self._writes is not None:
+            self._writes.after(write, None)
+        self._remember(write, answer)
+        return answer
+
+    def _manager(self) -> dict[str, str]:
+        """Strict: a field that the schema lacks would be dropped silently, and written again for ever."""
+        return {"fieldManager": self._options.field_manager, "fieldValidation": "Strict"}
+
+    def _remember(self, write: Write, answer: Object) -> None:
+        if write.verb is Verb.DELETE and not _still_there(answer):
+            uid = str((answer.get("details") or {}).get("uid") or metadata_of(answer).get("uid") or "")
+            for cache in self._caches.get(write.resource, ()):
+                cache.forget(Key(write.namespace, write.name), uid)
+        else:
+            self._put(write.resource, answer)
+
+    def _put(self, resource: Resource, answer: Object) -> None:
+        if answer.get("kind") == resource.kind:  # subresources such as scale answer with another kind
+            for cache in self._caches.get(resource, ()):
+                cache.put(answer)
+
+    # Sending
+
+    async def _send(self, request: _Request) -> Object:
+        """Sends once more with credentials read anew when the server does not accept the ones at hand."""
+        await self._login.refresh()
+        try:
+            return await self._send_once(request)
+        except Unauthorized:
+            if not await self._login.refresh(now=True):
+                raise
+        return await self._send_once(request)
+
+    async def _send_once(self, request: _Request) -> Object:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        status = 0
+        try:
+            status, body, retry_after = await self._exchange(request)
+        except TimeoutError as error:  # also aiohttp's own, which derive from it
+            raise Unavailable(
+                f"no answer within {self._options.request_timeout:g} s ({error or type(error).__name__})",
+                request=request.sentence,
+                outcome_unknown=request.is_write and not isinstance(error, aiohttp.ConnectionTimeoutError),
+            ) from error
+        except (aiohttp.ClientError, OSError, ApiException) as error:
+            raise Unavailable(
+                f"{error or type(error).__name__}",
+                request=request.sentence,
+                outcome_unknown=request.is_write and not isinstance(error, aiohttp.ClientConnectorError),
+            ) from error
+        finally:
+            if self._requests is not None:
+                self._requests.answered(request.verb, request.resource, status, clock() - started)
+        if not 200 <= status <= 299:
+            raise from_response(
+                status, body, request=request.sentence, retry_after=retry_after, is_write=request.is_write
+            )
+        return _decode(request, body)
+
+    async def _exchange(self, request: _Request) -> tuple[int, bytes, str | None]:
+        path = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
+        headers = {"Accept": _JSON}
+        if request.is_write:
+            headers["Content-Type"] = request.content_type
+        method, url, header_params, body, _ = await self._api.param_serialize(
+            request.method, path, header_params=headers, body=request.body, auth_settings=["BearerToken"]
+        )
+        response = await self._api.call_api(method, url, header_params, body, _request_timeout=self._timeout)
+        content: bytes = await response.read()  # type: ignore[no-untyped-call]
+        return int(response.status), content, response.headers.get("Retry-After")
+
+
+def _decode(request: _Request, body: bytes) -> Object:
+    try:
+        answer = json.loads(body)
+    except ValueError as error:
+        raise Unavailable(
+            f"the answer is not JSON but {body[:80]!r}", request=request.sentence, outcome_unknown=request.is_write
+        ) from error
+    if not isinstance(answer, dict):
+        raise Unavailable("the answer is not a JSON object", request=request.sentence, outcome_unknown=request.is_write)
+    return answer
+
+
+def _still_there(answer: Object) -> bool:
+    """Whether a deletion's answer is an object that waits for its finalizers; some kinds answer with the dead one."""
+    return answer.get("kind") != "Status" and is_deleting(answer) and bool(metadata_of(answer).get("finalizers"))
+
+
+def _with_kind(resource: Resource, obj: Object) -> Object:
+    return {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
+
+
+def _path(resource: Resource, namespace: str, name: str | None, subresource: str | None = None) -> str:
+    parts = ["apis", resource.group, resource.version] if resource.group else ["api", resource.version]
+    if namespace and resource.namespaced:
+        parts += ["namespaces", namespace]
+    elif name and resource.namespaced:
+        raise ValueError(f"{resource} {name}: a namespace is needed")
+    parts.append(resource.plural)
+    if name:
+        parts.append(name)
+    if subresource:
+        parts.append(subresource)
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _sentence(verb: str, resource: Resource, namespace: str, name: str, subresource: str | None) -> str:
+    where = f"{resource}/{subresource}" if subresource else str(resource)
+    return " ".join(part for part in (verb, where, "/".join(part for part in (namespace, name) if part)) if part)
