@@ -5,12 +5,23 @@ may be missing is `T | None = None` in Python and simply not required in the sch
 """
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+)
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 GROUP = "sysvm.io"
 VERSION = "v1alpha1"
@@ -46,7 +57,59 @@ def rule(expression: str, message: str) -> dict[str, str]:
     return {"rule": expression, "message": message}
 
 
-_DURATION = re.compile(r"^(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?$")
+@dataclass(frozen=True)
+class Says:
+    """Annotation of a field: a CEL rule on its value, and the sentence a person reads when it does not hold.
+
+    The API server reports a broken `pattern` as "should match '^[0-9]+...'"; this stands beside it for people.
+    """
+
+    expression: str
+    message: str
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        schema["x-kubernetes-validations"] = [
+            *schema.get("x-kubernetes-validations", ()),
+            rule(self.expression, self.message),
+        ]
+        return schema
+
+
+def matching(pattern: str, message: str) -> Says:
+    """The sentence for a `pattern`."""
+    return Says(f"self.matches({cel_text(pattern)})", message)
+
+
+def cel_text(text: str) -> str:
+    """A string literal of CEL."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+_DURATION_PATTERN = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
+_DURATION = re.compile("^(?:([0-9]{1,5})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,5})s)?$")
+
+
+def compare_durations(left: str, operator: str, right: str) -> str:
+    """CEL that compares two durations, each a field (`self.step`) or a literal (`10s`).
+
+    A field whose text is no duration passes: its own rule reports it, and `duration()` would end in an error instead.
+    """
+    fields = [side for side in (left, right) if side.startswith("self")]
+    terms = [side if side in fields else cel_text(side) for side in (left, right)]
+    guards = "".join(f"!{field}.matches({cel_text(_DURATION_PATTERN)}) || " for field in fields)
+    return f"{guards}duration({terms[0]}) {operator} duration({terms[1]})"
+
+
+def at_least(duration: str) -> Says:
+    """Lower bound of a Duration."""
+    return Says(compare_durations("self", ">=", duration), f"must be at least {duration}")
+
+
+def at_most(duration: str) -> Says:
+    """Upper bound of a Duration."""
+    return Says(compare_durations("self", "<=", duration), f"must be at most {duration}")
 
 
 def parse_duration(text: str) -> timedelta:
@@ -78,12 +141,13 @@ Duration = Annotated[
     Field(
         json_schema_extra={
             "type": "string",
-            "pattern": "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
+            "pattern": _DURATION_PATTERN,
             "minLength": 2,
-            "maxLength": 20,
+            "maxLength": 18,
             "format": None,
         }
     ),
+    matching(_DURATION_PATTERN, "must be a duration in hours, minutes and seconds, such as 30s, 10m or 1h30m"),
 ]
 """Elapsed time, written like `90s`, `10m`, `1h30m`."""
 
@@ -105,7 +169,8 @@ Time = Annotated[
 ]
 """A moment, RFC 3339."""
 
-_COUNT_OR_PERCENT = re.compile(r"^([1-9][0-9]?|100)%$")
+_PERCENT_PATTERN = "^([1-9][0-9]?|100)%$"
+_COUNT_OR_PERCENT = re.compile(_PERCENT_PATTERN)
 
 
 def _count_or_percent(value: int | str) -> int | str:
@@ -124,16 +189,36 @@ IntOrPercent = Annotated[
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "minimum": 1,
-            "pattern": "^([1-9][0-9]?|100)%$",
+            "pattern": _PERCENT_PATTERN,
+            "maxLength": 4,
         }
+    ),
+    Says(
+        f"type(self) == int ? self >= 1 : self.matches({cel_text(_PERCENT_PATTERN)})",
+        "must be a whole number from 1, or a percentage from 1% to 100%",
     ),
 ]
 """A count, or a percentage such as `5%`."""
 
-DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+_NAME_PATTERN = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+DnsName = Annotated[
+    str,
+    Field(min_length=1, max_length=253, pattern=_NAME_PATTERN),
+    matching(_NAME_PATTERN, "must be the name of an object: lower case letters, digits, '-' and '.'"),
+]
 """Name of another object in the same namespace."""
 
-Digest = Annotated[str, Field(max_length=140, pattern=r"^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}|md5:[a-f0-9]{32})$")]
+_DIGEST_PATTERN = "^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}|md5:[a-f0-9]{32})$"
+
+Digest = Annotated[
+    str,
+    Field(max_length=140, pattern=_DIGEST_PATTERN),
+    matching(
+        _DIGEST_PATTERN,
+        "must be sha256:, sha512: or md5: followed by all hexadecimal digits of the digest in lower case",
+    ),
+]
 """`alg:hex`."""
 
 ShortText = Annotated[str, Field(max_length=253)]
@@ -181,7 +266,7 @@ PENDING_STATUS: dict[str, Any] = {
 class ObservedStatus(ApiModel):
     """The part of every status that tools read."""
 
-    observed_generation: int = -1
+    observed_generation: Annotated[int, Field(ge=-1)] = -1
     """Generation of the spec that this status answers to; -1 means no operator has seen the object yet."""
     conditions: Annotated[
         tuple[Condition, ...],
@@ -214,7 +299,7 @@ class NameRef(ApiModel):
     """Another object of the same namespace."""
 
     name: DnsName
-    """Its name."""
+    """Name of that object."""
 
 
 class KeyRef(ApiModel):
@@ -222,5 +307,9 @@ class KeyRef(ApiModel):
 
     name: DnsName
     """Name of the Secret or ConfigMap."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    key: Annotated[
+        str,
+        Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$"),
+        matching("^[-._a-zA-Z0-9]+$", "must be a key of a Secret or ConfigMap: letters, digits, '-', '_' and '.'"),
+    ]
     """Key in its data."""

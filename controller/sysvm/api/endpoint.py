@@ -12,8 +12,15 @@ from sysvm.api.base import (
     KeyRef,
     ObjectMeta,
     ObservedStatus,
+    at_least,
+    matching,
     rule,
 )
+
+_VM_NAME_LABEL = "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
+_VM_NAME = rf"^{_VM_NAME_LABEL}(\.{_VM_NAME_LABEL})*$"
+_ADDRESS = r"^[A-Za-z0-9:.\-]+$"
+_USER = "^[a-z_][a-z0-9_-]*$"
 
 
 class SystemVMType(StrEnum):
@@ -54,11 +61,19 @@ class HostKeyPolicy(StrEnum):
 class StaticSystemVM(ApiModel):
     """A system VM that a person lists by hand."""
 
-    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$")]
-    """Name of the VM, as CloudStack shows it (r-101-VM). The SystemVM object is called <endpoint>-<name> in lower case."""
+    name: Annotated[
+        str,
+        Field(min_length=1, max_length=63, pattern=_VM_NAME),
+        matching(_VM_NAME, "must be the name of a VM, such as r-101-VM: letters, digits, and '-' or '.' between them"),
+    ]
+    """Name of the VM, as CloudStack shows it (r-101-VM). The SystemVM object is <endpoint>-<name> in lower case."""
     type: SystemVMType
     """CloudStack's type of the VM. Checked against the VM's own boot arguments before anything is changed."""
-    address: Annotated[str, Field(min_length=2, max_length=253, pattern=r"^[A-Za-z0-9:.\-]+$")]
+    address: Annotated[
+        str,
+        Field(min_length=2, max_length=253, pattern=_ADDRESS),
+        matching(_ADDRESS, "must be an IP address or a host name, without a port"),
+    ]
     """Address the operator connects to."""
     group: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """VMs with the same group back each other up or share a fate (the routers of one network): never two at once."""
@@ -77,6 +92,10 @@ class HostKeys(ApiModel):
     known_hosts_ref: KeyRef | None = None
     """ConfigMap or Secret key in known_hosts format; required for Strict."""
 
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule("self.policy != 'Strict' || has(self.knownHostsRef)", "policy Strict needs knownHostsRef"),
+    )
+
 
 class SSHLimits(ApiModel):
     """How many connections at once."""
@@ -88,7 +107,11 @@ class SSHLimits(ApiModel):
 class SSHAccess(ApiModel):
     """How to log in on the VMs."""
 
-    user: Annotated[str, Field(min_length=1, max_length=32, pattern="^[a-z_][a-z0-9_-]*$")] = "root"
+    user: Annotated[
+        str,
+        Field(min_length=1, max_length=32, pattern=_USER),
+        matching(_USER, "must be a login name: lower case letters, digits, '-' and '_', not beginning with a digit"),
+    ] = "root"
     """Login name. CloudStack's system VMs know root only."""
     port: Annotated[int, Field(ge=1, le=65535)] = 3922
     """TCP port of sshd."""
@@ -103,10 +126,11 @@ class SSHAccess(ApiModel):
 class Scan(ApiModel):
     """How often VMs are looked at when nothing happens."""
 
-    interval: Duration = timedelta(minutes=15)
+    interval: Annotated[Duration, at_least("10s")] = timedelta(minutes=15)
     """Between two looks at signature, services and redundancy. At least 10s."""
-    content: Duration = timedelta(hours=24)
-    """Between two comparisons of every file with the release. Content older than twice this counts as unknown. At least 1m."""
+    content: Annotated[Duration, at_least("1m")] = timedelta(hours=24)
+    """Between two comparisons of every file with the release; older than twice this, content counts as unknown. At
+    least 1m."""
 
 
 class CloudStackEndpointSpec(ApiModel):
@@ -138,11 +162,10 @@ class CloudStackEndpointSpec(ApiModel):
             "inventory Static needs at least one entry in systemVMs",
         ),
         rule(
-            "!has(self.ssh.hostKeys) || self.ssh.hostKeys.policy != 'Strict' || has(self.ssh.hostKeys.knownHostsRef)",
-            "hostKeys.policy Strict needs hostKeys.knownHostsRef",
+            "!has(self.systemVMs) || self.systemVMs.map(v, v.name.lowerAscii())"
+            ".all(n, self.systemVMs.exists_one(v, v.name.lowerAscii() == n))",
+            "names in systemVMs must differ in more than upper and lower case",
         ),
-        rule("duration(self.scan.interval) >= duration('10s')", "scan.interval must be at least 10s"),
-        rule("duration(self.scan.content) >= duration('1m')", "scan.content must be at least 1m"),
     )
 
 
@@ -163,11 +186,20 @@ class CloudStackEndpointStatus(ObservedStatus):
 
 
 class CloudStackEndpoint(ApiModel):
-    """Where a cloud is and how its system VMs are reached. Deleting it makes the operator forget the VMs, never destroys them."""
+    """Where a cloud is and how its system VMs are reached. Deleting it makes the operator forget the VMs; they stay."""
 
     metadata: ObjectMeta
     spec: CloudStackEndpointSpec
+    """Which VMs there are, how to reach them, and whether they may be changed."""
     status: CloudStackEndpointStatus = CloudStackEndpointStatus()
+    """What the operator found. Written by the operator only."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "size(self.metadata.name) <= 40",
+            "the name of a CloudStackEndpoint must not be longer than 40 characters: it becomes part of other names",
+        ),
+    )
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Names of the objects that the operator makes: deterministic, so that a restart finds them instead of making them again."""
+"""Names of the objects that the operator makes: deterministic, so that a restart finds them and makes no second one."""
 
 import hashlib
 

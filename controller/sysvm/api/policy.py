@@ -15,6 +15,9 @@ from sysvm.api.base import (
     ObservedStatus,
     ShortText,
     Time,
+    at_least,
+    at_most,
+    compare_durations,
     rule,
 )
 from sysvm.api.endpoint import SystemVMType
@@ -88,16 +91,21 @@ class LivePatchOptions(ApiModel):
     services: ServicesScope = ServicesScope.AFFECTED
     """Affected: only services whose files changed get an action, the least one that makes the change effective."""
     keep_backups: Annotated[int, Field(ge=0, le=10)] = 2
-    """Backups of earlier patches kept on the VM, beside the one of the patch in work. At most 10 % of the disk is used."""
+    """Backups of earlier patches kept on the VM, beside the one of the patch in work. They use at most 10 % of the
+    disk."""
 
 
 class Timeouts(ApiModel):
     """When a VM in work counts as failed."""
 
-    step: Duration = timedelta(minutes=10)
-    """One step of an operation."""
+    step: Annotated[Duration, at_least("10s")] = timedelta(minutes=10)
+    """One step of an operation; then the VM goes back to what it was. At least 10s."""
     vm: Duration = timedelta(minutes=30)
-    """A whole operation."""
+    """A whole operation; then the VM goes back to what it was. Not shorter than step."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(compare_durations("self.vm", ">=", "self.step"), "vm must not be shorter than step"),
+    )
 
 
 class DriftOptions(ApiModel):
@@ -126,7 +134,7 @@ class Checks(ApiModel):
         Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = ()
     """Health checks of the VM whose result does not count."""
-    settle: Duration = timedelta(seconds=5)
+    settle: Annotated[Duration, at_most("5m")] = timedelta(seconds=5)
     """How long the services must stay healthy before the patch counts as done. At most 5m."""
 
 
@@ -169,15 +177,6 @@ class PatchPolicySpec(ApiModel):
     """Finished rollouts that are kept."""
     suspend: bool = False
     """true: nothing new starts; VMs in work are finished."""
-
-    cel: ClassVar[tuple[dict[str, str], ...]] = (
-        rule(
-            "duration(self.strategy.timeouts.vm) >= duration(self.strategy.timeouts.step)",
-            "strategy.timeouts.vm must not be shorter than strategy.timeouts.step",
-        ),
-        rule("duration(self.strategy.timeouts.step) >= duration('10s')", "strategy.timeouts.step must be at least 10s"),
-        rule("duration(self.checks.settle) <= duration('5m')", "checks.settle must be at most 5m"),
-    )
 
 
 class PolicyTarget(ApiModel):
@@ -262,4 +261,13 @@ class PatchPolicy(ApiModel):
 
     metadata: ObjectMeta
     spec: PatchPolicySpec
+    """Which VMs, toward which release, how and when."""
     status: PatchPolicyStatus = PatchPolicyStatus()
+    """Where the VMs of this policy are. Written by the operator only."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "size(self.metadata.name) <= 40",
+            "the name of a PatchPolicy must not be longer than 40 characters: it becomes part of other names",
+        ),
+    )

@@ -64,7 +64,7 @@ class Reason(StrEnum):
     NO_WAY_BACK = "NotRetried"
     VMS_HELD = "VMsHeld"
 
-    # SystemVM: method and blockers
+    # SystemVM, method and blockers
     UP_TO_DATE = "UpToDate"
     SCRIPTS_OUTDATED = "ScriptsOutdated"
     SIGNATURE_ONLY = "SignatureOnly"
@@ -86,7 +86,7 @@ class Reason(StrEnum):
     TEMPLATE_OUTDATED = "TemplateOutdated"
     AGENT_OUTDATED = "AgentOutdated"
 
-    # SystemVM: reaching it
+    # SystemVM, reaching it
     SSH_UNREACHABLE = "SSHUnreachable"
     SSH_TIMEOUT = "SSHTimeout"
     SSH_AUTHENTICATION_FAILED = "SSHAuthenticationFailed"
@@ -96,7 +96,7 @@ class Reason(StrEnum):
     NOT_A_SYSTEM_VM = "NotASystemVM"
     PROTOCOL_ERROR = "ProtocolError"
 
-    # SystemVM: operation
+    # SystemVM, operation
     IN_WORK = "InWork"
     VM_BUSY = "VMBusy"
     LOCK_HELD = "LockHeld"

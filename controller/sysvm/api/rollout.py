@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, rule
+from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, matching, rule
 from sysvm.api.policy import AllowedMethod, Checks, LivePatchOptions, Strategy
 
 
@@ -25,7 +25,11 @@ class PlanRef(ApiModel):
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
     """Name of the ConfigMap."""
-    digest: Annotated[str, Field(pattern="^sha256:[a-f0-9]{64}$")]
+    digest: Annotated[
+        str,
+        Field(max_length=71, pattern="^sha256:[a-f0-9]{64}$"),
+        matching("^sha256:[a-f0-9]{64}$", "must be sha256: followed by 64 hexadecimal digits in lower case"),
+    ]
     """Digest of the canonical JSON in it."""
 
 
@@ -60,9 +64,11 @@ class RolloutSpec(ApiModel):
     snapshot: PolicySnapshot
     """The parts of the policy that this rollout keeps."""
     cause: RolloutCause = RolloutCause.NEW_REVISION
-    """Why it was made."""
+    """Why it was made. NewRevision: VMs are not at the release. Retry: an earlier rollout of it did not succeed
+    and a person allowed another."""
     state: DesiredState = DesiredState.RUNNING
-    """Set by people. Paused: nothing new starts. Aborted: nothing new starts for good; VMs in work are finished."""
+    """Set by people. Running: VMs are admitted one after the other. Paused: nothing new starts. Aborted: nothing new
+    starts for good; VMs in work are finished."""
 
     cel: ClassVar[tuple[dict[str, str], ...]] = (
         rule(
@@ -90,6 +96,8 @@ class RolloutResult(StrEnum):
 
 
 class WaveStatus(ApiModel):
+    """Progress of one wave."""
+
     name: Annotated[str, Field(max_length=63)]
     """Name of the wave."""
     digest: Annotated[str, Field(max_length=80)]
@@ -107,6 +115,8 @@ class WaveStatus(ApiModel):
 
 
 class BudgetStatus(ApiModel):
+    """What may still go wrong, and how many VMs may be in work."""
+
     failures_used: Annotated[int, Field(ge=0)] = 0
     """VMs that failed."""
     failures_allowed: Annotated[int, Field(ge=0)] = 0
@@ -146,4 +156,6 @@ class Rollout(ApiModel):
 
     metadata: ObjectMeta
     spec: RolloutSpec
+    """What is rolled out. Only state may be changed, by people."""
     status: RolloutStatus = RolloutStatus()
+    """How far it is. Written by the operator only."""

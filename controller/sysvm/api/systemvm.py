@@ -4,14 +4,16 @@ Every part of the status has one writer, the SystemVM reconciler; `spec.operatio
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, ShortText, Time
+from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, ShortText, Time, matching, rule
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.policy import Method
 from sysvm.api.template import Signature
+
+_FINGERPRINT = "^SHA256:[A-Za-z0-9+/]{43}$"
 
 
 class Hold(ApiModel):
@@ -24,9 +26,16 @@ class Hold(ApiModel):
 
 
 class OperationOrder(ApiModel):
-    """One attempt at one method on this VM, handed out by admission. Open while status.operation has another id or no result."""
+    """One attempt at one method on this VM, handed out by admission.
 
-    id: Annotated[str, Field(min_length=1, max_length=63, pattern="^[a-z0-9-]+$")]
+    Open while status.operation has another id or no result.
+    """
+
+    id: Annotated[
+        str,
+        Field(min_length=1, max_length=63, pattern="^[a-z0-9-]+$"),
+        matching("^[a-z0-9-]+$", "must be lower case letters, digits and '-'"),
+    ]
     """Unique for ever; also the name of the journal on the VM."""
     rollout: Annotated[str, Field(max_length=253)]
     """Rollout that it belongs to."""
@@ -51,10 +60,24 @@ class SystemVMSpec(ApiModel):
     """Set by people: the VM is looked at but not changed."""
     priority: Annotated[int, Field(ge=0, le=10000)] = 100
     """Set by people: lower goes first."""
-    accept_host_key: Annotated[str, Field(max_length=128, pattern="^SHA256:[A-Za-z0-9+/]{43}$")] | None = None
+    accept_host_key: (
+        Annotated[
+            str,
+            Field(max_length=128, pattern=_FINGERPRINT),
+            matching(_FINGERPRINT, "must be a fingerprint as ssh-keygen -l shows it: SHA256: and 43 characters"),
+        ]
+        | None
+    ) = None
     """Set by people after a changed host key held the VM: this fingerprint is right."""
     operation: OperationOrder | None = None
-    """Written by admission only."""
+    """Written by the operator's admission only: the operation that this VM was given a slot for."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "self.endpointRef == oldSelf.endpointRef",
+            "endpointRef cannot be changed: the operator makes one SystemVM for every VM of an endpoint",
+        ),
+    )
 
 
 class VMState(StrEnum):
@@ -116,6 +139,8 @@ class Redundancy(ApiModel):
 
 
 class ObservedTemplate(ApiModel):
+    """The disk image that the VM was made from."""
+
     version: Annotated[str, Field(max_length=64)]
     """Version in /etc/cloudstack-release; live patch never changes it."""
 
@@ -146,6 +171,8 @@ class ObservedContent(ApiModel):
 
 
 class ObservedService(ApiModel):
+    """A service as systemd sees it."""
+
     name: Annotated[str, Field(max_length=128)]
     """systemd unit without .service."""
     active: Annotated[str, Field(max_length=32)]
@@ -187,6 +214,8 @@ class DriftKind(StrEnum):
 
 
 class Blocker(ApiModel):
+    """Something that the VM waits for."""
+
     reason: Annotated[str, Field(max_length=64)]
     """One word for programs."""
     message: Annotated[str, Field(max_length=512)] = ""
@@ -194,6 +223,8 @@ class Blocker(ApiModel):
 
 
 class PlannedAction(ApiModel):
+    """An action on a service that the change of files asks for."""
+
     name: Annotated[str, Field(max_length=128)]
     """systemd unit without .service."""
     action: Annotated[str, Field(max_length=32)]
@@ -237,6 +268,8 @@ class StepResult(StrEnum):
 
 
 class OperationStep(ApiModel):
+    """One step of an operation."""
+
     name: Annotated[str, Field(max_length=32)]
     """Connect, Probe, Diff, Stage, Build, Fence, Switch, Services, Verify, Commit, Restore."""
     result: StepResult
@@ -250,6 +283,8 @@ class OperationStep(ApiModel):
 
 
 class ServiceAction(ApiModel):
+    """An action on a service that was carried out."""
+
     name: Annotated[str, Field(max_length=128)]
     """systemd unit without .service."""
     action: Annotated[str, Field(max_length=32)]
@@ -292,6 +327,8 @@ class OperationStatus(ApiModel):
 
 
 class HistoryEntry(ApiModel):
+    """An operation that ended."""
+
     id: Annotated[str, Field(max_length=63)]
     """Operation."""
     rollout: Annotated[str, Field(max_length=253)] = ""
@@ -340,4 +377,6 @@ class SystemVM(ApiModel):
 
     metadata: ObjectMeta
     spec: SystemVMSpec
+    """Whose it is, and what people want of it."""
     status: SystemVMStatus = SystemVMStatus()
+    """What is known of the VM. Written by the operator only."""

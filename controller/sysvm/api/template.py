@@ -4,20 +4,35 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from sysvm.api.base import ApiModel, Digest, KeyRef, ObjectMeta, ObservedStatus, rule
+from sysvm.api.base import ApiModel, Digest, KeyRef, ObjectMeta, ObservedStatus, matching, rule
+
+_URL = "^https?://[^ ]+$"
+_PATH = "^[A-Za-z0-9_][A-Za-z0-9._/-]*$"
+_VERSION = r"^[0-9]{1,5}\.[0-9]{1,5}(\.[0-9]{1,5}){0,2}$"
+_VERSION_BOUND = r"(<|<=|>|>=|==|!=) *[0-9]{1,5}(\.[0-9]{1,5}){0,3}"
+_VERSION_RANGE = rf"^{_VERSION_BOUND}( *, *{_VERSION_BOUND})*$"
+_RANGE_SENTENCE = "must be a version range, such as <4.20 or >=4.16,<4.20"
 
 
 class HttpSource(ApiModel):
     """A file behind a URL."""
 
-    url: Annotated[str, Field(min_length=8, max_length=2048, pattern="^https?://[^ ]+$")]
+    url: Annotated[
+        str,
+        Field(min_length=8, max_length=2048, pattern=_URL),
+        matching(_URL, "must be a URL that begins with http:// or https:// and holds no space"),
+    ]
     """http or https. The digest decides what is accepted, not the transport."""
 
 
 class MountedSource(ApiModel):
     """A file mounted into the operator's pod."""
 
-    path: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")]
+    path: Annotated[
+        str,
+        Field(min_length=1, max_length=512, pattern=_PATH),
+        matching(_PATH, "must be a relative path of letters, digits, '.', '_', '-' and '/'"),
+    ]
     """Path relative to the operator's payloads folder (/payloads)."""
 
     cel: ClassVar[tuple[dict[str, str], ...]] = (rule("!self.path.contains('..')", "path must not contain '..'"),)
@@ -69,9 +84,17 @@ class PayloadSource(ApiModel):
 class CompatibilityRow(ApiModel):
     """From which template versions a live patch to which release is possible."""
 
-    from_: Annotated[str, Field(alias="from", min_length=1, max_length=64)]
+    from_: Annotated[
+        str,
+        Field(alias="from", min_length=1, max_length=64, pattern=_VERSION_RANGE),
+        matching(_VERSION_RANGE, _RANGE_SENTENCE),
+    ]
     """Version range of the VM's template, such as ">=4.16,<4.20"."""
-    to: Annotated[str, Field(min_length=1, max_length=64)]
+    to: Annotated[
+        str,
+        Field(min_length=1, max_length=64, pattern=_VERSION_RANGE),
+        matching(_VERSION_RANGE, _RANGE_SENTENCE),
+    ]
     """Version range of the release."""
     supported: bool
     """false: such a VM is held and must be recreated."""
@@ -114,7 +137,11 @@ class LivePatchSupport(ApiModel):
 class SystemVMTemplateSpec(ApiModel):
     """A release. Version and payload cannot be edited: a new release is a new object."""
 
-    version: Annotated[str, Field(min_length=3, max_length=32, pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+){0,2}$")]
+    version: Annotated[
+        str,
+        Field(min_length=3, max_length=32, pattern=_VERSION),
+        matching(_VERSION, "must be a version of two to four numbers, such as 4.20.2"),
+    ]
     """Template version as in /etc/cloudstack-release, such as 4.20.2."""
     payload: PayloadSource
     """What live patch installs."""
@@ -124,7 +151,8 @@ class SystemVMTemplateSpec(ApiModel):
     cel: ClassVar[tuple[dict[str, str], ...]] = (
         rule(
             "self.version == oldSelf.version && self.payload == oldSelf.payload",
-            "version and payload of a release cannot be changed: create a new SystemVMTemplate and point the policy at it",
+            "version and payload of a release cannot be changed: create a new SystemVMTemplate and let the policy"
+            " refer to that",
         ),
     )
 
@@ -132,7 +160,7 @@ class SystemVMTemplateSpec(ApiModel):
 class Signature(ApiModel):
     """Content of /var/cache/cloud/cloud-scripts-signature."""
 
-    algorithm: Annotated[str, Field(pattern="^(md5|sha512|unknown)$")]
+    algorithm: Annotated[str, Field(max_length=16, pattern="^(md5|sha512|unknown)$")]
     """md5 or sha512, as the payload's own cloud-early-config computes it."""
     value: Annotated[str, Field(max_length=256)]
     """The text of the file, without white space at the ends."""
@@ -158,7 +186,9 @@ class SystemVMTemplate(ApiModel):
 
     metadata: ObjectMeta
     spec: SystemVMTemplateSpec
+    """A release. Version and payload cannot be edited: a new release is a new object."""
     status: SystemVMTemplateStatus = SystemVMTemplateStatus()
+    """What was found in the payload. Written by the operator only."""
 
 
 __all__ = [
