@@ -1,0 +1,69 @@
+# One word for what a person does daily. Everything is installed into .venv from the lock; nothing else of the machine is changed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.synced
+PYTEST := $(BIN)/pytest
+
+$(STAMP): pyproject.toml uv.lock
+	@hack/bootstrap
+	@touch $@
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(STAMP) ## Bring the lab up and run the whole story: old payload, patch, broken payload, roll back, mended payload
+	@$(BIN)/python -m lab demo
+
+.PHONY: demo-down
+demo-down: $(STAMP) ## Leave no process, mount, namespace or file of the lab behind
+	@$(BIN)/python -m lab down
+
+.PHONY: test
+test: $(STAMP) ## Every test that this machine can run: unit, remote, chart, integration, system
+	@$(PYTEST) tests
+
+.PHONY: test-unit
+test-unit: $(STAMP) ## The inner loop: unit tests, seconds
+	@$(PYTEST) tests/unit -q
+
+.PHONY: test-remote
+test-remote: $(STAMP) ## The on-VM program in a scratch root, killed at every step
+	@$(PYTEST) tests/remote -q
+
+.PHONY: test-integration
+test-integration: $(STAMP) ## Reconcilers against a real API server, the transport against real OpenSSH
+	@$(PYTEST) tests/integration tests/chart -q
+
+.PHONY: test-system
+test-system: $(STAMP) ## Real system VMs (root on Linux)
+	@$(PYTEST) tests/system -q
+
+.PHONY: check
+check: $(STAMP) ## Before a commit: ruff, mypy --strict, layers, generated files, the language of the on-VM program
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@PYTHONPATH=controller:hack $(BIN)/lint-imports
+	@$(BIN)/vermin --quiet --no-tips --violations -t=3.5- controller/sysvm/patching/remote
+	@$(BIN)/python hack/generate.py --check
+
+.PHONY: format
+format: $(STAMP) ## Put the code into shape
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+.PHONY: generate
+generate: $(STAMP) ## Write crds/, the chart's copy and the API reference from controller/sysvm/api
+	@$(BIN)/python hack/generate.py
+
+.PHONY: image
+image: ## Build the operator's image (needs docker or podman)
+	docker build -t sysvm-operator:dev .
+
+.PHONY: clean
+clean: ## Remove what the checks and tests wrote into the tree
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
