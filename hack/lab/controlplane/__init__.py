@@ -5,6 +5,7 @@ kubelet and no scheduler: a Deployment is stored here, never run. Nothing in thi
 """
 
 from lab.controlplane.binaries import Tool, Unavailable
+from lab.controlplane.disposable import disposable
 from lab.controlplane.server import ControlPlane, ControlPlaneError, KubectlError
 
-__all__ = ["ControlPlane", "ControlPlaneError", "KubectlError", "Tool", "Unavailable"]
+__all__ = ["ControlPlane", "ControlPlaneError", "KubectlError", "Tool", "Unavailable", "disposable"]
