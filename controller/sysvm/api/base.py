@@ -87,7 +87,7 @@ def cel_text(text: str) -> str:
     return f"'{escaped}'"
 
 
-_DURATION_PATTERN = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
+DURATION_PATTERN = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
 _DURATION = re.compile("^(?:([0-9]{1,5})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,5})s)?$")
 
 
@@ -98,7 +98,7 @@ def compare_durations(left: str, operator: str, right: str) -> str:
     """
     fields = [side for side in (left, right) if side.startswith("self")]
     terms = [side if side in fields else cel_text(side) for side in (left, right)]
-    guards = "".join(f"!{field}.matches({cel_text(_DURATION_PATTERN)}) || " for field in fields)
+    guards = "".join(f"!{field}.matches({cel_text(DURATION_PATTERN)}) || " for field in fields)
     return f"{guards}duration({terms[0]}) {operator} duration({terms[1]})"
 
 
@@ -141,13 +141,13 @@ Duration = Annotated[
     Field(
         json_schema_extra={
             "type": "string",
-            "pattern": _DURATION_PATTERN,
+            "pattern": DURATION_PATTERN,
             "minLength": 2,
             "maxLength": 18,
             "format": None,
         }
     ),
-    matching(_DURATION_PATTERN, "must be a duration in hours, minutes and seconds, such as 30s, 10m or 1h30m"),
+    matching(DURATION_PATTERN, "must be a duration in hours, minutes and seconds, such as 30s, 10m or 1h30m"),
 ]
 """Elapsed time, written like `90s`, `10m`, `1h30m`."""
 
