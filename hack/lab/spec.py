@@ -21,7 +21,7 @@ BOOT_MARKER = "/var/cache/cloud/boot_up_done"
 """Written last by the boot units of a system VM (CloudStack 4.21 postinit.sh); removed first (cloud-early-config)."""
 
 LARGEST_INDEX = 250
-_NAME = re.compile(r"[a-z][a-z0-9-]*[A-Za-z0-9]")
+_NAME = re.compile(r"[a-z][A-Za-z0-9-]*[A-Za-z0-9]")
 
 
 class SystemVMType(enum.StrEnum):
@@ -101,10 +101,11 @@ class VMSpec:
 class Nic:
     """One interface inside the VM.
 
-    The lab makes the interface anew at every boot and brings it up. It sets the address only of the control NIC, so that
-    sshd can be reached whatever the guest does; the guest's own boot units set the others. `virtual_address` is what the
-    PRIMARY of a redundant pair holds besides (on the public side: instead of `address`, which is then None). `gateway` is
-    the next hop toward the outside, on the interface that has one. `mac` stays the same for the life of the VM.
+    The lab makes the interface anew at every boot and brings it up. It sets the address only of the control NIC, so
+    that sshd can be reached whatever the guest does; the guest's own boot units set the others. `virtual_address` is
+    what the PRIMARY of a redundant pair holds besides (on the public side: instead of `address`, which is then None).
+    `gateway` is the next hop toward the outside, on the interface that has one. `mac` stays the same for the life of
+    the VM.
     """
 
     name: str
