@@ -1,0 +1,676 @@
+"""The words between the operator and the program on the VM, apart from any socket.
+
+Exists so that both ends can be tested without a connection, and so that the exact meaning of every message is written
+down once. The program on the VM (`remote/`) cannot import this module; it has its own small copy of the framing
+(`remote/wire.py`) and a test holds the two together.
+
+A session is one SSH exec of `bundle.command()`:
+
+1. operator -> VM: `bundle.preamble()`: 4 bytes big-endian length and the bundle (a zip) itself.
+2. VM -> operator: `MAGIC` (whatever a login script printed before it is skipped), then frames. The first is a `Hello`.
+3. operator -> VM: a `Request`; for `stage` byte frames follow at once, without waiting for an answer.
+4. VM -> operator: any number of `Event` with the request's `id`, then exactly one `Response` with that `id`; for
+   `read` the response says how many bytes follow as byte frames.
+
+Requests are answered in order, one at a time. End of input ends the session; the lock of an operation that was begun
+but not run is released, what was staged stays for the next `begin` of the same id. An operation that was run goes on.
+
+A frame is 1 byte kind (`J` JSON object in UTF-8, `B` bytes), 4 bytes big-endian length, payload. Times are seconds
+since the epoch (float), sizes bytes, durations seconds, modes permission bits (`0o7777`), digests hex SHA-256. Paths are absolute paths on the VM without `.` or `..`; in `TreeOrder` they are relative to the tree.
+"""
+
+import json
+import struct
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NotRequired, TypeAlias, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from sysvm.api.reasons import Reason
+from sysvm.patching.errors import PatchingError
+from sysvm.patching.results import JournalPhase
+
+VERSION = 1
+MAGIC = b"\x00SYSVM/1\n"
+MAX_NOISE = 16 * 1024
+"""Bytes that a login script may print before `MAGIC`."""
+MAX_JSON = 8 * 1024 * 1024
+MAX_BYTES = 256 * 1024
+"""Largest payload of one byte frame; larger content travels in several."""
+SIGNATURE_ZEROS = "0"
+"""While files change, the signature file holds this character as often as the payload's checksum is long."""
+
+_HEADER = struct.Struct(">cI")
+
+
+class ProtocolError(PatchingError):
+    """The other end said something that this version does not understand. The connection is of no more use."""
+
+    reason = Reason.PROTOCOL_ERROR
+
+
+# ---------------------------------------------------------------------------------------------- framing
+
+
+@dataclass(frozen=True, slots=True)
+class JSONFrame:
+    """A JSON object as the other end sent it, not yet checked: give it to `parse`."""
+
+    value: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class BytesFrame:
+    content: bytes
+
+
+Frame: TypeAlias = JSONFrame | BytesFrame
+
+
+def encode_json(message: Mapping[str, object]) -> bytes:
+    """One JSON frame. Raises `ProtocolError` if it is longer than `MAX_JSON`."""
+    payload = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(payload) > MAX_JSON:
+        raise ProtocolError(f"a message of {len(payload)} bytes is longer than the {MAX_JSON} that a frame may have")
+    return _HEADER.pack(b"J", len(payload)) + payload
+
+
+def encode_bytes(content: bytes) -> Iterator[bytes]:
+    """`content` as byte frames of at most `MAX_BYTES`. No frame for empty content."""
+    for start in range(0, len(content), MAX_BYTES):
+        chunk = content[start : start + MAX_BYTES]
+        yield _HEADER.pack(b"B", len(chunk)) + chunk
+
+
+class Decoder:
+    """Turns what arrives into frames. `feed` takes any cut of the stream; nothing is read ahead of a frame's end."""
+
+    def __init__(self, *, expect_magic: bool = True) -> None:
+        """`expect_magic`: the stream comes from the VM and starts with noise and `MAGIC`."""
+        self._buffer = bytearray()
+        self._awaiting_magic = expect_magic
+
+    def feed(self, chunk: bytes) -> Iterator[Frame]:
+        """The frames completed by `chunk`. Raises `ProtocolError` on endless noise, unknown kinds, sizes, bad JSON."""
+        self._buffer += chunk
+        if self._awaiting_magic and not self._skip_noise():
+            return
+        while len(self._buffer) >= _HEADER.size:
+            kind, length = _HEADER.unpack_from(self._buffer)
+            limit = {b"J": MAX_JSON, b"B": MAX_BYTES}.get(kind)
+            if limit is None:
+                raise ProtocolError(f"a frame of the unknown kind {kind!r}: not the program writes here")
+            if length > limit:
+                raise ProtocolError(f"a frame of {length} bytes where at most {limit} are allowed")
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
+            yield BytesFrame(payload) if kind == b"B" else JSONFrame(_object(payload))
+
+    def finish(self) -> None:
+        """Called at the end of the stream. Raises `ProtocolError` if it ended inside a frame or before `MAGIC`."""
+        if self._awaiting_magic:
+            said = bytes(self._buffer[:200]).decode(errors="replace").strip()
+            raise ProtocolError(f"the program on the VM did not start; it said: {said or 'nothing'}")
+        if self._buffer:
+            raise ProtocolError("the connection ended inside a message")
+
+    def _skip_noise(self) -> bool:
+        at = self._buffer.find(MAGIC)
+        if at >= 0:
+            del self._buffer[: at + len(MAGIC)]
+            self._awaiting_magic = False
+            return True
+        if len(self._buffer) > MAX_NOISE:
+            raise ProtocolError("the VM's shell prints without end instead of starting the program")
+        return False
+
+
+def _object(payload: bytes) -> Mapping[str, object]:
+    try:
+        value = json.loads(payload)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ProtocolError(f"a message is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ProtocolError("a message is not a JSON object")
+    return value
+
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[object]:
+    return TypeAdapter(kind)
+
+
+def parse(kind: type[T], value: object) -> T:
+    """`value` checked against one of the TypedDicts below. Unknown keys are ignored. Raises `ProtocolError`."""
+    try:
+        checked = _adapter(cast("Hashable", kind)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(f"a {kind.__name__} with {where}: {first['msg']}") from error
+    return cast("T", checked)
+
+
+# ---------------------------------------------------------------------------------------------- envelope
+
+
+class Hello(TypedDict):
+    """First frame of the VM."""
+
+    hello: Literal["sysvm"]
+    version: int
+    """`VERSION`."""
+    program: str
+    """Digest of the bundle that runs."""
+    python: str
+    """Such as 3.11.2."""
+
+
+Verb: TypeAlias = Literal[
+    "probe", "digest", "read", "checks", "begin", "stage", "build", "run", "attach", "abandon", "report", "back", "bye"
+]
+
+
+class Request(TypedDict):
+    id: int
+    """Grows within a session."""
+    verb: Verb
+    args: Mapping[str, object]
+    """One of the `...Args` below."""
+
+
+class ErrorValue(TypedDict):
+    reason: Reason
+    """From api/reasons.py."""
+    message: str
+    """What failed, in which state the VM is now, what a person can do."""
+    retryable: bool
+    """The same request may succeed later without anybody doing anything."""
+    changed: bool
+    """False: nothing of the VM's own files or services was changed by this request."""
+
+
+class Response(TypedDict):
+    id: int
+    result: NotRequired[Mapping[str, object]]
+    """One of the `...Result` below, by the verb of the request. Exactly one of `result` and `error` is there."""
+    error: NotRequired[ErrorValue]
+
+
+class Event(TypedDict):
+    id: int
+    report: "Report"
+    """Sent when the journal has grown, at most four times a second. Later ones replace earlier ones."""
+
+
+# ---------------------------------------------------------------------------------------------- probe
+
+
+class ProbeArgs(TypedDict):
+    """Look at the VM. Changes nothing, takes no lock, writes nothing."""
+
+    units: list[str]
+    """systemd units to describe, with or without `.service`."""
+    paths: list[str]
+    """Folders or files that will be written to: `disks` and `abilities` speak of their file systems."""
+
+
+class UnitState(TypedDict):
+    unit: str
+    """As asked for."""
+    load: str
+    """LoadState: loaded, not-found, masked..."""
+    active: str
+    """ActiveState: active, inactive, failed, activating..."""
+    sub: str
+    enabled: bool
+    """UnitFileState is enabled, enabled-runtime, alias, static or generated."""
+    main_pid: int
+    restarts: int
+    """NRestarts; 0 where this systemd does not count them."""
+    result: str
+    """Result: success, exit-code..."""
+
+
+class DiskState(TypedDict):
+    path: str
+    """As asked for (or the nearest existing parent is what was looked at)."""
+    mount: str
+    """Mount point."""
+    fs: str
+    """Type, such as ext4, overlay, tmpfs."""
+    available_bytes: int
+    available_inodes: int
+    """-1: this file system does not count them."""
+    exchange: bool | None
+    """renameat2(RENAME_EXCHANGE) exists in this kernel and this type of file system is known to have it; None: unknown.
+    A probe writes nothing, so it is tried only in `build`, which falls back to renames and says so."""
+
+
+class RedundancyState(TypedDict):
+    """Facts of R18 (the role is not proven by any single one)."""
+
+    role: Literal["PRIMARY", "BACKUP", "FAULT", "UNKNOWN"]
+    """What `/opt/cloud/bin/checkrouter.sh` says."""
+    keepalived_active: bool
+    conntrackd_active: bool
+    redundant_state: str | None
+    """`redundant_state` in /etc/cloudstack/cmdline.json."""
+    heartbeat_age_seconds: float | None
+    """Age of keepalived.ts; None: there is none."""
+    public_up: bool | None
+    """The public interface is UP; None: which one it is is not known."""
+
+
+class Actor(TypedDict):
+    """A sign that somebody else patches this VM (R8, R29), or that CloudStack's scripts run."""
+
+    kind: Literal["process", "file"]
+    what: str
+    """Path, or the command line."""
+    age_seconds: float
+    blocking: bool
+    """`begin` and `run` refuse while it is there. Not blocking: a stale payload older than 30 minutes (R29), a
+    short-lived command of CloudStack's."""
+
+
+class Abilities(TypedDict):
+    systemd_run: bool
+    renameat2: bool
+    """The kernel has the call."""
+    nfnetlink_queue: bool
+    nft: bool
+    """The nft program is there (that sets expire is not tried in a probe)."""
+
+
+class Backup(TypedDict):
+    id: str
+    finished_at: float
+    size_bytes: int
+    """Space that it holds (hard links to live files not counted)."""
+
+
+class Journal(TypedDict):
+    """What the VM remembers of operations."""
+
+    highest_epoch: int
+    unfinished: "Report | None"
+    last_finished: "Report | None"
+    backups: list[Backup]
+    """Newest first; the first can be gone back to by hand."""
+
+
+class ProbeResult(TypedDict):
+    type: str | None
+    """`type=` in /var/cache/cloud/cmdline (CloudStack 4.21 patch-sysvms.sh); None: no such file or word."""
+    name: str | None
+    """`name=` there."""
+    release: str | None
+    """Third word of /etc/cloudstack-release."""
+    release_line: str | None
+    debian_version: str | None
+    signature: str | None
+    """Text of /var/cache/cloud/cloud-scripts-signature, stripped; None: missing."""
+    payload_checksums: dict[str, str]
+    """`md5` and `sha512` of /usr/share/cloud/cloud-scripts.tgz; empty: missing."""
+    boot_id: str
+    booted: bool
+    """/var/cache/cloud/boot_up_done exists."""
+    uptime_seconds: float
+    units: list[UnitState]
+    enabled_services: list[str]
+    """Words of /var/cache/cloud/enabled_svcs."""
+    disks: list[DiskState]
+    memory_available_bytes: int
+    redundancy: RedundancyState | None
+    """None: `redundant_router=true` is not in the cmdline."""
+    failing_checks: list[str]
+    """From the newest result files of CloudStack's own monitoring in /root; nothing is run."""
+    checks_age_seconds: float | None
+    """Age of those files; None: there are none."""
+    actors: list[Actor]
+    journal: Journal
+    abilities: Abilities
+
+
+class ChecksArgs(TypedDict):
+    """Run /root/health_checks/* now, each with `basic` and `advanced` (expensive: seconds)."""
+
+    timeout_seconds: float
+
+
+class ChecksResult(TypedDict):
+    failing: list[str]
+    """File names; `router_version_check.py` never among them (R2)."""
+    passed: list[str]
+    timed_out: list[str]
+
+
+# ---------------------------------------------------------------------------------------------- digest, read
+
+
+class DigestArgs(TypedDict):
+    """Facts of files. Runs at idle priority. Changes nothing."""
+
+    paths: list[str]
+    """Each gets one fact, also when nothing is there."""
+    roots: list[str]
+    """Folders that are listed with everything below, without `__pycache__` and without following links."""
+    exclude: list[str]
+    """fnmatch patterns on absolute paths, `*` crosses `/`: below `roots` what matches is neither listed nor read."""
+
+
+class FileFact(TypedDict):
+    path: str
+    kind: Literal["file", "link", "folder", "other", "absent"]
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime: float
+    sha256: str | None
+    """Regular files only."""
+    link: str | None
+    """Target of a symbolic link."""
+
+
+class DigestResult(TypedDict):
+    facts: list[FileFact]
+    """Sorted by path, each path once."""
+    truncated: bool
+    """More than 20,000 entries or 2 GiB: the rest was not looked at."""
+
+
+class ReadArgs(TypedDict):
+    """Content of one regular file (a three-way merge needs it). At most 16 MiB. Missing file: `size` is -1."""
+
+    path: str
+
+
+class ReadResult(TypedDict):
+    size: int
+    """This many bytes follow as byte frames."""
+    sha256: str | None
+
+
+# ---------------------------------------------------------------------------------------------- the order
+
+
+class FileEntry(TypedDict):
+    """A file or link that must be there after the operation. Entries that are already so are left alone."""
+
+    path: str
+    sha256: str | None
+    """Content; None for a link."""
+    size: int
+    link: str | None
+    """Target; None for a file."""
+    mode: int
+    """For a file that is new, or if `keep_mode` is false."""
+    uid: int
+    gid: int
+    """For a path that is new, or if `keep_owner` is false."""
+    keep_mode: bool
+    """A path that exists keeps its live mode (but see `executable`)."""
+    keep_owner: bool
+    executable: bool | None
+    """With `keep_mode`: True adds x where r is set, False takes x away, None leaves it."""
+    expect: NotRequired[str | None]
+    """Compare-and-swap: the live content must have this digest (None: must be absent) at `begin` and right before the
+    switch, else the operation is refused (`OtherActor`). Left out: not compared with anything but what `build` saw.
+    Needed for merged files."""
+
+
+class FolderEntry(TypedDict):
+    """A folder that is made if it is missing. One that exists is never changed (R26)."""
+
+    path: str
+    mode: int
+    uid: int
+    gid: int
+
+
+class TreeOrder(TypedDict):
+    """A folder that is switched as one (R4). What is neither in `files` nor removed is kept, hard-linked."""
+
+    path: str
+    """Such as /opt/cloud. It may be missing: then it is made."""
+    files: list[FileEntry]
+    """Paths relative to the tree."""
+    folders: list[FolderEntry]
+    """Relative too."""
+    remove: list[str]
+    """Relative: files, links or whole folders; missing ones are no error."""
+    runtime: list[str]
+    """fnmatch patterns on relative paths (`conf/*`): files that the VM itself writes. They are linked again right
+    before the switch (units with `stop-start` are down then), and again on going back; never verified."""
+
+
+class ProbeCheck(TypedDict):
+    """A question to a service; an answer proves that it serves. One that fails before the switch is not asked after."""
+
+    kind: Literal["tcp", "dns", "http"]
+    host: str
+    port: int
+    name: NotRequired[str]
+    """dns: name to ask for (any answer counts, also NXDOMAIN). http: path (any status below 500 counts)."""
+
+
+class Validator(TypedDict):
+    argv: list[str]
+    """Run without a shell before the unit's action, after the switch. Exit code 0 or `ServiceFailed`."""
+    timeout_seconds: float
+
+
+class ServiceOrder(TypedDict):
+    """What to do with one unit. A unit that was not active before is only compared, never started."""
+
+    unit: str
+    action: Literal["none", "reload", "restart", "stop-start"]
+    """`none`: only watched. `stop-start`: stopped before the switch, started after it (the agent)."""
+    validators: list[Validator]
+    serving: list[ProbeCheck]
+    timeout_seconds: float
+    """For the action, and for the first answer after it."""
+
+
+class PayloadFile(TypedDict):
+    """`/usr/share/cloud/cloud-scripts.tgz`: content staged like any other, renamed at commit, before the signature."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class Order(TypedDict):
+    """One live patch, complete: everything that the VM needs to end it without the operator."""
+
+    id: str
+    """`^[a-z0-9-]{1,63}$`"""
+    epoch: int
+    revision: str
+    vm_type: str
+    """Must equal the VM's own (`TypeMismatch`)."""
+    trees: list[TreeOrder]
+    files: list[FileEntry]
+    """Outside of trees."""
+    folders: list[FolderEntry]
+    remove: list[str]
+    """Outside of trees."""
+    payload: PayloadFile | None
+    """None: the file on the VM stays."""
+    signature: str
+    """Text of the signature after commit, without line end (MD5 or SHA-512 of the payload)."""
+    daemon_reload: bool
+    """Unit files change: `systemctl daemon-reload` after the switch, and after going back."""
+    services: list[ServiceOrder]
+    """Acted on in this order."""
+    run_checks: bool
+    """Run /root/health_checks before and after; one that newly fails is `VerifyFailed`."""
+    ignored_checks: list[str]
+    settle_seconds: float
+    """How long every unit must keep its MainPID and NRestarts after the last action."""
+    step_timeout_seconds: float
+    """For each of switch, services, verify."""
+    timeout_seconds: float
+    """From `run` to the decision to commit; later it goes back (`TimedOut`)."""
+    keep_backups: int
+    """Backups kept after commit, this one included (0: none, then `back` is impossible)."""
+    reserve_bytes: int
+    """Space that must stay free beside twice the new bytes: 64 MiB (R37)."""
+    reserve_inodes: int
+    """500 (R37)."""
+    min_memory_bytes: int
+    """MemAvailable needed: 96 MiB (R7)."""
+
+
+# ---------------------------------------------------------------------------------------------- operation
+
+
+class ReportStep(TypedDict):
+    name: Literal["Stage", "Build", "Fence", "Switch", "Services", "Verify", "Commit", "Restore"]
+    done: bool
+    failed: bool
+    seconds: float
+    message: str
+
+
+class ReportService(TypedDict):
+    unit: str
+    action: str
+    ok: bool
+    unavailable_seconds: float | None
+    """Longest gap between two answers around the action; None: no `serving` question had an answer before."""
+    restoring: bool
+    """Done on going back."""
+
+
+class Report(TypedDict):
+    """State of one operation: nothing but the fold of its journal, so any session gets the same."""
+
+    id: str
+    epoch: int
+    revision: str
+    phase: JournalPhase
+    alive: bool
+    """A process on the VM holds its lock. Not final and not alive: interrupted, `begin` or the boot recovers it."""
+    step: str
+    """In work, or the one that failed."""
+    steps: list[ReportStep]
+    services: list[ReportService]
+    bytes_received: int
+    reason: Reason | None
+    """Why it did not end as Committed; `RecoveredAtBoot` or `Interrupted` may also stand with Committed."""
+    message: str
+    """A sentence with the output of what failed (bounded to 2 KiB)."""
+    notes: list[str]
+    """What a person may want to know and is no failure: a property that systemd refused, a fallback."""
+    started_at: float
+    finished_at: float | None
+
+
+class BeginArgs(TypedDict):
+    """Take the lock, refuse or prepare. After an error nothing is left but a raised epoch."""
+
+    order: Order
+
+
+class BeginResult(TypedDict):
+    state: Literal["staging", "running", "finished"]
+    """`staging`: send what is `missing`, then `build`, `run`. `running`: a process on the VM works on this: `attach`.
+    `finished`: this id has ended before, `report` is its end; nothing is done again."""
+    missing: list[str]
+    """Digests that the VM has neither staged nor at any path of the order. Each once."""
+    report: Report | None
+    """With `running` and `finished`."""
+    recovered: Report | None
+    """An earlier unfinished operation that was brought to its end first."""
+
+
+class StageItem(TypedDict):
+    sha256: str
+    size: int
+    """Of the content."""
+    encoding: Literal["identity", "zlib"]
+    wire_size: int
+    """Bytes that travel in frames; equals `size` for identity."""
+
+
+class StageArgs(TypedDict):
+    """Byte frames follow: the items' bytes in order, each item in frames of its own. An item already staged may be sent
+    again. May be called several times; a cut loses only the item in flight."""
+
+    items: list[StageItem]
+
+
+class StageResult(TypedDict):
+    received_bytes: int
+    missing: list[str]
+    """What is still missing."""
+
+
+class BuildArgs(TypedDict):
+    """Build the new trees beside the old. Still nothing of the VM's own is changed."""
+
+
+class BuildResult(TypedDict):
+    changes: int
+    """Paths that the switch will change. 0: content is already right; `run` then only commits payload and signature."""
+    changed_paths: list[str]
+    """At most 1,000, sorted."""
+    exchange: bool
+    """False: at least one file system has no exchange; renames one by one are used there."""
+    notes: list[str]
+
+
+class RunArgs(TypedDict):
+    """Start the detached process and follow it: events, then `RunResult` at its end. A cut changes nothing any more."""
+
+    id: str
+
+
+class AttachArgs(TypedDict):
+    """Follow an operation. Takes no lock. One that has ended answers at once; so does one that nobody works on
+    (`alive` false, phase not final)."""
+
+    id: str
+
+
+class RunResult(TypedDict):
+    report: Report
+
+
+class AbandonArgs(TypedDict):
+    """Give up an operation that was not run: remove what was staged; phase Abandoned. Needs `begin` in this session."""
+
+    id: str
+
+
+class ReportArgs(TypedDict):
+    id: str
+
+
+class ReportResult(TypedDict):
+    report: Report | None
+    """None: this VM does not know the id."""
+
+
+class BackArgs(TypedDict):
+    """Go back to the backup of the latest committed operation, services included. Runs detached like `run`, events and
+    `RunResult` likewise; the report's phase is then RolledBack."""
+
+    id: str
+    epoch: int
+
+
+class Bye(TypedDict):
+    """End of the session; the answer is an empty result."""
