@@ -1,8 +1,8 @@
 """Package roots made once: the toolbox that runs the lab and the disk that every VM starts from.
 
-A user's machine keeps its own packages, so what the lab needs lives in roots of its own, made by mmdebstrap. Making one
-takes a minute, so it is kept, under a name that is a digest of its recipe: a changed recipe never meets an old root, and
-an interrupted build is a folder that nobody looks at.
+A user's machine keeps its own packages, so what the lab needs lives in roots of its own, made by mmdebstrap. Making
+one takes a minute, so it is kept, under a name that is a digest of its recipe: a changed recipe never meets an old
+root, and an interrupted build is a folder that nobody looks at.
 """
 
 from __future__ import annotations
@@ -141,13 +141,14 @@ class Images:
         target = self.path(recipe)
         if target.is_dir():
             return target
-        with self._lock():
+        with self._lock() as lock:
+            assert lock is not None
             if not target.is_dir():
                 self._sweep()
-                self._build(recipe, target)
+                self._build(recipe, target, lock)
         return target
 
-    def _build(self, recipe: Recipe, target: Path) -> None:
+    def _build(self, recipe: Recipe, target: Path, lock: int) -> None:
         mmdebstrap, environment = self._mmdebstrap()
         started = time.monotonic()
         self._say(f"making the {recipe.name} root with mmdebstrap (about a minute, once)")
@@ -177,10 +178,12 @@ class Images:
                     stderr=subprocess.STDOUT,
                     env=environment | {"TMPDIR": str(scratch)},
                     timeout=_BUILD_SECONDS,
+                    # A build outlives a killed lab; as long as it runs, nobody else may sweep or build here.
+                    pass_fds=(lock,),
                 )
             except subprocess.TimeoutExpired:
                 raise LabUnavailable(
-                    f"mmdebstrap did not finish the {recipe.name} root in {_BUILD_SECONDS} s; its output is in {log.name}."
+                    f"mmdebstrap did not finish the {recipe.name} root in {_BUILD_SECONDS} s; see {log.name}."
                 ) from None
         if done.returncode != 0:
             tail = " / ".join(Path(log.name).read_text(errors="replace").split("\n")[-4:]).strip(" /")
@@ -233,8 +236,8 @@ class Images:
         """Removes what interrupted builds left, unless a build is running now."""
         if not self._folder.is_dir():
             return
-        with self._lock(wait=False) as held:
-            if held:
+        with self._lock(wait=False) as lock:
+            if lock is not None:
                 self._sweep()
 
     def _sweep(self) -> None:
@@ -242,18 +245,18 @@ class Images:
             _delete(leftover)
 
     @contextlib.contextmanager
-    def _lock(self, *, wait: bool = True) -> Iterator[bool]:
+    def _lock(self, *, wait: bool = True) -> Iterator[int | None]:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "lock").open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not wait:
-                    yield False
+                    yield None
                     return
                 self._say("another lab is making a root in this cache: waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield True
+            yield lock.fileno()
 
 
 def _delete(folder: Path) -> None:

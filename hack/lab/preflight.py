@@ -26,7 +26,7 @@ def check() -> None:
         )
     if os.geteuid() != 0:
         raise LabUnavailable(
-            "The lab's system VMs need root (mounts, network namespaces, cgroups): run it with sudo -E, or in a VM of yours."
+            "The lab's system VMs need root (mounts, network namespaces, cgroups): use sudo -E, or a VM."
         )
     if not _has_capability(CAP_SYS_ADMIN):
         raise LabUnavailable(
@@ -34,7 +34,7 @@ def check() -> None:
         )
     if "overlay" not in Path("/proc/filesystems").read_text().split():
         raise LabUnavailable(
-            "This kernel has no overlay file system, on which the lab's VMs keep their disks: run modprobe overlay first."
+            "This kernel has no overlay file system, which the lab's VMs need: run modprobe overlay first."
         )
     for namespace in ("mnt", "net", "pid", "uts", "ipc"):
         if not Path(f"/proc/self/ns/{namespace}").exists():
