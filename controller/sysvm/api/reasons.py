@@ -63,6 +63,11 @@ class Reason(StrEnum):
     FAILED = "Failed"
     NO_WAY_BACK = "NotRetried"
     VMS_HELD = "VMsHeld"
+    ENDPOINT_UNREACHABLE = "EndpointUnreachable"
+    ROLLOUT_DELETED = "Deleted"
+    ACCEPTED = "Accepted"
+    DELETING = "Deleting"
+    SKIPPED = "Skipped"
 
     # SystemVM, method and blockers
     UP_TO_DATE = "UpToDate"
@@ -72,6 +77,10 @@ class Reason(StrEnum):
     SIGNATURE_MISMATCH = "SignatureMismatch"
     PARTIAL_PATCH = "PartialPatch"
     NOT_OBSERVED = "NotObserved"
+    NOT_COMPARED = "NotCompared"
+    CONTENT_STALE = "ContentStale"
+    NO_POLICY = "NoPolicy"
+    CONSISTENT = "Consistent"
     EXCLUDED = "Excluded"
     ON_HOLD = "OnHold"
     NOT_COMPATIBLE = "NotCompatible"
@@ -83,6 +92,8 @@ class Reason(StrEnum):
     WAITING_FOR_HOST = "WaitingForHost"
     LAST_OF_ZONE = "LastOfZone"
     NO_SINGLE_PRIMARY = "NoSinglePrimary"
+    BACKUP_FIRST = "BackupFirst"
+    PEER_UNHEALTHY = "PeerUnhealthy"
     TEMPLATE_OUTDATED = "TemplateOutdated"
     AGENT_OUTDATED = "AgentOutdated"
 

@@ -1,0 +1,85 @@
+"""What differs between a VM and a release.
+
+Content decides, not the checksum of an archive: builds of the same files differ per distribution. The signature tells
+what the VM claims, the comparison of files what is true; where they disagree, that is a finding of its own.
+"""
+
+from dataclasses import dataclass, field
+
+from sysvm.api.reasons import Reason
+from sysvm.api.systemvm import ContentState, DriftKind, Observed
+from sysvm.domain.facts import Release, VMFacts, is_partial
+from sysvm.domain.versions import is_older
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The difference, as far as it is known."""
+
+    kinds: frozenset[DriftKind] = frozenset()
+    """What live patch would close."""
+    notes: frozenset[Reason] = field(default=frozenset())
+    """Findings beside it: NotObserved, NotCompared, ContentStale (then nothing is certain); PartialPatch,
+    SignatureMismatch, SignatureOnly, TemplateOutdated."""
+    was_at_release: bool = False
+    """It differs although it was at this release before: by what its signature says, or because we brought it there."""
+
+    @property
+    def certain(self) -> bool:
+        """The files were compared with this release, recently enough."""
+        return not self.notes & {Reason.NOT_OBSERVED, Reason.NOT_COMPARED, Reason.CONTENT_STALE}
+
+    @property
+    def converged(self) -> bool:
+        """Known to be at the release. A VM whose files were never compared is not."""
+        return self.certain and not self.kinds
+
+
+def drift_of(facts: VMFacts, release: Release) -> Drift:
+    """Compares the last look with the release.
+
+    | files against the release | signature = release's | differs | zeros, empty, missing |
+    |---|---|---|---|
+    | match | nothing | SignatureOnly: nothing to do | Scripts, PartialPatch |
+    | differ | Content | Scripts | Scripts, PartialPatch |
+    | never compared, another release, stale | unknown | unknown | unknown |
+
+    A signature that does not belong to the VM's own tgz is SignatureMismatch and counts as Scripts even if the files match.
+    """
+    observed = facts.observed
+    if observed is None:
+        return Drift(notes=frozenset({Reason.NOT_OBSERVED}))
+    notes: set[Reason] = set()
+    if observed.template and is_older(observed.template.version, release.version):
+        notes.add(Reason.TEMPLATE_OUTDATED)
+    if is_partial(observed.signature):
+        notes.add(Reason.PARTIAL_PATCH)
+    elif signature_contradicts_payload(observed):
+        notes.add(Reason.SIGNATURE_MISMATCH)
+    unknown = _why_unknown(facts, release)
+    if unknown is not None:
+        return Drift(notes=frozenset(notes | {unknown}))
+    same_files = observed.content is not None and observed.content.state is ContentState.MATCHES
+    same_signature = observed.signature is not None and observed.signature.value == release.signature.value
+    if same_files and not notes & {Reason.PARTIAL_PATCH, Reason.SIGNATURE_MISMATCH}:
+        return Drift(notes=frozenset(notes if same_signature else notes | {Reason.SIGNATURE_ONLY}))
+    kind = DriftKind.CONTENT if same_signature and not same_files else DriftKind.SCRIPTS
+    return Drift(
+        kinds=frozenset({kind}),
+        notes=frozenset(notes),
+        was_at_release=same_signature or facts.was_brought_to(release.revision),
+    )
+
+
+def signature_contradicts_payload(observed: Observed) -> bool:
+    """The signature file does not name the tgz in /usr/share/cloud: edited by hand, or one of the two was replaced."""
+    if observed.signature is None or not observed.payload_checksum:
+        return False
+    return observed.signature.value.lower() != observed.payload_checksum.rpartition(":")[2].lower()
+
+
+def _why_unknown(facts: VMFacts, release: Release) -> Reason | None:
+    content = facts.observed.content if facts.observed else None
+    if content is None or content.state is ContentState.UNKNOWN or content.revision != release.revision:
+        return Reason.NOT_COMPARED
+    return None if facts.content_fresh else Reason.CONTENT_STALE

@@ -1,0 +1,277 @@
+"""What decisions are made of: one VM and one release as plain values, taken at one moment.
+
+Decisions never read a `SystemVM` object themselves: the questions that several of them ask (is it in work, does it
+answer, did it fail in this rollout) are answered here once.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sysvm.api.base import ApiModel, Condition, ConditionStatus
+from sysvm.api.endpoint import Scan, SystemVMType
+from sysvm.api.reasons import ConditionType, Reason
+from sysvm.api.systemvm import (
+    ContentState,
+    HistoryEntry,
+    Hold,
+    Identity,
+    Observed,
+    OperationOrder,
+    OperationResult,
+    OperationStatus,
+    Redundancy,
+    RedundancyRole,
+    SystemVM,
+)
+from sysvm.api.template import CompatibilityRow, Signature, SystemVMTemplate
+
+ZONE_TYPES = frozenset({SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY})
+"""Types of which every zone needs a healthy one."""
+
+
+class Release(ApiModel):
+    """What a SystemVMTemplate asks of a VM, once its payload was read. Part of the plan, so it can be serialised."""
+
+    template_name: str
+    """Name of the SystemVMTemplate."""
+    version: str
+    """Template version, such as 4.20.2."""
+    revision: str
+    """Digest of the normalised payload."""
+    signature: Signature
+    """What the signature file of an up-to-date VM holds."""
+    compatibility: tuple[CompatibilityRow, ...]
+    """First match wins."""
+    has_agent: bool = False
+    """The payload has an agent.zip."""
+
+    @property
+    def short(self) -> str:
+        """The revision as people see it."""
+        return short(self.revision)
+
+
+def short(revision: str) -> str:
+    """The first eight characters of a revision, as people see it."""
+    return revision[:8]
+
+
+def release_of(template: SystemVMTemplate) -> Release | None:
+    """The release, or None while its payload was never read."""
+    status = template.status
+    if status.revision is None or status.signature is None:
+        return None
+    return Release(
+        template_name=template.metadata.name,
+        version=template.spec.version,
+        revision=status.revision,
+        signature=status.signature,
+        compatibility=template.spec.live_patch.compatibility,
+        has_agent=template.spec.payload.files.agent is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whether the VM answered when it was last tried."""
+
+    reachable: bool | None
+    """None: never tried."""
+    reason: Reason
+    message: str = ""
+
+
+NEVER_TRIED = Reach(None, Reason.NOT_OBSERVED, "no look at it has ended yet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VMFacts:
+    """One VM at one moment."""
+
+    name: str
+    """Name of the SystemVM object."""
+    uid: str
+    endpoint: str
+    identity: Identity | None
+    deleting: bool = False
+    hold: Hold | None = None
+    """A person's hold that is active now."""
+    priority: int = 100
+    observed: Observed | None = None
+    content_fresh: bool = False
+    """The files were compared within twice the endpoint's content interval."""
+    redundancy: Redundancy | None = None
+    order: OperationOrder | None = None
+    """spec.operation: what admission handed out last."""
+    operation: OperationStatus | None = None
+    """status.operation: the operation in work, or the last one."""
+    history: tuple[HistoryEntry, ...] = ()
+    reach: Reach = NEVER_TRIED
+
+    @property
+    def vm(self) -> str:
+        """Name in CloudStack, which sentences use."""
+        return self.identity.name if self.identity else self.name
+
+    @property
+    def in_work(self) -> bool:
+        """An order is open: handed out, and its result not yet known."""
+        if self.order is None:
+            return False
+        return self.operation is None or self.operation.id != self.order.id or self.operation.result is None
+
+    @property
+    def reachable(self) -> bool:
+        return self.reach.reachable is True
+
+    @property
+    def unreachable(self) -> bool:
+        """It was tried and did not answer; a VM that was never tried is neither reachable nor unreachable."""
+        return self.reach.reachable is False
+
+    @property
+    def role(self) -> RedundancyRole | None:
+        return self.redundancy.role if self.redundancy else None
+
+    @property
+    def host(self) -> str | None:
+        return self.identity.host if self.identity else None
+
+    @property
+    def is_zone_type(self) -> bool:
+        return self.identity is not None and self.identity.type in ZONE_TYPES
+
+    @property
+    def zone_group(self) -> str | None:
+        """`secstorage@zone`: the VMs that serve a zone together; None for routers. An unnamed zone counts as one zone."""
+        if self.identity is None or not self.is_zone_type:
+            return None
+        return f"{self.identity.type}@{self.identity.zone or ''}"
+
+    @property
+    def group(self) -> str | None:
+        """VMs of one group are never in work together: the given group, else the SSVMs or CPVMs of the zone."""
+        if self.identity is not None and self.identity.group:
+            return self.identity.group
+        return self.zone_group
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Every group it belongs to: an SSVM with a group of its own still is one of its zone's SSVMs."""
+        return frozenset(group for group in (self.group, self.zone_group) if group)
+
+    def result_in(self, rollout: str) -> OperationResult | None:
+        """How the last operation ended, if it belonged to this rollout and nothing newer was ordered."""
+        if self.operation is None or self.operation.rollout != rollout or self.in_work:
+            return None
+        return self.operation.result
+
+    def failed_in(self, rollout: str) -> bool:
+        return self.result_in(rollout) not in (None, OperationResult.SUCCEEDED)
+
+    def result_at(self, revision: str) -> OperationResult | None:
+        """How the last operation ended, if it was for this revision and nothing newer was ordered."""
+        if self.operation is None or self.operation.revision != revision or self.in_work:
+            return None
+        return self.operation.result
+
+    def was_brought_to(self, revision: str) -> bool:
+        """An operation for this revision once succeeded here."""
+        done = OperationResult.SUCCEEDED
+        if self.operation and (self.operation.revision, self.operation.result) == (revision, done):
+            return True
+        return any((entry.revision, entry.result) == (revision, done) for entry in self.history)
+
+    def matches(self, revision: str) -> bool:
+        """The last comparison of all files was with this revision, found no difference, and is not stale."""
+        content = self.observed.content if self.observed else None
+        return (
+            content is not None
+            and content.state is ContentState.MATCHES
+            and content.revision == revision
+            and self.content_fresh
+        )
+
+    def looked_at_after_operation(self) -> bool:
+        """The last look is newer than the end of the last operation. Times have whole seconds, so equal is not newer."""
+        ended = self.operation.finished_at if self.operation else None
+        return self.observed is not None and (ended is None or self.observed.at > ended)
+
+    @property
+    def inconsistent(self) -> bool:
+        """The last operation left it neither old nor new, and no later look found it repaired by a person."""
+        if self.operation is None or self.operation.result is not OperationResult.INCONSISTENT or self.in_work:
+            return False
+        content = self.observed.content if self.observed else None
+        repaired = (
+            self.looked_at_after_operation()
+            and content is not None
+            and content.state is ContentState.MATCHES
+            and not is_partial(self.observed.signature if self.observed else None)
+        )
+        return not repaired
+
+    @property
+    def ailment(self) -> str | None:
+        """Why it could not take over from a peer, as the end of a sentence that begins with its name; None: healthy."""
+        if self.inconsistent:
+            return "is inconsistent after a failed rollback"
+        if self.deleting:
+            return "is being removed"
+        if not self.reachable:
+            return "cannot be reached" if self.unreachable else "was never reached"
+        if self.observed is None:
+            return "was never looked at"
+        if self.role is RedundancyRole.FAULT:
+            return "reports FAULT as its redundancy role"
+        broken = sorted(service.name for service in self.observed.services if service.active == "failed")
+        return f"has failed services ({', '.join(broken[:5])})" if broken else None
+
+    @property
+    def healthy(self) -> bool:
+        return self.ailment is None
+
+
+def is_partial(signature: Signature | None) -> bool:
+    """A signature of zeros, an empty one or none at all: a patch began here and was never committed, ours or another's.
+
+    Zeros are written before the first change and replaced last; CloudStack's boot takes them for a mismatch and heals.
+    """
+    return signature is None or not signature.value.strip().strip("0")
+
+
+def reach_of(conditions: tuple[Condition, ...]) -> Reach:
+    """What the condition Reachable says."""
+    condition = next((found for found in conditions if found.type == ConditionType.REACHABLE), None)
+    if condition is None or condition.status is ConditionStatus.UNKNOWN:
+        return NEVER_TRIED
+    reachable = condition.status is ConditionStatus.TRUE
+    try:
+        reason = Reason(condition.reason)
+    except ValueError:  # written by a newer version
+        reason = Reason.REACHABLE if reachable else Reason.SSH_UNREACHABLE
+    return Reach(reachable, reason, condition.message)
+
+
+def facts_of(vm: SystemVM, *, now: datetime, scan: Scan | None = None) -> VMFacts:
+    """The facts of one SystemVM at `now`. `scan` is its endpoint's; it says when a comparison of files is stale."""
+    status = vm.status
+    hold = vm.spec.hold
+    content = status.observed.content if status.observed else None
+    compared_at = content.observed_at if content else None
+    return VMFacts(
+        name=vm.metadata.name,
+        uid=vm.metadata.uid,
+        endpoint=vm.spec.endpoint_ref.name,
+        identity=status.identity,
+        deleting=vm.metadata.deletion_timestamp is not None,
+        hold=hold if hold and (hold.until is None or hold.until > now) else None,
+        priority=vm.spec.priority,
+        observed=status.observed,
+        content_fresh=compared_at is not None and now - compared_at <= 2 * (scan or Scan()).content,
+        redundancy=status.redundancy,
+        order=vm.spec.operation,
+        operation=status.operation,
+        history=status.history,
+        reach=reach_of(status.conditions),
+    )
