@@ -20,6 +20,7 @@ The way through it::
     cluster = await Cluster.connect(kubeconfig=None)          # None: in the cluster
     vms = Store(SYSTEM_VM, project=SystemVM.model_validate, indices={"endpoint": lambda vm: [vm.spec.endpointRef.name]})
     cluster.attach(vms)                                       # answers to our own reads and writes go in at once
+    vms.values("cloud", index="endpoint", value="prod")       # vms.entry(key) adds uid and resource_version, for CAS
     queue: WorkQueue[Key] = WorkQueue("systemvm")
     vms.subscribe(lambda change: queue.add(change.key))
 
