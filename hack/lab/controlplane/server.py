@@ -378,6 +378,8 @@ def _api_server_flags(url: str, port: int, etcd_port: int, keys: pki.Pki) -> lis
         f"--service-cluster-ip-range={_SERVICE_RANGE}",
         "--authorization-mode=RBAC",
         "--endpoint-reconciler-type=none",
+        # As OpenShift has it: an owner reference that blocks its owner's deletion needs a permission of its own.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         # It would refuse pods until a token controller runs; no pod runs here.
         "--disable-admission-plugins=ServiceAccount",
     ]

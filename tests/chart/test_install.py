@@ -1,0 +1,197 @@
+"""The chart on a real API server: it takes every object, and the account may do what the operator does and no more.
+
+No kubelet and no Deployment controller run here, so the Deployment is stored and never becomes a Pod.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, AuthorizationV1Api
+
+from lab import chart
+from lab.controlplane import ControlPlane
+
+KINDS = ("cloudstackendpoints", "systemvmtemplates", "patchpolicies", "systemvms", "rollouts")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to the authorizer: may the account do this?"""
+
+    verb: str
+    resource: str
+    group: str = ""
+    subresource: str = ""
+    elsewhere: bool = False
+
+    def attributes(self, namespace: str) -> dict[str, str]:
+        return {
+            "verb": self.verb,
+            "group": self.group,
+            "resource": self.resource,
+            "subresource": self.subresource,
+            "namespace": "kube-system" if self.elsewhere else namespace,
+        }
+
+
+NEEDED = [
+    *(Ask(verb, kind, "sysvm.io") for kind in KINDS for verb in ("get", "list", "watch")),
+    *(Ask("patch", kind, "sysvm.io", "status") for kind in KINDS),
+    *(Ask(verb, kind, "sysvm.io") for kind in ("systemvms", "rollouts") for verb in ("create", "patch", "delete")),
+    *(Ask("update", kind, "sysvm.io", "finalizers") for kind in ("cloudstackendpoints", "patchpolicies", "rollouts")),
+    *(Ask(verb, "configmaps") for verb in ("get", "create", "delete")),
+    Ask("get", "secrets"),
+    *(Ask(verb, "events", group) for group in ("", "events.k8s.io") for verb in ("create", "patch")),
+]
+LEASE = [Ask(verb, "leases", "coordination.k8s.io") for verb in ("get", "create", "update")]
+REFUSED = [
+    *(Ask(verb, "secrets") for verb in ("list", "watch", "create", "update", "patch", "delete")),
+    *(Ask(verb, "configmaps") for verb in ("list", "watch", "update", "patch")),
+    *(
+        Ask(verb, kind, "sysvm.io")
+        for kind in ("cloudstackendpoints", "systemvmtemplates", "patchpolicies")
+        for verb in ("create", "update", "patch", "delete")
+    ),
+    *(Ask(verb, kind, "sysvm.io") for kind in ("systemvms", "rollouts") for verb in ("update", "deletecollection")),
+    *(Ask("update", kind, "sysvm.io", "status") for kind in KINDS),
+    *(Ask(verb, "pods") for verb in ("get", "list", "create", "delete")),
+    Ask("create", "pods", subresource="exec"),
+    Ask("create", "serviceaccounts", subresource="token"),
+    Ask("patch", "deployments", "apps"),
+    *(Ask(verb, "customresourcedefinitions", "apiextensions.k8s.io") for verb in ("list", "patch", "delete")),
+    Ask("list", "namespaces"),
+    Ask("create", "rolebindings", "rbac.authorization.k8s.io"),
+    Ask("list", "leases", "coordination.k8s.io"),
+    Ask("delete", "leases", "coordination.k8s.io"),
+    Ask("get", "leases", "coordination.k8s.io", elsewhere=True),
+    Ask("impersonate", "users"),
+]
+
+
+async def answers(client: ApiClient, questions: list[Ask], namespace: str) -> dict[Ask, bool]:
+    api = AuthorizationV1Api(client)
+    found = {}
+    for question in questions:
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": question.attributes(namespace)},
+        }
+        review: Any = await api.create_self_subject_access_review(body)
+        found[question] = bool(review.status.allowed)
+    return found
+
+
+def whole_cluster(namespace: str) -> chart.Rendered:
+    return chart.render("sysvm-operator", namespace, {"crds": {"enabled": False}})
+
+
+def one_namespace(namespace: str) -> chart.Rendered:
+    return chart.render("sysvm-operator", namespace, {"crds": {"enabled": False}, "watchNamespaces": [namespace]})
+
+
+@pytest.fixture
+def installed(control_plane: ControlPlane, crds: list[str], namespace: str) -> Iterator[tuple[chart.Rendered, Path]]:
+    """The release with the default values, which give it the whole cluster."""
+    rendered = whole_cluster(namespace)
+    yield rendered, chart.install_identity(control_plane, rendered)
+    chart.uninstall(control_plane, rendered)
+
+
+@pytest_asyncio.fixture
+async def account(installed: tuple[chart.Rendered, Path]) -> AsyncIterator[ApiClient]:
+    """A client with the token of the release's account."""
+    async with await config.new_client_from_config(str(installed[1])) as client:
+        yield client
+
+
+def test_the_server_takes_every_object(
+    control_plane: ControlPlane, namespace: str, full_values: dict[str, Any], crds: list[str]
+) -> None:
+    default = whole_cluster(namespace)
+    values = full_values | {"watchNamespaces": [namespace], "crds": {"enabled": False}}
+    full = chart.render("full", namespace, values)
+    for rendered in (default, full):
+        said = control_plane.apply(rendered.objects)
+        assert said.count("serverside-applied") == len(rendered.objects)
+        (deployment,) = rendered.of_kind("Deployment")
+        stored = control_plane.kubectl(
+            "get", "deployment", deployment["metadata"]["name"], f"--namespace={namespace}", "-o", "json"
+        )
+        assert "observedGeneration" not in json.loads(stored)["status"], "nothing here may have run it"
+        chart.uninstall(control_plane, rendered)
+
+
+class TestPermissions:
+    """Asked with the account's own token."""
+
+    async def test_everything_that_the_operator_does_is_allowed(self, account: ApiClient, namespace: str) -> None:
+        found = await answers(account, NEEDED + LEASE, namespace)
+        assert [question for question, allowed in found.items() if not allowed] == []
+
+    async def test_the_default_reaches_all_namespaces(self, account: ApiClient) -> None:
+        found = await answers(account, NEEDED, "default")
+        assert [question for question, allowed in found.items() if not allowed] == []
+
+    async def test_everything_else_is_refused(self, account: ApiClient, namespace: str) -> None:
+        found = await answers(account, REFUSED, namespace)
+        assert [question for question, allowed in found.items() if allowed] == []
+
+    async def test_watched_namespaces_are_the_only_ones(
+        self, control_plane: ControlPlane, crds: list[str], namespace: str
+    ) -> None:
+        kubeconfig = chart.install_identity(control_plane, one_namespace(namespace))
+        async with await config.new_client_from_config(str(kubeconfig)) as client:
+            here = await answers(client, NEEDED + LEASE, namespace)
+            there = await answers(client, NEEDED, "default")
+        assert [question for question, allowed in here.items() if not allowed] == []
+        # Every account may ask about itself; nothing of ours is among it.
+        assert [question for question, allowed in there.items() if allowed] == []
+
+    def test_an_editor_writes_policies_and_no_endpoint(
+        self, control_plane: ControlPlane, installed: tuple[chart.Rendered, Path], namespace: str
+    ) -> None:
+        (role,) = [item for item in installed[0].of_kind("ClusterRole") if item["metadata"]["name"].endswith(":edit")]
+        assert role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+        name = role["metadata"]["name"]
+        control_plane.kubectl(
+            "create", "rolebinding", "editors", f"--clusterrole={name}", "--user=eve", f"--namespace={namespace}"
+        )
+
+        def may(verb: str, resource: str) -> bool:
+            asked = control_plane.try_kubectl("auth", "can-i", verb, resource, f"--namespace={namespace}", user="eve")
+            return asked.stdout.strip() == "yes"
+
+        assert may("create", "patchpolicies.sysvm.io")
+        assert may("patch", "rollouts.sysvm.io")
+        assert not may("patch", "cloudstackendpoints.sysvm.io")
+        assert not may("create", "rollouts.sysvm.io")
+        assert not may("delete", "systemvms.sysvm.io")
+
+
+def test_helm_installs_upgrades_and_leaves_the_crds(
+    control_plane: ControlPlane, crds: list[str], namespace: str
+) -> None:
+    if control_plane.external:
+        pytest.skip("SYSVM_KUBECONFIG is set: helm would take over the CRDs of that cluster")
+    to_server = (f"--kubeconfig={control_plane.kubeconfig}", f"--namespace={namespace}")
+    # The CRDs are there already for the other tests of the session.
+    arguments = ("upgrade", "--install", "sysvm-operator", str(chart.CHART), "--take-ownership", *to_server)
+    for values in ((), ("--set=operator.workers=3",)):
+        done = chart.helm(*arguments, *values)
+        assert done.returncode == 0, done.stderr
+    workers = "jsonpath={.spec.template.spec.containers[0].env[?(@.name=='SYSVM_WORKERS')].value}"
+    assert control_plane.kubectl("get", "deployment", "sysvm-operator", "-n", namespace, "-o", workers) == "3"
+    gone = chart.helm("uninstall", "sysvm-operator", *to_server)
+    assert gone.returncode == 0, gone.stderr
+    left = control_plane.kubectl("get", "crd", *crds, "-o", "jsonpath={.items[*].metadata.deletionTimestamp}")
+    assert left == ""
+    assert control_plane.try_kubectl("get", "deployment", "sysvm-operator", "-n", namespace).returncode != 0
