@@ -8,11 +8,12 @@ without a VM, and so that the same content can be laid into any root file system
 ``releases``   the named releases (old, new, broken, mended) and how to derive others
 ``hostile``    archives that a careful reader must refuse
 ``layout``     ``lay_out``: a template of one release after its first start by CloudStack, written into a root
-``addresses``  what ``lay_out`` must know of the VM's networks
+``bootline``   what the management server tells a VM, derived from the VM's NICs
 
-Call ``layout.lay_out`` before the first boot::
-
-    lay_out(root, vm, network=Addressing(...), release=releases.OLD, authorized_key=public_key_line, host_key=private_key_pem)
-
+The working files lie under ``files/``, mirrored by path; what they leave out of the real payload is filler of its size.
 Nothing in this package needs root but ``lay_out``, which sets owners.
 """
+
+from lab.content.layout import lay_out
+
+__all__ = ["lay_out"]

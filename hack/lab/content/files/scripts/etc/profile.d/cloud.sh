@@ -1,0 +1,2 @@
+# System VM tools are on the path of login shells.
+export PATH="$PATH:/opt/cloud/bin"

@@ -1,0 +1,1 @@
+"""Parts of configure.py: one module for each thing that it configures."""

@@ -1,0 +1,1 @@
+# Comments only: monitorServices.py runs every executable file of this folder.
