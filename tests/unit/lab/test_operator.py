@@ -1,4 +1,4 @@
-"""The operator's process in the lab: the chart's settings, one record, an end by request or by force; with a stand-in."""
+"""The operator's process in the lab: the chart's settings, one record, an end by request or by force."""
 
 from __future__ import annotations
 
