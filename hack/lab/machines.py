@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import cast
 
 from lab import network, paths, preflight, relay
 from lab.cgroups import CgroupTree, started_at
@@ -40,7 +42,8 @@ _RELAY_SECONDS = 20
 _STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _MAKERS = 3
-_POWER_OFF_SIGNAL = signal.SIGRTMIN + 4
+_POWER_OFF_SIGNAL = 4
+"""Added to SIGRTMIN: what systemd takes for `poweroff`."""
 
 # Arguments: the VM's name, its folder, then the cgroup folders its guest runs in. Ends when the guest powers off.
 _RUN = r"""
@@ -116,7 +119,7 @@ class Lab:
         with self._locked():
             self._make_lab()
         self.add(*specs, release=release)
-        self._say(f"{len(specs)} VMs are up ({time.monotonic() - started:.1f} s)")
+        self._say(f"{_count(specs)} up ({time.monotonic() - started:.1f} s)")
 
     def _make_lab(self) -> None:
         state = LabState()
@@ -160,7 +163,7 @@ class Lab:
         started = time.monotonic()
         with contextlib.suppress(FileNotFoundError):
             names = sorted(each.name for each in (self._folder / "vms").iterdir())
-            removed.append(f"{len(names)} VMs ({', '.join(names)})")
+            removed.append(f"{_count(names)} ({', '.join(names)})")
         if killed := self.cgroups.kill():
             # With its last process the lab's mount namespace goes, and with it every mount and network namespace.
             removed.append(f"{killed} processes with their mounts and network namespaces")
@@ -226,7 +229,7 @@ class Lab:
             with ThreadPoolExecutor(_MAKERS) as makers:
                 list(makers.map(lambda record: self._make(state, toolbox, record), records))
             state.save(self._state_file)
-            self._say(f"{len(records)} VMs laid out ({time.monotonic() - started:.1f} s)")
+            self._say(f"{_count(records)} laid out ({time.monotonic() - started:.1f} s)")
             for record in records:
                 self._start(toolbox, record)
         with ThreadPoolExecutor(max(1, len(specs))) as waiters:
@@ -272,9 +275,8 @@ class Lab:
     def _filler(self) -> LayOut:
         if self._lay_out is not None:
             return self._lay_out
-        from lab import content
-
-        return content.lay_out
+        # Only the default needs it, and a VM laid out by a test needs none of it.
+        return cast("LayOut", importlib.import_module("lab.content").lay_out)
 
     def _start(self, toolbox: Toolbox, record: MachineRecord) -> None:
         name = record.spec.name
@@ -297,7 +299,7 @@ class Lab:
         init = self._init(name)
         if init is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(init, _POWER_OFF_SIGNAL)
+                os.kill(init, signal.SIGRTMIN + _POWER_OFF_SIGNAL)
         end = time.monotonic() + timeout
         while self.cgroups.pids(f"{name}/loop") and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
@@ -500,6 +502,10 @@ class Lab:
 
 def _tree_name(lab: str) -> str:
     return f"sysvm-lab-{lab}"
+
+
+def _count(vms: Sequence[object]) -> str:
+    return f"{len(vms)} VM" if len(vms) == 1 else f"{len(vms)} VMs"
 
 
 def _children(pid: int) -> list[int]:
