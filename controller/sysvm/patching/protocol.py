@@ -16,7 +16,8 @@ Requests are answered in order, one at a time. End of input ends the session; th
 but not run is released, what was staged stays for the next `begin` of the same id. An operation that was run goes on.
 
 A frame is 1 byte kind (`J` JSON object in UTF-8, `B` bytes), 4 bytes big-endian length, payload. Times are seconds
-since the epoch (float), sizes bytes, durations seconds, modes permission bits (`0o7777`), digests hex SHA-256. Paths are absolute paths on the VM without `.` or `..`; in `TreeOrder` they are relative to the tree.
+since the epoch (float), sizes bytes, durations seconds, modes permission bits (`0o7777`), digests hex SHA-256. Paths
+are absolute paths on the VM without `.` or `..`; in `TreeOrder` they are relative to the tree.
 """
 
 import json
@@ -146,7 +147,7 @@ T = TypeVar("T")
 
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[object]:
-    return TypeAdapter(kind)
+    return TypeAdapter(cast("type[object]", kind))
 
 
 def parse(kind: type[T], value: object) -> T:
