@@ -38,6 +38,7 @@ def full_values() -> dict[str, Any]:
         "replicas": 2,
         "serviceAccount": {"create": True, "name": "account", "annotations": {"example.com/role": "patcher"}},
         "rbac": {"create": True, "aggregate": False},
+        "admissionPolicies": {"enabled": True},
         "metrics": {"service": {"enabled": True, "port": 9090, "annotations": {"prometheus.io/scrape": "true"}}},
         "resources": {"limits": {"memory": "1Gi"}},
         "terminationGracePeriodSeconds": 90,

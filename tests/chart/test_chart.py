@@ -103,8 +103,10 @@ class TestDefaults:
             "RoleBinding",
             "Service",
             "ServiceAccount",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
         ]
-        cluster_scoped = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+        cluster_scoped = set(kinds) - {"Deployment", "Role", "RoleBinding", "Service", "ServiceAccount"}
         for item in rendered.objects:
             assert (item["metadata"].get("namespace") == "cloud") is (item["kind"] not in cluster_scoped)
             assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == "sysvm-operator"

@@ -6,6 +6,7 @@ No kubelet and no Deployment controller run here, so the Deployment is stored an
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,19 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, AuthorizationV1Api
 
 from lab import chart
-from lab.controlplane import ControlPlane
+from lab.controlplane import ControlPlane, KubectlError
 
 KINDS = ("cloudstackendpoints", "systemvmtemplates", "patchpolicies", "systemvms", "rollouts")
+
+OPERATION = {
+    "id": "a1",
+    "rollout": "routers-8c1f03ab-1",
+    "method": "LivePatch",
+    "revision": "8c1f03ab",
+    "template": "systemvm-4.20.2",
+    "epoch": 1,
+}
+EFFECTIVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,40 @@ class TestPermissions:
         assert not may("patch", "cloudstackendpoints.sysvm.io")
         assert not may("create", "rollouts.sysvm.io")
         assert not may("delete", "systemvms.sysvm.io")
+
+
+class TestWorkIsHandedOutByTheOperatorAlone:
+    """spec.operation of a SystemVM, asked with real identities."""
+
+    @staticmethod
+    def system_vm(namespace: str, operation: bool) -> dict[str, Any]:
+        spec: dict[str, Any] = {"endpointRef": {"name": "prod"}}
+        if operation:
+            spec["operation"] = OPERATION
+        metadata = {"name": "prod-r-1", "namespace": namespace}
+        return {"apiVersion": "sysvm.io/v1alpha1", "kind": "SystemVM", "metadata": metadata, "spec": spec}
+
+    def test_even_an_administrator_is_told_what_to_do_instead(
+        self, control_plane: ControlPlane, installed: tuple[chart.Rendered, Path], namespace: str
+    ) -> None:
+        deadline = time.monotonic() + EFFECTIVE_SECONDS
+        with_work = json.dumps(self.system_vm(namespace, operation=True))
+        while (
+            tried := control_plane.try_kubectl("create", "--dry-run=server", "-f", "-", stdin=with_work)
+        ).returncode == 0:
+            assert time.monotonic() < deadline, "the policy never took effect"
+            time.sleep(0.1)
+        assert "only it may write it: make or change a PatchPolicy instead" in tried.stderr
+
+        operator = installed[1]
+        control_plane.kubectl("create", "-f", "-", stdin=with_work, kubeconfig=operator)
+        patch = ("patch", "systemvm", "prod-r-1", f"--namespace={namespace}", "--type=merge", "-p")
+        with pytest.raises(KubectlError, match="PatchPolicy instead"):
+            control_plane.kubectl(*patch, json.dumps({"spec": {"operation": None}}))
+        with pytest.raises(KubectlError, match="PatchPolicy instead"):
+            control_plane.kubectl(*patch, json.dumps({"spec": {"operation": {"attempt": 2}}}))
+        control_plane.kubectl(*patch, json.dumps({"spec": {"hold": {"reason": "CHG-1"}}}))
+        control_plane.kubectl(*patch, json.dumps({"spec": {"operation": {"attempt": 2}}}), kubeconfig=operator)
 
 
 def test_helm_installs_upgrades_and_leaves_the_crds(

@@ -61,7 +61,13 @@ def operator_identity(control_plane: ControlPlane, crds: list[str], namespace: s
     """The chart's account and RBAC, scoped to the test's namespace."""
     from lab import chart
 
-    values = {"crds": {"enabled": False}, "rbac": {"aggregate": False}, "watchNamespaces": [namespace]}
+    # A test plays admission now and then, and a policy takes half a second to take effect: tests/chart has it.
+    values = {
+        "crds": {"enabled": False},
+        "rbac": {"aggregate": False},
+        "admissionPolicies": {"enabled": False},
+        "watchNamespaces": [namespace],
+    }
     rendered = chart.render("operator", namespace, values)
     kubeconfig = chart.install_identity(control_plane, rendered)
     yield OperatorIdentity(
