@@ -1,7 +1,7 @@
 """Stand-ins for payload files that the lab does not need to work.
 
-Each says what it stands for, in the comment syntax of its kind, and is as large as the real file, so that archives,
-transfers and disk needs are of the real size while no reader of the file (logrotate, cron, sshd, systemd, ...) stumbles.
+Each says what it stands for, in the comment syntax of its kind, and is as large as the real file, so that
+archives, transfers and disk needs are of the real size while no reader (logrotate, cron, sshd, systemd, ...) stumbles.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-_WORDS = ["address", "allow", "bag", "bridge", "cache", "chain", "check", "client", "close", "cloud", "config", "console", "control", "copy", "daemon", "data", "default", "deny", "device", "dhcp", "disk", "domain", "entry", "event", "export", "fence", "file", "filter", "flag", "folder", "forward", "gateway", "group", "guest", "health", "host", "image", "index", "input", "interface", "key", "lease", "limit", "line", "link", "list", "load", "local", "lock", "log", "mask", "member", "merge", "metric", "mode", "mount", "name", "network", "node", "output", "packet", "path", "peer", "pool", "port", "prefix", "probe", "proxy", "public", "queue", "range", "record", "relay", "reload", "route", "router", "rule", "scan", "script", "secret", "select", "server", "service", "session", "set", "shell", "signal", "size", "socket", "source", "stamp", "state", "static", "status", "store", "stream", "switch", "table", "tag", "target", "template", "tier", "time", "token", "trace", "trunk", "tunnel", "unit", "usage", "user", "value", "vlan", "volume", "vote", "wait", "watch", "window", "worker", "zone"]
+_WORDS = (Path(__file__).parent / "words.txt").read_text(encoding="ascii").split()
 
 _PHRASE = "of the system virtual machine in the lab"
 _SHELL_LIKE = ("etc/cron.", "opt/cloud/bin/", "opt/cloud/templates/", "root/", "etc/profile.d/")
@@ -33,7 +33,7 @@ def _sentences(path: str, size: int, prefix: str, suffix: str = "\n") -> str:
 
 
 def pad(path: str, content: bytes, size: int) -> bytes:
-    """Bring a working file to the size of the real one with trailing ``#`` comments, where its kind has such comments."""
+    """Bring a working file to the size of the real one with trailing ``#`` comments, if its kind has such comments."""
     if not has_hash_comments(path) or len(content) + 160 > size:
         return content
     head = b"\n# The rest of this file only has the size of the real one.\n"

@@ -25,14 +25,15 @@ CACHE = "/var/cache/cloud"
 INSTALLED_PAYLOAD = "/usr/share/cloud/cloud-scripts.tgz"
 SIGNATURE = f"{CACHE}/cloud-scripts-signature"
 RELEASE_FILE = "/etc/cloudstack-release"
+LAB_SETTINGS = "/etc/default/cloudstack-lab"
 PUSHES = "/var/lib/lab/pushes"
-"""What ``lab-management-push`` sends at each boot; an empty folder stands for a management server that sends nothing."""
+"""What ``lab-management-push`` sends at each boot; empty, the management server sends nothing."""
 
 _WWW_DATA = 33  # Debian's fixed number
-_WEB_TYPES = frozenset(
-    {SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMType.DHCPSRVR, SystemVMType.SECSTORAGE}
+_WEB_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMType.DHCPSRVR, SystemVMType.SECSTORAGE})
+_BOOT_UNITS = tuple(
+    f"{name}.service" for name in ("cloud-preinit", "cloud-early-config", "cloud-postinit", "lab-management-push")
 )
-_BOOT_UNITS = ("cloud-preinit.service", "cloud-early-config.service", "cloud-postinit.service", "lab-management-push.service")
 _MASKED_UNITS = ("nfs-common.service", "portmap.service")
 
 _SERVICES: dict[SystemVMType, tuple[str, str]] = {
@@ -116,7 +117,7 @@ def lay_out(
     """Write into ``root`` (a mounted, not running Debian) what a VM of ``release`` holds before its next boot.
 
     ``release`` is a release, its name or its version; empty means ``old``. ``authorized_key`` is one public key line
-    for root. ``host_key`` is an OpenSSH private key, which becomes the VM's only one; empty leaves those that are there.
+    for root. ``host_key`` is an OpenSSH private key, which becomes the VM's only one; empty leaves those there are.
     ``agent_scale`` as in :func:`lab.content.payloads.build_agent`. Needs root (owners).
     """
     chosen = release if isinstance(release, Release) else releases.find(release)
@@ -126,9 +127,7 @@ def lay_out(
     _template(tree, chosen, archive)
     _identity(tree, vm, authorized_key=authorized_key, host_key=host_key)
     _first_start(tree, vm, archive, signature, authorized_key=authorized_key)
-    for number, (name, push) in enumerate(
-        bootline.pushes(vm, release_line=release_line(chosen), signature=signature)
-    ):
+    for number, (name, push) in enumerate(bootline.pushes(vm, release_line=release_line(chosen), signature=signature)):
         tree.write(f"{PUSHES}/{number:02d}-{name}", bootline.as_json(push))
     if vm.spec.type in AGENT_TYPES:
         _agent(tree, vm, _agent_archive(chosen, agent_scale), authorized_key=authorized_key)
@@ -150,7 +149,7 @@ def _template(tree: Tree, release: Release, archive: bytes) -> None:
                 mode &= ~0o111  # bootstrap.sh does so at every boot
             tree.write(member.name, content.read(), mode=mode)
     tree.write(RELEASE_FILE, release_line(release))
-    tree.write("/etc/default/cloudstack-lab", "# No host sends a payload when a VM of the lab starts.\nPAYLOAD_WAIT_SECONDS=2\n")
+    tree.write(LAB_SETTINGS, "# No host sends a payload when a VM of the lab starts.\nPAYLOAD_WAIT_SECONDS=2\n")
     # Tests restart units more often in ten seconds than a person would.
     tree.write("/etc/systemd/system.conf.d/lab.conf", "[Manager]\nDefaultStartLimitBurst=100\n")
     tree.write("/etc/systemd/system/lab-management-push.service", _PUSH_UNIT)

@@ -1,7 +1,7 @@
 """The shape of the real payloads, read once from two lists of names, modes and sizes.
 
-A payload of the lab must be refused or accepted for what it contains, never for being smaller or tidier than a real one;
-so the names, the folders, the duplicate entries and the sizes are those of CloudStack 4.21.
+A payload of the lab must be refused or accepted for what it contains, never for being smaller or tidier than a real
+one; so the names, the folders, the duplicate entries and the sizes are those of CloudStack 4.21.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Builds ``cloud-scripts.tgz`` and ``agent.zip`` of a release in the shape of the real ones.
 
-Shape matters where a reader could stumble: folder entries with modes of their own, the duplicate logrotate entries, mode
-755 on configuration files, hundreds of members. Bytes are a function of the arguments; ``build_seed`` stands for another
-build of the same files (other distribution, other day), which has another checksum and the same content.
+Shape matters where a reader could stumble: folder entries with modes of their own, the duplicate logrotate entries,
+mode 755 on configuration files, hundreds of members. Bytes are a function of the arguments; ``build_seed`` stands for
+another build of the same files (other distribution, other day), with another checksum and the same content.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def build_agent(release: Release, *, scale: float = DEFAULT_AGENT_SCALE, build_s
     draw = random.Random(f"agent:{build_seed}")
     stamp = time.gmtime(_EPOCH + build_seed * 86_400)[:6]
     known = {entry.path: entry for entry in manifests.agent_entries()}
-    added = [manifests.AgentEntry(path, len(body), len(body)) for path, body in release.agent.items() if path not in known]
+    new = {path: len(body) for path, body in release.agent.items() if path not in known}
+    added = [manifests.AgentEntry(path, size, size) for path, size in new.items()]
     entries = [entry for entry in known.values() if entry.path not in release.agent_removed] + added
     if build_seed:
         folders = [entry for entry in entries if entry.folder]

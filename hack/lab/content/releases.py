@@ -99,9 +99,7 @@ class Release:
             raise ValueError(f"the agent of {self.name} has no {', '.join(strange)}")
         agent = {k: v for k, v in self.agent.items() if k not in agent_remove} | agent_edits | dict(agent_add or {})
         removed = (self.agent_removed | frozenset(agent_remove)) - frozenset(agent_add or {})
-        return dataclasses.replace(
-            self, name=name, version=number, scripts=scripts, agent=agent, agent_removed=removed
-        )
+        return dataclasses.replace(self, name=name, version=number, scripts=scripts, agent=agent, agent_removed=removed)
 
     def edited(self, path: str, old: bytes, new: bytes) -> bytes:
         """The content of ``path`` with ``old`` replaced. Raises ValueError when ``old`` is not there."""
@@ -135,7 +133,7 @@ def old() -> Release:
 
 @cache
 def new() -> Release:
-    """4.20.2: changed modules that only work together, a health check, an apache2 setting, one file more, one less, a jar.
+    """4.20.2: modules that only work together, a health check, an apache2 setting, one file more, one less, a jar.
 
     ``cs.CsFile`` renames the class that six other modules import, so a tree that is half old and half new does not
     start; the apache2 setting shows in every answer (no ETag), so that a reload can be told from none.
@@ -185,7 +183,8 @@ def find(word: str) -> Release:
     for release in named().values():
         if word in (release.name, release.version):
             return release
-    raise LookupError(f"no release {word!r}: there are {', '.join(f'{r.name} ({r.version})' for r in named().values())}")
+    there = ", ".join(f"{release.name} ({release.version})" for release in named().values())
+    raise LookupError(f"no release {word!r}: there are {there}")
 
 
 def named() -> dict[str, Release]:

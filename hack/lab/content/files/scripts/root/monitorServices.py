@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """By cron: restarts dead services (basic runs) and runs the health checks: monitorServices.py basic|advanced."""
+
 import configparser
 import json
 import os
@@ -67,7 +68,9 @@ def run_checks(kind):
         }
         if code:
             failing.append(name)
-    write("/root/%s_monitor_results.json" % kind, json.dumps({kind: results, "lastRun": {"end": time.strftime("%F %T")}}))
+    write(
+        "/root/%s_monitor_results.json" % kind, json.dumps({kind: results, "lastRun": {"end": time.strftime("%F %T")}})
+    )
     write("/root/%s_failing_health_checks" % kind, ",".join(failing))
 
 

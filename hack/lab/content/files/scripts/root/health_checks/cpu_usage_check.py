@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """CPU use over a second stays below the threshold."""
+
 import time
 
 from utility.sharedFunctions import called_for, finish, getHealthChecksData

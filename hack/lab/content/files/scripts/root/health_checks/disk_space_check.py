@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """Free space on the root file system stays above the threshold."""
+
 import os
 
 from utility.sharedFunctions import called_for, finish, getHealthChecksData

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """The gateways answer a ping."""
+
 import subprocess
 
 from utility.sharedFunctions import called_for, finish, getHealthChecksData
@@ -7,8 +8,12 @@ from utility.sharedFunctions import called_for, finish, getHealthChecksData
 
 def answers(address):
     for _ in range(3):
-        if subprocess.run(["ping", "-c", "1", "-W", "1", address], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL).returncode == 0:
+        if (
+            subprocess.run(
+                ["ping", "-c", "1", "-W", "1", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ).returncode
+            == 0
+        ):
             return True
     return False
 

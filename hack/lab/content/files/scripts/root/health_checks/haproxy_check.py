@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """The load balancer listens where it should, with the members it should have."""
+
 from utility.sharedFunctions import called_for, finish, getHealthChecksData, text_of
 
 

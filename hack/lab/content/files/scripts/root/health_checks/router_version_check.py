@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """Template and scripts are the versions in the books of the management server."""
+
 from utility.sharedFunctions import called_for, finish, getHealthChecksData, text_of
 
 

@@ -3,6 +3,7 @@
 
 Every run also puts the addresses right and looks after the redundant set. Exit code 0 says only that no exception got out.
 """
+
 import logging
 import os
 import sys
@@ -76,9 +77,18 @@ class CsForwardingRules(CsDataBag):
     def process(self, rules):
         for records in self.entries().values():
             for rule in records if isinstance(records, list) else ():
-                rules.add("nat", "-A PREROUTING -d %s/32 -p %s -m %s --dport %s -j DNAT --to-destination %s:%s" % (
-                    rule["public_ip"], rule["protocol"], rule["protocol"], rule["public_port"],
-                    rule["internal_ip"], rule["internal_port"]))
+                rules.add(
+                    "nat",
+                    "-A PREROUTING -d %s/32 -p %s -m %s --dport %s -j DNAT --to-destination %s:%s"
+                    % (
+                        rule["public_ip"],
+                        rule["protocol"],
+                        rule["protocol"],
+                        rule["public_port"],
+                        rule["internal_ip"],
+                        rule["internal_port"],
+                    ),
+                )
 
 
 class CsVpn(CsDataBag):
@@ -100,7 +110,9 @@ def source_nat(config, rules):
     if config.type() == "vpcrouter":
         for guest, _ in config.guests():
             for protocol, port in (("udp", 67), ("udp", 53), ("tcp", 53), ("tcp", 80), ("tcp", 8080)):
-                rules.add("filter", "-A INPUT -i %s -p %s -m %s --dport %d -j ACCEPT" % (guest, protocol, protocol, port))
+                rules.add(
+                    "filter", "-A INPUT -i %s -p %s -m %s --dport %d -j ACCEPT" % (guest, protocol, protocol, port)
+                )
 
 
 def apply_rules(config):
@@ -128,17 +140,29 @@ def parts(config):
         "static_routes.json": CsStaticRoutes("staticroutes").process,
         "monitor_service.json": CsMonitor(config).process,
     }
-    for name in ("network_acl", "firewall_rules", "ipv6_firewall_rules", "forwarding_rules", "staticnat_rules", "ip_aliases"):
+    for name in (
+        "network_acl",
+        "firewall_rules",
+        "ipv6_firewall_rules",
+        "forwarding_rules",
+        "staticnat_rules",
+        "ip_aliases",
+    ):
         table[name + ".json"] = rules
     return table
 
 
 def main(name):
-    logging.basicConfig(filename="/var/log/cloud.log", level=logging.INFO,
-                        format="%(asctime)s configure.py %(levelname)s %(message)s")
+    logging.basicConfig(
+        filename="/var/log/cloud.log", level=logging.INFO, format="%(asctime)s configure.py %(levelname)s %(message)s"
+    )
     name = os.path.basename(name)
-    logging.info("%s, domain %s, password servers %s", name, CsGuestNetwork().domain("eth0") or "-",
-                 CsProcess("passwd_server_ip.py").pids())
+    logging.info(
+        "%s, domain %s, password servers %s",
+        name,
+        CsGuestNetwork().domain("eth0") or "-",
+        CsProcess("passwd_server_ip.py").pids(),
+    )
     config = CsConfig()
     address = CsAddress(config)
     address.compare()
@@ -149,8 +173,16 @@ def main(name):
         CsPasswdSvc(config).setup()
     table = parts(config)
     if name == "cmd_line.json":
-        for part in ("vm_dhcp_entry.json", "vm_metadata.json", "vm_password.json", "guest_network.json",
-                     "static_routes.json", "bgp_peers.json", "monitor_service.json", "load_balancer.json"):
+        for part in (
+            "vm_dhcp_entry.json",
+            "vm_metadata.json",
+            "vm_password.json",
+            "guest_network.json",
+            "static_routes.json",
+            "bgp_peers.json",
+            "monitor_service.json",
+            "load_balancer.json",
+        ):
             table[part]()
     elif name in table:
         table[name]()

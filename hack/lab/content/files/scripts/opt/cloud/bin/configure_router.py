@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """What keepalived calls at every change of role: configure_router.py --primary | --backup | --fault."""
+
 import fcntl
 import logging
 import sys
@@ -12,8 +13,11 @@ ROLES = {"--primary": "set_primary", "--master": "set_primary", "--backup": "set
 
 
 def main(role):
-    logging.basicConfig(filename="/var/log/cloud.log", level=logging.INFO,
-                        format="%(asctime)s configure_router.py %(levelname)s %(message)s")
+    logging.basicConfig(
+        filename="/var/log/cloud.log",
+        level=logging.INFO,
+        format="%(asctime)s configure_router.py %(levelname)s %(message)s",
+    )
     with open("/tmp/primary_lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         logging.info("becoming %s", role.lstrip("-"))

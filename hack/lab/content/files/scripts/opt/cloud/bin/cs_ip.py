@@ -1,4 +1,5 @@
 """Merging of addresses: by device, and those of the boot line come first."""
+
 import ipaddress
 
 NW_TYPES = {
@@ -35,7 +36,9 @@ def from_cmdline(bag, config):
     for device, nw_type in NW_TYPES.get(config.get("type"), {}).items():
         address, netmask = config.get(device + "ip"), config.get(device + "mask")
         if address and netmask and address != "0.0.0.0":
-            gateway = {"guest": config.get("guestgw", address), "public": config.get("gateway", "None")}.get(nw_type, "None")
+            gateway = {"guest": config.get("guestgw", address), "public": config.get("gateway", "None")}.get(
+                nw_type, "None"
+            )
             _put(bag, entry(device, address, netmask, nw_type, gateway))
     return bag
 
@@ -43,6 +46,8 @@ def from_cmdline(bag, config):
 def merge(bag, pushed):
     for address in pushed.get("ip_address", []):
         device = "eth%s" % address["nic_dev_id"]
-        new = entry(device, address["public_ip"], address["netmask"], address["nw_type"], address.get("gateway", "None"))
+        new = entry(
+            device, address["public_ip"], address["netmask"], address["nw_type"], address.get("gateway", "None")
+        )
         _put(bag, dict(new, add=address.get("add", True)))
     return bag

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """Whether the root file system takes a write."""
+
 import os
 import sys
 import tempfile

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """Merges what is pushed into the data bags of /etc/cloudstack."""
+
 import gzip
 import json
 import logging

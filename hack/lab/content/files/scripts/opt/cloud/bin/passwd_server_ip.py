@@ -1,5 +1,6 @@
 #!/usr/bin/python
 """Hands a tenant its new password once: port 8080 on the addresses of the argument (address[,address])."""
+
 import hmac
 import http.server
 import os

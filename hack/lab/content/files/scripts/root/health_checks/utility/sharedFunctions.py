@@ -1,4 +1,5 @@
 """What several checks need: the expectations that were pushed, and how a check ends."""
+
 import json
 import sys
 

@@ -1,4 +1,5 @@
 """Addresses: what is in the bag is put on the devices, what is not is taken away."""
+
 from cs import CsHelper
 
 

@@ -1,4 +1,5 @@
 """apache2's virtual hosts and the password servers, one for each guest address."""
+
 import glob
 
 from cs import CsHelper
@@ -30,7 +31,7 @@ class CsApache:
             if not vhost.exists():
                 changed |= vhost.write(ConfigFile(self.TEMPLATE).text().replace("10.1.1.1", address))
         for path in glob.glob(self.FOLDER + "/vhost-*.conf"):
-            if path[len(self.FOLDER) + len("/vhost-"):-len(".conf")] not in wanted:
+            if path[len(self.FOLDER) + len("/vhost-") : -len(".conf")] not in wanted:
                 changed |= ConfigFile(path).remove()
         if changed:
             CsHelper.service("apache2", "restart")

@@ -1,4 +1,5 @@
 """BGP peers: the lab's root has no frr, so they are only counted."""
+
 import logging
 
 from cs.CsDatabag import CsDataBag

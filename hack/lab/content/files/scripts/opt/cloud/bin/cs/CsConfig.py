@@ -1,4 +1,5 @@
 """What every part of configure.py needs: the boot line and the addresses."""
+
 from cs.CsDatabag import CsCmdLine, CsDataBag
 
 

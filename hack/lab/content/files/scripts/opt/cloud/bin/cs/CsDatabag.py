@@ -1,4 +1,5 @@
 """The data bags in /etc/cloudstack: the router's only copy of its configuration."""
+
 import merge
 
 

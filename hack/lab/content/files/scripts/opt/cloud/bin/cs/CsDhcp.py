@@ -1,4 +1,5 @@
 """dnsmasq: ranges, hosts, options and names out of the dhcpentry bag."""
+
 from cs import CsHelper
 from cs.CsDatabag import CsDataBag
 from cs.CsFile import ConfigFile
@@ -33,8 +34,11 @@ class CsDhcp(CsDataBag):
     def process(self):
         hosts = self._hosts()
         changed = ConfigFile("/etc/dnsmasq.d/cloud.conf").write(self._cloud_conf())
-        ConfigFile("/etc/dhcphosts.txt").write("".join(
-            "%s,%s,%s,infinite\n" % (host["mac_address"], host["ipv4_address"], host["host_name"]) for host in hosts))
+        ConfigFile("/etc/dhcphosts.txt").write(
+            "".join(
+                "%s,%s,%s,infinite\n" % (host["mac_address"], host["ipv4_address"], host["host_name"]) for host in hosts
+            )
+        )
         ConfigFile("/etc/dhcpopts.txt").write("")
         self._write_hosts(hosts)
         if self.config.holds_traffic():

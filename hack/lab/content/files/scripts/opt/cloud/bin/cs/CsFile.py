@@ -1,4 +1,5 @@
 """Configuration files that are written only when their text changes."""
+
 import os
 
 

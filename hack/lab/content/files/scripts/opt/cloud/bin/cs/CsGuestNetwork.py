@@ -1,4 +1,5 @@
 """Facts of a guest network out of the guestnetwork bag."""
+
 from cs.CsDatabag import CsDataBag
 
 

@@ -1,4 +1,5 @@
 """Running commands and asking systemd, for the other modules."""
+
 import logging
 import subprocess
 

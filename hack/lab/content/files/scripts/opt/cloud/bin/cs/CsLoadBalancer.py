@@ -1,4 +1,5 @@
 """haproxy.cfg out of the loadbalancer bag; reloaded only when the text changes."""
+
 from cs import CsHelper
 from cs.CsDatabag import CsDataBag
 from cs.CsFile import ConfigFile
@@ -17,7 +18,9 @@ class CsLoadBalancer(CsDataBag):
         pushed = self.bag["config"][0]
         for rule in pushed.get("add_rules", []):
             address, port = rule.split(":")[:2]
-            rules.add("filter", "-A INPUT -d %s/32 -p tcp -m tcp --dport %s -m state --state NEW -j ACCEPT" % (address, port))
+            rules.add(
+                "filter", "-A INPUT -d %s/32 -p tcp -m tcp --dport %s -m state --state NEW -j ACCEPT" % (address, port)
+            )
         text = "".join(line + "\n" for line in pushed["configuration"])
         ConfigFile(LIVE + ".new").write(text)
         if ConfigFile(LIVE).write(text):

@@ -1,4 +1,5 @@
 """What is watched: services for monitorServices.py, expectations for the health checks, and when."""
+
 import json
 
 from cs.CsDatabag import CsDataBag
@@ -16,10 +17,14 @@ class CsMonitor(CsDataBag):
             return
         sections = []
         for entry in pushed.get("services", []):
-            sections.append("[%s]\nprocessname=%s\nservicename=%s\npidfile=%s\n" % (
-                entry["name"], entry["processname"], entry["servicename"], entry["pidfile"]))
+            sections.append(
+                "[%s]\nprocessname=%s\nservicename=%s\npidfile=%s\n"
+                % (entry["name"], entry["processname"], entry["servicename"], entry["pidfile"])
+            )
         ConfigFile("/etc/monitor.conf").write("".join(sections))
-        ConfigFile("/root/health_checks_data.json").write(json.dumps(pushed.get("health_checks_data", {}), indent=1) + "\n")
+        ConfigFile("/root/health_checks_data.json").write(
+            json.dumps(pushed.get("health_checks_data", {}), indent=1) + "\n"
+        )
         lines = ["SHELL=/bin/bash", "PATH=/sbin:/bin:/usr/sbin:/usr/bin"]
         for kind in ("basic", "advanced"):
             minutes = int(pushed.get("interval_" + kind, 0))

@@ -1,4 +1,5 @@
 """Rules: missing ones are added, ones that nobody asked for are deleted, the result is saved for the next boot."""
+
 import re
 
 from cs import CsHelper

@@ -1,4 +1,5 @@
 """Processes by name, for what systemd does not know."""
+
 from cs import CsHelper
 
 

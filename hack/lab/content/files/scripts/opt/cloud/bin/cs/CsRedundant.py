@@ -1,4 +1,5 @@
 """A pair of routers: keepalived decides, and each role takes its services with it."""
+
 import os
 import shutil
 
@@ -48,7 +49,8 @@ class CsRedundant:
         ConfigFile(HEARTBEAT_CRON).write(
             "SHELL=/bin/bash\nPATH=/sbin:/bin:/usr/sbin:/usr/bin\n"
             "* * * * * root %s/check_heartbeat.sh >/dev/null 2>&1\n"
-            "* * * * * root sleep 30; %s/check_heartbeat.sh >/dev/null 2>&1\n" % (RAMDISK, RAMDISK))
+            "* * * * * root sleep 30; %s/check_heartbeat.sh >/dev/null 2>&1\n" % (RAMDISK, RAMDISK)
+        )
         if conntrackd_changed or not CsHelper.is_active("conntrackd"):
             CsHelper.service("conntrackd", "restart")
             CsHelper.service("keepalived", "restart")
@@ -61,7 +63,8 @@ class CsRedundant:
         if live.exists():
             return live.text()
         addresses = "".join(
-            "        %s/%s brd + dev %s\n" % (entry["gateway"], entry["size"], device) for device, entry in guests)
+            "        %s/%s brd + dev %s\n" % (entry["gateway"], entry["size"], device) for device, entry in guests
+        )
         text = ConfigFile(TEMPLATES + "/keepalived.conf.templ").text()
         for token, value in (
             ("[ROUTER_ID]", self.cmdline.get("name")),
@@ -75,8 +78,13 @@ class CsRedundant:
 
     def _conntrackd(self, device, entry):
         text = ConfigFile(TEMPLATES + "/conntrackd.conf.templ").text()
-        return text.replace("[INTERFACE]", device).replace("[LINK_IP]", entry["public_ip"]).replace(
-            "[IGNORE_IP]", "\n".join("            IPv4_address %s" % entry[key] for key in ("public_ip", "gateway")))
+        return (
+            text.replace("[INTERFACE]", device)
+            .replace("[LINK_IP]", entry["public_ip"])
+            .replace(
+                "[IGNORE_IP]", "\n".join("            IPv4_address %s" % entry[key] for key in ("public_ip", "gateway"))
+            )
+        )
 
     def _public_links(self, state):
         for device in sorted({device for device, _ in self.config.publics()}):

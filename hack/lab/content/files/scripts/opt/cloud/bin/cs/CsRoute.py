@@ -1,4 +1,5 @@
 """The default route toward the public gateway."""
+
 from cs import CsHelper
 
 

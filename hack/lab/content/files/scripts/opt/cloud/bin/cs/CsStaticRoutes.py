@@ -1,4 +1,5 @@
 """Static routes of a VPC."""
+
 from cs import CsHelper
 from cs.CsDatabag import CsDataBag
 

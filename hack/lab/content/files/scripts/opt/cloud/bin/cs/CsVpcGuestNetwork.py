@@ -1,4 +1,5 @@
 """Tiers of a VPC: IPv6 is not used in the lab, so there is nothing to advertise."""
+
 from cs.CsDatabag import CsDataBag
 
 

@@ -11,11 +11,14 @@ case "$TYPE" in
   router | vpcrouter | dhcpsrvr) /opt/cloud/bin/update_config.py cmd_line.json ;;
 esac
 
+# A word may name a unit that this template does not have (frr, portmap).
 for service in $(cat $CACHE/enabled_svcs 2>/dev/null); do
-  systemctl enable --now --no-block "$service" >/dev/null 2>&1
+  systemctl is-enabled --quiet "$service" 2>/dev/null || systemctl enable "$service" >/dev/null 2>&1
+  systemctl start --no-block "$service" >/dev/null 2>&1
 done
 for service in $(cat $CACHE/disabled_svcs 2>/dev/null); do
-  systemctl disable --now --no-block "$service" >/dev/null 2>&1
+  ! systemctl is-enabled --quiet "$service" 2>/dev/null || systemctl disable "$service" >/dev/null 2>&1
+  systemctl stop --no-block "$service" >/dev/null 2>&1
 done
 
 date >$CACHE/boot_up_done
