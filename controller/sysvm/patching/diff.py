@@ -1,0 +1,345 @@
+"""What a payload means for one VM: pure, from the payload, the facts of its files and the table of owners.
+
+The result says it twice: as a report for people (changed, missing, extra) and as the parts of an order for the VM. Both
+come from the same list of changes, so what is reported is what would be done.
+"""
+
+import hashlib
+import posixpath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sysvm.api.endpoint import SystemVMType
+from sysvm.api.systemvm import ContentState
+from sysvm.patching import protocol
+from sysvm.patching.archives import FileEntry
+from sysvm.patching.merge import MERGES
+from sysvm.patching.ownership import ActionKind, FileRule, Owner, rule_for
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import ContentReport
+from sysvm.patching.services import UnitAction, plain, strongest
+
+SCRIPTS_TREE = "/opt/cloud"
+AGENT_TREE = "/usr/local/cloud/systemvm"
+AGENT_UNIT = "cloud"
+AGENT_RUNTIME = ("conf/*", "certs/realhostip.keystore", "*.log", "*.log.*")
+"""Written by boot scripts, the agent and the management server (CloudStack 4.21 bootstrap.sh, keystore-setup,
+keystore-cert-import, config_ssl.sh): kept whatever agent.zip brings; only what is missing is put there."""
+
+_SHOWN_PATHS = 10
+_NEW_FILE_MODE = 0o644
+_EXECUTABLE_MODE = 0o755
+_AGENT_SCRIPT_MODE = 0o555
+
+
+class ChangeKind(StrEnum):
+    CHANGED = "changed"
+    MISSING = "missing"
+    EXTRA = "extra"
+    """The payload that is on the VM had it and the new one has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One path of the VM that differs. `path` is absolute; `entry` is None for `EXTRA`."""
+
+    path: str
+    kind: ChangeKind
+    entry: protocol.FileEntry | None
+    rule: FileRule | None
+    """None: a file of the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """All that differs, and what it asks for."""
+
+    scripts: tuple[Change, ...]
+    agent: tuple[Change, ...] | None
+    """None: this type runs no agent, or the payload has none."""
+    kept: tuple[str, ...]
+    """Edited files whose own lines are kept although the payload brings another text."""
+    contents: Mapping[str, bytes]
+    """Merged texts by sha256: what the payload itself does not hold."""
+    revision: str
+
+    @property
+    def scripts_report(self) -> ContentReport:
+        return _report(self.revision, self.scripts)
+
+    @property
+    def agent_report(self) -> ContentReport | None:
+        return _report(self.revision, self.agent) if self.agent is not None else None
+
+    @property
+    def daemon_reload(self) -> bool:
+        return any(change.rule is not None and change.rule.daemon_reload for change in self.scripts)
+
+    def unit_actions(self, units: Iterable[str]) -> dict[str, UnitAction]:
+        """The least action for each of these units (instances spelled out), without those that nothing touches."""
+        wanted: dict[str, list[UnitAction]] = {}
+        for change in self.scripts:
+            if change.rule is None or change.rule.unit is None:
+                continue
+            action = UnitAction.RELOAD if change.rule.action is ActionKind.RELOAD else UnitAction.RESTART
+            for unit in units:
+                if _is_meant(unit, change.rule.unit):
+                    wanted.setdefault(unit, []).append(action)
+        if self.agent:
+            for unit in units:
+                if plain(unit) == AGENT_UNIT:
+                    wanted.setdefault(unit, []).append(UnitAction.STOP_START)
+        return {unit: strongest(actions) for unit, actions in wanted.items()}
+
+    def trees(self) -> list[protocol.TreeOrder]:
+        """Folders that change, switched as one each."""
+        trees = [_tree(SCRIPTS_TREE, [change for change in self.scripts if _below(change.path, SCRIPTS_TREE)], ())]
+        trees.append(_tree(AGENT_TREE, list(self.agent or ()), AGENT_RUNTIME))
+        return [tree for tree in trees if tree["files"] or tree["remove"]]
+
+    def single_files(self) -> list[protocol.FileEntry]:
+        return [change.entry for change in self._single() if change.entry is not None]
+
+    def single_removals(self) -> list[str]:
+        return [change.path for change in self._single() if change.entry is None]
+
+    def single_folders(self) -> list[protocol.FolderEntry]:
+        """Every folder above a file that is missing; the VM makes those that it lacks."""
+        missing = [change.path for change in self._single() if change.kind is ChangeKind.MISSING]
+        return [_folder(path) for path in _parents(missing, above="/")]
+
+    def _single(self) -> list[Change]:
+        return [change for change in self.scripts if not _below(change.path, SCRIPTS_TREE)]
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """The payload that is on the VM, as its own /usr/share/cloud/cloud-scripts.tgz lists it."""
+
+    entries: Mapping[str, FileEntry] = field(default_factory=dict)
+
+
+def digest_args(payload: Payload, vm_type: SystemVMType, previous: Previous) -> protocol.DigestArgs:
+    """What to ask the VM for, so that `compare` knows every file concerned."""
+    names = set(payload.scripts.entries) | set(previous.entries)
+    roots = [SCRIPTS_TREE]
+    if payload.agent is not None and vm_type.runs_agent:
+        roots.append(AGENT_TREE)
+    singles = sorted(f"/{name}" for name in names if not _below(f"/{name}", SCRIPTS_TREE))
+    return {"paths": singles, "roots": roots, "exclude": []}
+
+
+def contents_to_read(
+    payload: Payload, vm_type: SystemVMType, previous: Previous, facts: Mapping[str, protocol.FileFact]
+) -> list[str]:
+    """Absolute paths of live files that must be merged: edited, and neither the new nor the old packaged text."""
+    paths = []
+    for name, entry in payload.scripts.entries.items():
+        rule = rule_for(name, vm_type)
+        if name not in MERGES or rule.owner is not Owner.EDITED or rule.ignored:
+            continue
+        live = _live_digest(facts.get(f"/{name}"))
+        if live is not None and live != entry.sha256 and live != _packaged(previous, name):
+            paths.append(f"/{name}")
+    return paths
+
+
+def compare(
+    payload: Payload,
+    vm_type: SystemVMType,
+    previous: Previous,
+    facts: Mapping[str, protocol.FileFact],
+    live_contents: Mapping[str, bytes],
+) -> Difference:
+    """Everything that differs between the VM and the payload. `live_contents`: what `contents_to_read` asked for."""
+    changes: list[Change] = []
+    kept: list[str] = []
+    merged: dict[str, bytes] = {}
+    for name, entry in sorted(payload.scripts.entries.items()):
+        path = f"/{name}"
+        rule, fact = rule_for(name, vm_type), facts.get(path)
+        if rule.ignored or (rule.owner is Owner.RUNTIME and not _absent(fact)):
+            continue
+        digest, size = entry.sha256, entry.size
+        live = _live_digest(fact)
+        if rule.owner is Owner.EDITED and live is not None and live not in (digest, _packaged(previous, name)):
+            if path not in live_contents:
+                kept.append(path)
+                continue
+            text = MERGES[name](live_contents[path], payload.script_text(name))
+            digest, size = hashlib.sha256(text).hexdigest(), len(text)
+            merged[digest] = text
+            if digest == live:
+                continue
+        change = _scripts_change(path, entry, digest, size, rule, fact)
+        if change is not None:
+            changes.append(change)
+    changes += _extra_scripts(payload, vm_type, previous, facts)
+    agent = _agent_changes(payload, facts) if payload.agent is not None and vm_type.runs_agent else None
+    wanted = {change.entry["sha256"] for change in changes if change.entry is not None}
+    return Difference(
+        scripts=tuple(sorted(changes, key=lambda change: change.path)),
+        agent=agent,
+        kept=tuple(kept),
+        contents={digest: text for digest, text in merged.items() if digest in wanted},
+        revision=payload.revision,
+    )
+
+
+def _scripts_change(
+    path: str, entry: FileEntry, digest: str, size: int, rule: FileRule, fact: protocol.FileFact | None
+) -> Change | None:
+    kind = _difference(fact, digest, executable=entry.executable if rule.payload_mode else None)
+    if kind is None:
+        return None
+    mode = _EXECUTABLE_MODE if rule.payload_mode and entry.executable else _NEW_FILE_MODE
+    wanted = _file_entry(path, digest, size, mode, fact, executable=entry.executable if rule.payload_mode else None)
+    return Change(path, kind, wanted, rule)
+
+
+def _extra_scripts(
+    payload: Payload, vm_type: SystemVMType, previous: Previous, facts: Mapping[str, protocol.FileFact]
+) -> list[Change]:
+    """Only what the earlier payload brought and nobody has changed since is taken away again."""
+    extra = []
+    for name in sorted(set(previous.entries) - set(payload.scripts.entries)):
+        rule, fact = rule_for(name, vm_type), facts.get(f"/{name}")
+        if rule.ignored or rule.owner is not Owner.PACKAGE or fact is None or fact["kind"] not in ("file", "link"):
+            continue
+        extra.append(Change(f"/{name}", ChangeKind.EXTRA, None, rule))
+    return extra
+
+
+def _agent_changes(payload: Payload, facts: Mapping[str, protocol.FileFact]) -> tuple[Change, ...]:
+    agent = payload.agent
+    if agent is None:
+        return ()
+    changes = []
+    for name, entry in sorted(agent.entries.items()):
+        path = f"{AGENT_TREE}/{name}"
+        fact = facts.get(path)
+        if _is_agent_runtime(name) and not _absent(fact):
+            continue
+        executable = True if entry.executable else None
+        kind = _difference(fact, entry.sha256, executable=executable)
+        if kind is not None:
+            mode = _AGENT_SCRIPT_MODE if entry.executable else _NEW_FILE_MODE
+            wanted = _file_entry(path, entry.sha256, entry.size, mode, fact, executable=executable)
+            changes.append(Change(path, kind, wanted, None))
+    # Every jar of the folder is on the agent's class path (CloudStack 4.21 _run.sh): one too many is another program.
+    strays = (
+        path
+        for path, fact in facts.items()
+        if posixpath.dirname(path) == AGENT_TREE
+        and path.endswith(".jar")
+        and fact["kind"] in ("file", "link")
+        and posixpath.basename(path) not in agent.entries
+    )
+    changes += [Change(path, ChangeKind.EXTRA, None, None) for path in sorted(strays)]
+    return tuple(changes)
+
+
+def _is_agent_runtime(name: str) -> bool:
+    return name.startswith("conf/") or name == "certs/realhostip.keystore"
+
+
+def _difference(fact: protocol.FileFact | None, digest: str, *, executable: bool | None) -> ChangeKind | None:
+    if _absent(fact):
+        return ChangeKind.MISSING
+    if fact is None or fact["kind"] != "file" or fact["sha256"] != digest:
+        return ChangeKind.CHANGED
+    if executable is not None and bool(fact["mode"] & 0o100) is not executable:
+        return ChangeKind.CHANGED
+    return None
+
+
+def _file_entry(
+    path: str, digest: str, size: int, mode: int, fact: protocol.FileFact | None, *, executable: bool | None
+) -> protocol.FileEntry:
+    entry: protocol.FileEntry = {
+        "path": path,
+        "sha256": digest,
+        "size": size,
+        "link": None,
+        "mode": mode,
+        "uid": 0,
+        "gid": 0,
+        "keep_mode": True,
+        "keep_owner": True,
+        "executable": executable,
+    }
+    if _absent(fact):
+        entry["expect"] = None
+    elif fact is not None and fact["kind"] == "file":
+        entry["expect"] = fact["sha256"]
+    return entry
+
+
+def _tree(path: str, changes: list[Change], runtime: tuple[str, ...]) -> protocol.TreeOrder:
+    files = [_inside(path, change.entry) for change in changes if change.entry is not None]
+    missing = [change.path for change in changes if change.kind is ChangeKind.MISSING]
+    folders = [_folder(posixpath.relpath(folder, path)) for folder in _parents(missing, above=path)]
+    return {
+        "path": path,
+        "files": files,
+        "folders": folders,
+        "remove": [posixpath.relpath(change.path, path) for change in changes if change.entry is None],
+        "runtime": list(runtime),
+    }
+
+
+def _inside(tree: str, entry: protocol.FileEntry) -> protocol.FileEntry:
+    inner = entry.copy()
+    inner["path"] = posixpath.relpath(entry["path"], tree)
+    return inner
+
+
+def _folder(path: str) -> protocol.FolderEntry:
+    return {"path": path, "mode": 0o755, "uid": 0, "gid": 0}
+
+
+def _parents(paths: Iterable[str], *, above: str) -> list[str]:
+    """All folders between `above` and the paths, outer ones first."""
+    found: set[str] = set()
+    for path in paths:
+        parent = posixpath.dirname(path)
+        while parent not in (above, "/", ""):
+            found.add(parent)
+            parent = posixpath.dirname(parent)
+    return sorted(found)
+
+
+def _report(revision: str, changes: tuple[Change, ...]) -> ContentReport:
+    counts = {kind: sum(change.kind is kind for change in changes) for kind in ChangeKind}
+    return ContentReport(
+        revision=revision,
+        state=ContentState.DRIFTED if changes else ContentState.MATCHES,
+        changed=counts[ChangeKind.CHANGED],
+        missing=counts[ChangeKind.MISSING],
+        extra=counts[ChangeKind.EXTRA],
+        paths=tuple(sorted(change.path for change in changes)[:_SHOWN_PATHS]),
+    )
+
+
+def _is_meant(unit: str, wanted: str) -> bool:
+    name = plain(unit)
+    return name.startswith(wanted[:-1]) if wanted.endswith("@*") else name == wanted
+
+
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(f"{folder}/")
+
+
+def _absent(fact: protocol.FileFact | None) -> bool:
+    """A path below a listed root that the VM did not mention is not there."""
+    return fact is None or fact["kind"] == "absent"
+
+
+def _live_digest(fact: protocol.FileFact | None) -> str | None:
+    return fact["sha256"] if fact is not None and fact["kind"] == "file" else None
+
+
+def _packaged(previous: Previous, name: str) -> str | None:
+    entry = previous.entries.get(name)
+    return entry.sha256 if entry is not None else None
