@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ _ENVIRONMENT = (
     "TERM=dumb",
 )
 EXEC_SECONDS = 60.0
+_GRACE_SECONDS = 5.0
+_KILLED = (137, -9)
 
 # Runs in the VM with its own Python. One line of JSON in (paths), one out.
 _SNAPSHOT = r"""
@@ -147,17 +150,24 @@ class Guest:
         self, command: str | Sequence[str], content: bytes | None, timeout: float
     ) -> subprocess.CompletedProcess[bytes]:
         argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        # Killed from inside: killing only the way in would leave the command in the VM, without a parent there.
+        limited = ["timeout", "--signal=KILL", f"{timeout:.3f}", *argv]
+        started = time.monotonic()
+        overdue = GuestError(f"{self._name}: {_shown(command)}: not done in {timeout:g} s")
         try:
-            return subprocess.run(
-                self.command(argv),
+            done = subprocess.run(
+                self.command(limited),
                 check=False,
                 input=content,
                 stdin=subprocess.DEVNULL if content is None else None,
                 capture_output=True,
-                timeout=timeout,
+                timeout=timeout + _GRACE_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            raise GuestError(f"{self._name}: {_shown(command)}: not done in {timeout:.0f} s") from None
+            raise overdue from None
+        if done.returncode in _KILLED and time.monotonic() - started >= timeout:
+            raise overdue
+        return done
 
 
 def _entry(raw: Mapping[str, object], *, times: bool) -> Entry:

@@ -140,7 +140,6 @@ class Lab:
         toolbox.run(["ip", "-n", network.FABRIC, "-batch", "-"], text="\n".join(network.fabric_lines()) + "\n")
         toolbox.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "sysvm-lab", "-f", self.private_key])
         state.slot = self._start_relay(toolbox, log)
-        state.phase = Phase.UP
         state.save(self._state_file)
         self._say(f"networks and relay on 127.77.{state.slot}.0/24 ({time.monotonic() - started:.1f} s)")
 
@@ -224,14 +223,16 @@ class Lab:
         """Makes VMs, starts them and waits until they have booted. Raises LabError when a name or index is taken."""
         with self._locked():
             state, toolbox = self._open()
+            state.phase = Phase.STARTING
             records = [self._enlist(state, toolbox, spec, release) for spec in specs]
             started = time.monotonic()
             with ThreadPoolExecutor(_MAKERS) as makers:
                 list(makers.map(lambda record: self._make(state, toolbox, record), records))
-            state.save(self._state_file)
             self._say(f"{_count(records)} laid out ({time.monotonic() - started:.1f} s)")
             for record in records:
                 self._start(toolbox, record)
+            state.phase = Phase.UP
+            state.save(self._state_file)
         with ThreadPoolExecutor(max(1, len(specs))) as waiters:
             list(waiters.map(lambda spec: self.wait_booted(spec.name), specs))
 
