@@ -141,9 +141,7 @@ class Store(Generic[T]):
         grave = self._graves.get(key)
         if grave is not None and grave.holds(uid, version):
             return False
-        new = Entry(key, uid, version, self._project(obj))
-        self._graves.pop(key, None)  # its versions are all below the new one's
-        self._set(key, old, new)
+        self._set(key, old, Entry(key, uid, version, self._project(obj)))
         return True
 
     def remove(self, obj: Object) -> bool:
@@ -161,11 +159,9 @@ class Store(Generic[T]):
     def forget(self, key: Key, uid: str = "") -> bool:
         """The object is gone, as the server told us without its last state. Without ``uid``: whichever we hold."""
         old = self._entries.get(key)
-        if old is None:
-            if uid:
+        if old is None or (uid and old.uid != uid):
+            if uid:  # a life that we have not heard of yet, and will
                 self._bury(key, uid, 0)
-            return False
-        if uid and old.uid != uid:
             return False
         self._bury(key, old.uid, old.resource_version)
         self._set(key, old, None)
@@ -184,7 +180,7 @@ class Store(Generic[T]):
             and entry.resource_version <= resource_version
             and (namespace is None or key.namespace == namespace)
         ]
-        self._age_graves(resource_version)
+        self._age_graves(resource_version, namespace)
         for entry in dropped:
             self._bury(entry.key, entry.uid, resource_version)
             self._set(entry.key, entry, None)
@@ -235,10 +231,10 @@ class Store(Generic[T]):
         if len(self._graves) > GRAVES_AT_MOST:
             del self._graves[next(iter(self._graves))]
 
-    def _age_graves(self, resource_version: int) -> None:
+    def _age_graves(self, resource_version: int, namespace: str | None) -> None:
         """After two relists no event about the dead can still be on its way."""
         for key, grave in list(self._graves.items()):
-            if grave.resource_version <= resource_version:
+            if grave.resource_version <= resource_version and namespace in (None, key.namespace):
                 grave.settled += 1
                 if grave.settled >= 2:
                     del self._graves[key]
