@@ -38,7 +38,7 @@ def unknown(type_: ConditionType, reason: Reason, message: str = "") -> Wanted:
 
 
 def bounded(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """The text, shortened in the middle when it is too long: the beginning names the VM, the end holds the last output."""
+    """The text, shortened in the middle if too long: the beginning names the VM, the end holds the last output."""
     if len(text) <= limit:
         return text
     cut = " [...] "

@@ -44,7 +44,7 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
     | differ | Content | Scripts | Scripts, PartialPatch |
     | never compared, another release, stale | unknown | unknown | unknown |
 
-    A signature that does not belong to the VM's own tgz is SignatureMismatch and counts as Scripts even if the files match.
+    A signature that does not belong to the VM's own tgz is SignatureMismatch, and Scripts even if the files match.
     """
     observed = facts.observed
     if observed is None:

@@ -143,7 +143,7 @@ class VMFacts:
 
     @property
     def zone_group(self) -> str | None:
-        """`secstorage@zone`: the VMs that serve a zone together; None for routers. An unnamed zone counts as one zone."""
+        """`secstorage@zone`: the VMs that serve a zone together; None for routers. No zone counts as one zone."""
         if self.identity is None or not self.is_zone_type:
             return None
         return f"{self.identity.type}@{self.identity.zone or ''}"
@@ -176,11 +176,11 @@ class VMFacts:
         return self.operation.result
 
     def was_brought_to(self, revision: str) -> bool:
-        """An operation for this revision once succeeded here."""
-        done = OperationResult.SUCCEEDED
-        if self.operation and (self.operation.revision, self.operation.result) == (revision, done):
-            return True
-        return any((entry.revision, entry.result) == (revision, done) for entry in self.history)
+        """The last operation that succeeded here was for this revision."""
+        past = [(entry.revision, entry.result) for entry in self.history]
+        if self.operation is not None and self.operation.result is not None:
+            past.insert(0, (self.operation.revision, self.operation.result))
+        return next((to for to, result in past if result is OperationResult.SUCCEEDED), None) == revision
 
     def matches(self, revision: str) -> bool:
         """The last comparison of all files was with this revision, found no difference, and is not stale."""
@@ -193,7 +193,7 @@ class VMFacts:
         )
 
     def looked_at_after_operation(self) -> bool:
-        """The last look is newer than the end of the last operation. Times have whole seconds, so equal is not newer."""
+        """The last look is newer than the end of the last operation. Times are whole seconds: equal is not newer."""
         ended = self.operation.finished_at if self.operation else None
         return self.observed is not None and (ended is None or self.observed.at > ended)
 

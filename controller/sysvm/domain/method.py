@@ -7,12 +7,13 @@ here once and shown in the plan, the SystemVM and the policy.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sysvm.api.base import format_time
 from sysvm.api.policy import AllowedMethod, Method
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import DriftKind
+from sysvm.api.systemvm import ContentState, DriftKind
 from sysvm.domain.drift import Drift, drift_of
 from sysvm.domain.facts import Release, VMFacts
-from sysvm.domain.versions import Verdict
+from sysvm.domain.versions import Verdict, compatibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +75,175 @@ def decide(
     excluded: str | None = None,
 ) -> Decision:
     """The decision for one VM. `excluded`: the reason (perhaps empty) if the policy leaves it alone."""
-    raise NotImplementedError
+    drift = drift_of(facts, release)
+    template = facts.observed.template.version if facts.observed and facts.observed.template else None
+    verdict = compatibility(release.compatibility, template, release.version)
+    context = Context(facts, release, drift, verdict, tuple(methods), heal, excluded)
+    finding = next(found for checker in CHECKERS if (found := checker(context)) is not None)
+    return Decision(
+        method=finding.method,
+        reason=finding.reason,
+        message=finding.sentence,
+        drift=drift,
+        warnings=_warnings(context) if finding.method is Method.LIVE_PATCH else (),
+        undecided=finding.undecided,
+    )
+
+
+def is_excluded(context: Context) -> Finding | None:
+    """A policy may name VMs that it leaves alone."""
+    if context.excluded is None:
+        return None
+    why = f": {context.excluded}" if context.excluded else ""
+    return Finding(Method.HOLD, Reason.EXCLUDED, f"{context.facts.vm} is excluded by the policy{why}")
+
+
+def is_going_away(context: Context) -> Finding | None:
+    if not context.facts.deleting:
+        return None
+    return Finding(Method.HOLD, Reason.DELETING, f"{context.facts.vm} is being removed from the inventory")
+
+
+def is_on_hold(context: Context) -> Finding | None:
+    """A person's wish goes before everything that we know."""
+    hold = context.facts.hold
+    if hold is None:
+        return None
+    until = f" until {format_time(hold.until)}" if hold.until else ""
+    return Finding(Method.HOLD, Reason.ON_HOLD, f"{context.facts.vm} is on hold{until}: {hold.reason}")
+
+
+def is_inconsistent(context: Context) -> Finding | None:
+    """After a failed rollback nothing automatic touches the VM again."""
+    if not context.facts.inconsistent:
+        return None
+    return Finding(
+        Method.HOLD,
+        Reason.INCONSISTENT,
+        f"{context.facts.vm} is neither old nor new after a failed rollback: a person must repair it, "
+        "then the next look finds it",
+    )
+
+
+def is_unreachable(context: Context) -> Finding | None:
+    facts = context.facts
+    if not facts.unreachable:
+        return None
+    why = f": {facts.reach.message}" if facts.reach.message else ""
+    return Finding(Method.HOLD, facts.reach.reason, f"{facts.vm} cannot be reached{why}")
+
+
+def is_not_known_yet(context: Context) -> Finding | None:
+    """Nothing is decided on a guess: neither a patch, nor that none is needed."""
+    notes, vm, release = context.drift.notes, context.facts.vm, context.release
+    sentences = {
+        Reason.NOT_OBSERVED: f"{vm} was never looked at",
+        Reason.NOT_COMPARED: f"the files of {vm} were not yet compared with {release.version} ({release.short})",
+        Reason.CONTENT_STALE: f"the files of {vm} were last compared too long ago",
+    }
+    reason = next((reason for reason in sentences if reason in notes), None)
+    return None if reason is None else Finding(Method.NONE, reason, sentences[reason], undecided=True)
+
+
+def is_up_to_date(context: Context) -> Finding | None:
+    """Nothing to do. Another build of the same files is up to date: content decides."""
+    if not context.drift.converged:
+        return None
+    vm, release = context.facts.vm, context.release
+    if Reason.SIGNATURE_ONLY in context.drift.notes:
+        return Finding(
+            Method.NONE,
+            Reason.SIGNATURE_ONLY,
+            f"every file of {vm} is that of {release.version} ({release.short}), from another build of the payload",
+        )
+    return Finding(Method.NONE, Reason.UP_TO_DATE, f"{vm} is at {release.version} ({release.short})")
+
+
+def is_not_compatible(context: Context) -> Finding | None:
+    """The template decides what a live patch can install; a version that cannot be read is no licence."""
+    if context.verdict.supported:
+        return None
+    observed = context.facts.observed
+    template = f" (template {observed.template.version})" if observed and observed.template else ""
+    return Finding(
+        Method.HOLD,
+        context.verdict.reason or Reason.NOT_COMPATIBLE,
+        f"{context.facts.vm}{template} cannot be live-patched to {context.release.version}: {context.verdict.message}",
+    )
+
+
+def is_drifted_without_leave_to_heal(context: Context) -> Finding | None:
+    """Somebody changed a VM that was at the release: that is reported, and put back only where the policy says so."""
+    if not context.drift.was_at_release or context.heal:
+        return None
+    return Finding(
+        Method.HOLD,
+        Reason.DRIFTED,
+        f"{context.facts.vm} was at {context.release.version} ({context.release.short}) and no longer is: "
+        f"{_figures(context)}; drift.heal is Never",
+    )
+
+
+def needs_live_patch(context: Context) -> Finding:
+    """Last: what is left differs and can be closed, if the policy lists the method."""
+    vm, release = context.facts.vm, context.release
+    if Reason.PARTIAL_PATCH in context.drift.notes:
+        reason = Reason.PARTIAL_PATCH
+    elif Reason.SIGNATURE_MISMATCH in context.drift.notes:
+        reason = Reason.SIGNATURE_MISMATCH
+    elif DriftKind.CONTENT in context.drift.kinds:
+        reason = Reason.CONTENT_DRIFTED
+    else:
+        reason = Reason.SCRIPTS_OUTDATED
+    sentence = f"{vm} is not at {release.version} ({release.short}): {_figures(context)}"
+    if AllowedMethod.LIVE_PATCH not in context.methods:
+        return Finding(Method.HOLD, Reason.METHOD_NOT_ALLOWED, f"{sentence}; the policy does not list LivePatch")
+    return Finding(Method.LIVE_PATCH, reason, sentence)
+
+
+CHECKERS: tuple[Checker, ...] = (
+    is_excluded,
+    is_going_away,
+    is_on_hold,
+    is_inconsistent,
+    is_unreachable,
+    is_not_known_yet,
+    is_up_to_date,
+    is_not_compatible,
+    is_drifted_without_leave_to_heal,
+    needs_live_patch,
+)
+"""In this order. The last one always has an answer."""
+
+
+def _figures(context: Context) -> str:
+    """What differs, in numbers, with the first paths."""
+    observed = context.facts.observed
+    content = observed.content if observed else None
+    parts = []
+    if Reason.PARTIAL_PATCH in context.drift.notes:
+        parts.append("its signature is empty or zeros, a patch was begun and never committed")
+    elif Reason.SIGNATURE_MISMATCH in context.drift.notes:
+        parts.append("its signature does not belong to its own payload")
+    if content is not None:
+        counted = (
+            (content.changed, "changed"),
+            (content.missing, "missing"),
+            (content.extra, "left over from an older payload"),
+        )
+        figures = ", ".join(f"{count} {what}" for count, what in counted if count)
+        paths = ", ".join(content.paths[:3])
+        more = ", ..." if len(content.paths) > 3 else ""
+        if figures:
+            parts.append(f"files {figures}" + (f" ({paths}{more})" if paths else ""))
+        elif content.state is ContentState.MATCHES:
+            parts.append("all files match")
+    return "; ".join(parts) or "its files differ"
+
+
+def _warnings(context: Context) -> tuple[str, ...]:
+    vm = context.facts.vm
+    found = [f"{vm}: {context.verdict.warning}"] if context.verdict.warning else []
+    if Reason.SIGNATURE_MISMATCH in context.drift.notes:
+        found.append(f"{vm}: its signature does not belong to its own payload: somebody changed one of the two")
+    return tuple(found)

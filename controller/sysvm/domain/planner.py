@@ -4,19 +4,30 @@ A pure function, canonical to the byte: the same VMs in any order give the same 
 so that a restart makes the same ConfigMap again and an approval can sign it.
 """
 
-from collections.abc import Mapping, Sequence
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from sysvm.api.base import ApiModel
+from sysvm.api.endpoint import SystemVMType
 from sysvm.api.policy import Method, PatchPolicySpec
-from sysvm.api.systemvm import DriftKind
+from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.facts import Release, VMFacts
-from sysvm.domain.method import Decision
+from sysvm.domain.method import Decision, decide
 
 REST = "rest"
 """Name of the only wave there is for now."""
+
+SIZE_LIMIT_BYTES = 64 * 1024 * 1024
+"""Of a plan's JSON; 10,000 VMs are a few MiB."""
+
+_ROLE_ORDER = {RedundancyRole.BACKUP: 0, RedundancyRole.PRIMARY: 2}
+_ZONE_TYPE_NAMES = {SystemVMType.SECSTORAGE: "SSVM", SystemVMType.CONSOLEPROXY: "CPVM"}
 
 
 class PlannedVM(ApiModel):
@@ -69,25 +80,40 @@ class Plan(ApiModel):
 
     def entry(self, name: str) -> PlannedVM:
         """The entry of a SystemVM. Raises KeyError."""
-        raise NotImplementedError
+        found = next((entry for entry in self.entries if entry.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def canonical(self) -> bytes:
         """JSON with sorted keys, no spaces, UTF-8."""
-        raise NotImplementedError
+        return _canonical(self.to_dict())
 
     @property
     def digest(self) -> str:
         """`sha256:...` of the canonical JSON."""
-        raise NotImplementedError
+        return _sha256(self.canonical())
 
     def encode(self) -> bytes:
         """gzip of the canonical JSON, the same bytes every time: goes into the ConfigMap's binaryData."""
-        raise NotImplementedError
+        return gzip.compress(self.canonical(), compresslevel=9, mtime=0)
 
     @classmethod
     def decode(cls, data: bytes, digest: str | None = None) -> "Plan":
         """The inverse. Raises UnreadablePlanError, also if the digest is given and differs."""
-        raise NotImplementedError
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            text = inflater.decompress(data, SIZE_LIMIT_BYTES)
+        except zlib.error as error:
+            raise UnreadablePlanError(f"the plan is not gzip: {error}") from error
+        if not inflater.eof:
+            raise UnreadablePlanError("the plan is cut off or too large")
+        if digest is not None and _sha256(text) != digest:
+            raise UnreadablePlanError(f"the plan is not the one that was signed: {_sha256(text)}, not {digest}")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise UnreadablePlanError(f"the plan cannot be read: {error}") from error
 
 
 class UnreadablePlanError(ValueError):
@@ -95,11 +121,12 @@ class UnreadablePlanError(ValueError):
 
 
 def decide_all(
-    spec: PatchPolicySpec, release: Release, vms: Sequence[VMFacts], *, excluded: Mapping[str, str], retry: bool = False
+    spec: PatchPolicySpec, release: Release, vms: Iterable[VMFacts], *, excluded: Mapping[str, str]
 ) -> dict[str, Decision]:
-    """SystemVM name -> decision, for all VMs of a policy (`selection.select`). `retry`: a person asked for another try
-    (a changed spec or retryAt), which also puts back VMs that were at the release and no longer are."""
-    raise NotImplementedError
+    """SystemVM name -> decision, for all VMs of a policy (`selection.select`)."""
+    return {
+        facts.name: decide(facts, release, methods=spec.methods, excluded=excluded.get(facts.name)) for facts in vms
+    }
 
 
 def plan(
@@ -109,7 +136,84 @@ def plan(
     vms: Sequence[VMFacts],
     *,
     excluded: Mapping[str, str],
-    retry: bool = False,
+    fleet: Iterable[VMFacts] = (),
 ) -> Plan:
-    """The plan for the VMs of a policy (`selection.select`). Undecided VMs get no work: wait for them first."""
-    raise NotImplementedError
+    """The plan for the VMs of a policy (`selection.select`).
+
+    `fleet`: all VMs of the endpoint, for the warning that an SSVM or CPVM is the only one of its zone. VMs that are
+    undecided get no work: a rollout made before all of them were looked at leaves them for the next one.
+    """
+    by_name = {facts.name: facts for facts in vms}
+    decisions = decide_all(spec, release, vms, excluded=excluded)
+    siblings: dict[str, set[str]] = {}
+    for facts in (*fleet, *vms):
+        if facts.zone_group:
+            siblings.setdefault(facts.zone_group, set()).add(facts.name)
+    entries = {
+        name: _planned(by_name[name], decision, alone=len(siblings.get(by_name[name].zone_group or "", ())) == 1)
+        for name, decision in sorted(decisions.items())
+    }
+    members = in_order(by_name[name] for name, entry in entries.items() if entry.method is Method.LIVE_PATCH)
+    return Plan(
+        policy=policy_name,
+        endpoint=spec.endpoint_ref.name,
+        release=release,
+        applicable=sum(is_applicable(facts, excluded) for facts in vms),
+        entries=tuple(entries.values()),
+        waves=(_wave(REST, [entries[facts.name] for facts in members]),) if members else (),
+    )
+
+
+def is_applicable(facts: VMFacts, excluded: Mapping[str, str]) -> bool:
+    """Whether Ready speaks of the VM and percentages count it: not excluded, not on hold, not going away."""
+    return facts.name not in excluded and facts.hold is None and not facts.deleting
+
+
+def in_order(vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
+    """The order of work: groups together at the place of their first VM; inside, BACKUP first and PRIMARY last; then
+    priority and name."""
+    members = sorted(vms, key=lambda facts: (facts.priority, facts.name))
+    place: dict[str, tuple[int, str]] = {}
+    for facts in members:
+        place.setdefault(facts.group or facts.name, (facts.priority, facts.name))
+
+    def key(facts: VMFacts) -> tuple[tuple[int, str], int, int, str]:
+        role = _ROLE_ORDER.get(facts.role, 1) if facts.role else 1
+        return place[facts.group or facts.name], role, facts.priority, facts.name
+
+    return tuple(sorted(members, key=key))
+
+
+def _planned(facts: VMFacts, decision: Decision, *, alone: bool) -> PlannedVM:
+    warnings = decision.warnings
+    if alone and decision.method is Method.LIVE_PATCH and facts.identity is not None:
+        what = _ZONE_TYPE_NAMES[facts.identity.type]
+        zone = f"zone {facts.identity.zone}" if facts.identity.zone else "its zone"
+        warnings = (*warnings, f"{facts.vm} is the only {what} of {zone}: no other serves while it is patched")
+    return PlannedVM(
+        name=facts.name,
+        uid=facts.uid,
+        vm=facts.vm,
+        group=facts.group,
+        drift=decision.kinds,
+        method=decision.method,
+        reason=str(decision.reason),
+        message=decision.message,
+        warnings=warnings,
+    )
+
+
+def _wave(name: str, members: Sequence[PlannedVM]) -> Wave:
+    return Wave(
+        name=name,
+        members=tuple(entry.name for entry in members),
+        digest=_sha256(_canonical([entry.to_dict() for entry in members])),
+    )
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

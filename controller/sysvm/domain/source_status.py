@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus
-from sysvm.api.reasons import Reason
+from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, EndpointCounts
+from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.template import Signature, SystemVMTemplate, SystemVMTemplateStatus
-from sysvm.domain.facts import VMFacts
+from sysvm.domain import conditions
+from sysvm.domain.conditions import Wanted, bounded
+from sysvm.domain.facts import VMFacts, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,100 @@ def endpoint_status(
     endpoint: CloudStackEndpoint, vms: Sequence[VMFacts], *, problem: Problem | None, now: datetime
 ) -> CloudStackEndpointStatus:
     """`problem`: what keeps the operator from looking at any VM (Secret missing, key unreadable, a name taken)."""
-    raise NotImplementedError
+    unreachable = [facts for facts in vms if facts.unreachable]
+    return CloudStackEndpointStatus(
+        observed_generation=endpoint.metadata.generation,
+        conditions=conditions.merged(
+            endpoint.status.conditions,
+            _endpoint_says(endpoint, vms, unreachable, problem),
+            generation=endpoint.metadata.generation,
+            now=now,
+        ),
+        last_handled_reconcile_at=endpoint.status.last_handled_reconcile_at,
+        counts=EndpointCounts(system_vms=len(vms), unreachable=len(unreachable)),
+    )
+
+
+def _endpoint_says(
+    endpoint: CloudStackEndpoint, vms: Sequence[VMFacts], unreachable: Sequence[VMFacts], problem: Problem | None
+) -> list[Wanted]:
+    if endpoint.spec.suspend:
+        told = "spec.suspend is true: VMs are neither looked at nor changed"
+        return [
+            conditions.false(ConditionType.READY, Reason.SUSPENDED, told),
+            conditions.unknown(ConditionType.REACHABLE, Reason.SUSPENDED, told),
+        ]
+    if problem is not None:
+        return [
+            conditions.false(ConditionType.READY, problem.reason, problem.message),
+            conditions.false(ConditionType.REACHABLE, problem.reason, problem.message),
+            _hindered(problem),
+        ]
+    untried = sum(facts.reach.reachable is None for facts in vms)
+    if vms and len(unreachable) == len(vms):
+        told = f"none of {len(vms)} VMs answers: {_why_unreachable(unreachable)}"
+        return [
+            conditions.false(ConditionType.READY, Reason.VMS_UNREACHABLE, told),
+            conditions.false(ConditionType.REACHABLE, Reason.VMS_UNREACHABLE, told),
+            conditions.true(ConditionType.RECONCILING, Reason.VMS_UNREACHABLE, told),
+        ]
+    if untried or not vms:
+        told = f"{untried} of {len(vms)} VMs were not looked at yet" if vms else "its VMs are being listed"
+        return [
+            conditions.unknown(ConditionType.READY, Reason.DISCOVERING, told),
+            conditions.unknown(ConditionType.REACHABLE, Reason.DISCOVERING, told),
+            conditions.true(ConditionType.RECONCILING, Reason.DISCOVERING, told),
+        ]
+    told = f"{len(vms) - len(unreachable)} of {len(vms)} VMs answer"
+    if unreachable:
+        told = f"{told}; not {_why_unreachable(unreachable)}"
+    return [
+        conditions.true(ConditionType.READY, Reason.REACHABLE, told),
+        conditions.true(ConditionType.REACHABLE, Reason.REACHABLE, told),
+    ]
+
+
+def _why_unreachable(unreachable: Sequence[VMFacts]) -> str:
+    ordered = sorted(unreachable, key=lambda facts: facts.name)
+    named = ", ".join(f"{facts.vm} ({facts.reach.reason})" for facts in ordered[:10])
+    return named + (f" and {len(ordered) - 10} more" if len(ordered) > 10 else "")
+
+
+def _hindered(problem: Problem) -> Wanted:
+    type_ = ConditionType.RECONCILING if problem.transient else ConditionType.STALLED
+    return conditions.true(type_, problem.reason, problem.message)
 
 
 def template_status(
     template: SystemVMTemplate, outcome: PayloadFound | Problem | None, *, now: datetime
 ) -> SystemVMTemplateStatus:
     """`outcome`: None while the payload is being fetched. What was once found is kept beside a later problem."""
-    raise NotImplementedError
+    status = template.status
+    if isinstance(outcome, PayloadFound):
+        status = status.model_copy(
+            update={
+                "revision": outcome.revision,
+                "signature": outcome.signature,
+                "files": outcome.files,
+                "size_bytes": outcome.size_bytes,
+                "warnings": tuple(bounded(warning, 253) for warning in outcome.warnings[:16]),
+            }
+        )
+    generation = template.metadata.generation
+    said = conditions.merged(status.conditions, _template_says(template, outcome), generation=generation, now=now)
+    return status.model_copy(update={"observed_generation": generation, "conditions": said})
+
+
+def _template_says(template: SystemVMTemplate, outcome: PayloadFound | Problem | None) -> list[Wanted]:
+    if isinstance(outcome, PayloadFound):
+        told = (
+            f"{template.spec.version} is {short(outcome.revision)}: {outcome.files} files, {outcome.size_bytes} bytes"
+        )
+        return [conditions.true(ConditionType.READY, Reason.PAYLOAD_READY, told)]
+    if outcome is None:
+        told = "the payload is being fetched and read"
+        return [
+            conditions.false(ConditionType.READY, Reason.PENDING, told),
+            conditions.true(ConditionType.RECONCILING, Reason.PENDING, told),
+        ]
+    return [conditions.false(ConditionType.READY, outcome.reason, outcome.message), _hindered(outcome)]

@@ -1,12 +1,18 @@
 """What a SystemVM says of itself: state in one word, conditions, plan entry."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sysvm.api.base import Condition
-from sysvm.api.systemvm import Blocker, PlanEntry, PlannedAction, SystemVM, VMState
-from sysvm.domain.facts import Reach, Release
+from sysvm.api.policy import Method
+from sysvm.api.reasons import ConditionType, Reason
+from sysvm.api.systemvm import Blocker, OperationResult, PlanEntry, PlannedAction, SystemVM, VMState
+from sysvm.domain import conditions
+from sysvm.domain.conditions import Wanted
+from sysvm.domain.drift import signature_contradicts_payload
+from sysvm.domain.facts import Reach, Release, VMFacts, facts_of, is_partial, short
+from sysvm.domain.failure import failure_of
 from sysvm.domain.method import Decision
 
 
@@ -24,7 +30,94 @@ def system_vm_truth(
     `reach`: how the last try to reach it went (not the condition, which is written here). `decision` and `release` are
     None while no policy owns the VM or its release is not known.
     """
-    raise NotImplementedError
+    facts = replace(facts_of(vm, now=now), reach=reach)
+    state, said = _state(facts, release, decision)
+    said = [*said, _reachable(facts), *_consistent(facts), *_template_outdated(facts, release, decision)]
+    return VMTruth(state, conditions.merged(vm.status.conditions, said, generation=vm.metadata.generation, now=now))
+
+
+def _state(facts: VMFacts, release: Release | None, decision: Decision | None) -> tuple[VMState, list[Wanted]]:
+    """The first that applies: what is happening, what is broken, what is not known, what is wanted."""
+    if facts.in_work:
+        return VMState.UPDATING, _working(Reason.IN_WORK, _work(facts))
+    if facts.inconsistent:
+        return VMState.FAILED, _stalled(Reason.INCONSISTENT, failure_of(facts))
+    if facts.unreachable:
+        told = f"{facts.vm} cannot be reached: {facts.reach.message}" if facts.reach.message else ""
+        needs_a_person = facts.reach.reason in NEEDS_A_PERSON
+        return VMState.UNREACHABLE, (_stalled if needs_a_person else _working)(facts.reach.reason, told)
+    if release is None or decision is None:
+        told = f"no policy with a readable release selects {facts.vm}"
+        return VMState.UNKNOWN, [conditions.unknown(READY, Reason.NO_POLICY, told)]
+    if decision.undecided:
+        return VMState.UNKNOWN, [
+            conditions.unknown(READY, decision.reason, decision.message),
+            conditions.true(ConditionType.RECONCILING, decision.reason, decision.message),
+        ]
+    if decision.converged:
+        return VMState.CONVERGED, [conditions.true(READY, Reason.CONVERGED, decision.message)]
+    if facts.result_at(release.revision) not in (None, OperationResult.SUCCEEDED):
+        return VMState.FAILED, _stalled(Reason.VM_FAILED, failure_of(facts))
+    held = decision.method is Method.HOLD and decision.reason is not Reason.DRIFTED
+    return VMState.HELD if held else VMState.OUTDATED, [conditions.false(READY, decision.reason, decision.message)]
+
+
+READY = ConditionType.READY
+
+NEEDS_A_PERSON = frozenset({Reason.HOST_KEY_CHANGED, Reason.HOST_KEY_UNKNOWN})
+"""Trying again does not help until somebody says which key is right."""
+
+
+def _working(reason: Reason, told: str) -> list[Wanted]:
+    return [conditions.false(READY, reason, told), conditions.true(ConditionType.RECONCILING, reason, told)]
+
+
+def _stalled(reason: Reason, told: str) -> list[Wanted]:
+    return [conditions.false(READY, reason, told), conditions.true(ConditionType.STALLED, reason, told)]
+
+
+def _work(facts: VMFacts) -> str:
+    order, operation = facts.order, facts.operation
+    if order is None:
+        return ""
+    begun = operation is not None and operation.id == order.id and operation.step
+    step = f"step {operation.step}" if begun and operation else "about to begin"
+    return f"{order.method} to {short(order.revision)} ({order.id}): {step}"
+
+
+def _reachable(facts: VMFacts) -> Wanted:
+    reach = facts.reach
+    if reach.reachable is None:
+        return conditions.unknown(ConditionType.REACHABLE, reach.reason, reach.message)
+    status = conditions.true if reach.reachable else conditions.false
+    return status(ConditionType.REACHABLE, reach.reason, reach.message)
+
+
+def _consistent(facts: VMFacts) -> list[Wanted]:
+    """Whether what the VM says of itself holds together. While it is in work its signature is zeros by design."""
+    if facts.inconsistent:
+        return [conditions.false(ConditionType.CONSISTENT, Reason.INCONSISTENT, failure_of(facts))]
+    if facts.observed is None or facts.in_work:
+        return []
+    if is_partial(facts.observed.signature):
+        told = f"the signature of {facts.vm} is missing, empty or zeros: a patch was begun and never committed"
+        return [conditions.false(ConditionType.CONSISTENT, Reason.PARTIAL_PATCH, told)]
+    if signature_contradicts_payload(facts.observed):
+        told = (
+            f"the signature of {facts.vm} does not belong to its /usr/share/cloud/cloud-scripts.tgz: "
+            "one of the two was changed by hand or by another tool"
+        )
+        return [conditions.false(ConditionType.CONSISTENT, Reason.SIGNATURE_MISMATCH, told)]
+    return [conditions.true(ConditionType.CONSISTENT, Reason.CONSISTENT)]
+
+
+def _template_outdated(facts: VMFacts, release: Release | None, decision: Decision | None) -> list[Wanted]:
+    if release is None or decision is None or Reason.TEMPLATE_OUTDATED not in decision.drift.notes:
+        return []
+    template = facts.observed.template if facts.observed else None
+    version = template.version if template else "unknown"
+    told = f"the template of {facts.vm} is {version}, older than {release.version}; live patch does not change it"
+    return [conditions.true(ConditionType.TEMPLATE_OUTDATED, Reason.TEMPLATE_OUTDATED, told)]
 
 
 def plan_entry(
@@ -36,4 +129,14 @@ def plan_entry(
     blocked_by: Sequence[Blocker] = (),
 ) -> PlanEntry:
     """status.plan, bounded."""
-    raise NotImplementedError
+    told = "; ".join((decision.message, *decision.warnings))
+    return PlanEntry(
+        policy=policy,
+        revision=release.revision,
+        drift=decision.kinds,
+        method=decision.method,
+        reason=str(decision.reason),
+        message=conditions.bounded(told),
+        services=tuple(services)[:32],
+        blocked_by=tuple(blocked_by)[:16],
+    )

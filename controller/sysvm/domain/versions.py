@@ -1,7 +1,7 @@
 """Template versions and from where a live patch is possible.
 
-CloudStack's rows have two axes: the template a VM was created from, and the release that would be installed; a payload
-of 4.20 brings packages for Debian 11 and none for Debian 10, so the same template may take one release and not the next.
+CloudStack's rows have two axes: the template a VM was created from, and the release that would be installed. A payload
+of 4.20 brings packages for Debian 11 and none for Debian 10: the same template may take one release and not the next.
 """
 
 import re
