@@ -216,12 +216,11 @@ def _row(lab: Lab, vm: VM, fault: str) -> tuple[str, ...]:
         with contextlib.suppress(GuestError):
             systemd = lab.exec(vm.name, ["systemctl", "is-system-running"], check=False, timeout=_ROLE_SECONDS)
             state = systemd.stdout.strip() or state
-    release = _first_line(lab, vm, "/etc/cloudstack-release").removeprefix("Cloudstack Release ")
+    release = _first_line(lab, vm, "/etc/cloudstack-release").removeprefix("Cloudstack Release ").split()[0]
     signature = _first_line(lab, vm, "/var/cache/cloud/cloud-scripts-signature")[:12]
     role = "-"
     if vm.spec.redundant and state in ("running", "degraded"):
-        answer = lab.exec(vm.name, ["/opt/cloud/bin/checkrouter.sh"], check=False, timeout=_ROLE_SECONDS)
-        role = answer.stdout.strip().removeprefix("Status: ") or "unknown"
+        role = lab.role(vm.name).value
     return (vm.name, vm.spec.type, state, f"{vm.relay_address}:{vm.port}", release, signature, role, fault or "-")
 
 

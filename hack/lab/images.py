@@ -70,11 +70,12 @@ rm -f "$root/var/lib/dbus/machine-id"
 rm -f "$root/etc/resolv.conf"; echo 'nameserver 127.0.0.1' > "$root/etc/resolv.conf"
 chroot "$root" systemctl --quiet enable ssh.service
 chroot "$root" systemctl --quiet disable apache2 haproxy dnsmasq keepalived conntrackd nftables rsyslog 2>/dev/null
-# No console, no clock and no disk of its own: these units would only wait, or wake all VMs at once.
+# No console, clock, disk or kernel of its own: these would only wait, wake all VMs at once, or show the host's.
 chroot "$root" systemctl --quiet mask getty.target console-getty.service systemd-networkd.service \
     systemd-timesyncd.service systemd-resolved.service apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer \
     e2scrub_reap.service fstrim.timer dpkg-db-backup.timer systemd-update-utmp.service \
-    systemd-journal-flush.service systemd-udevd.service systemd-udev-trigger.service
+    systemd-journal-flush.service systemd-udevd.service systemd-udev-trigger.service \
+    sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount
 """
 
 SYSTEM_VM = Recipe(

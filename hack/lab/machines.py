@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import cast
 
 from lab import network, paths, preflight, relay
 from lab.cgroups import CgroupTree, started_at
@@ -31,13 +30,16 @@ from lab.guest import EXEC_SECONDS, Entry, Guest, GuestError
 from lab.images import SYSTEM_VM, TOOLBOX, Images
 from lab.limits import InotifyLimits
 from lab.relay import Fault, Relay, RelayError, Traffic
-from lab.spec import BOOT_MARKER, SSH_PORT, VM, LayOut, Segment, VMSpec
+from lab.spec import BOOT_MARKER, ROLE_COMMAND, SSH_PORT, VM, LayOut, RedundancyRole, Segment, VMSpec
 from lab.state import LabState, MachineRecord, Phase
 from lab.toolbox import Toolbox
 
 Progress = Callable[[str], None]
 
 BOOT_SECONDS = 90.0
+ELECTION_SECONDS = 60.0
+_ELECTION_POLL_SECONDS = 0.3
+_ROLE_SECONDS = 10.0
 _RELAY_SECONDS = 20
 _STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -234,7 +236,9 @@ class Lab:
             state.phase = Phase.UP
             state.save(self._state_file)
         with ThreadPoolExecutor(max(1, len(specs))) as waiters:
-            list(waiters.map(lambda spec: self.wait_booted(spec.name), specs))
+            list(waiters.map(lambda spec: self._say_booted(spec.name), specs))
+        for group in {spec.group for spec in specs if spec.redundant}:
+            self.wait_elected(group)
 
     def _enlist(self, state: LabState, toolbox: Toolbox, spec: VMSpec, release: str) -> MachineRecord:
         taken = {record.spec.index: record.spec.name for record in state.machines.values()}
@@ -276,8 +280,9 @@ class Lab:
     def _filler(self) -> LayOut:
         if self._lay_out is not None:
             return self._lay_out
-        # Only the default needs it, and a VM laid out by a test needs none of it.
-        return cast("LayOut", importlib.import_module("lab.content").lay_out)
+        from lab import content  # a VM that a test lays out needs none of it
+
+        return content.lay_out
 
     def _start(self, toolbox: Toolbox, record: MachineRecord) -> None:
         name = record.spec.name
@@ -372,6 +377,38 @@ class Lab:
                         return time.time() - (_boot_time(init) or time.time())
             time.sleep(_POLL_SECONDS)
         raise LabError(f"{name} has not booted in {timeout:.0f} s{self._last_words(name)}")
+
+    def role(self, name: str) -> RedundancyRole:
+        """What a redundant router says it is. UNKNOWN also when it is off or has nothing that could tell."""
+        if not self.is_on(name):
+            return RedundancyRole.UNKNOWN
+        answer = self.exec(name, [ROLE_COMMAND], check=False, timeout=_ROLE_SECONDS).stdout
+        words = re.findall(r"Status:\s*([A-Z]+)", answer)
+        return RedundancyRole(words[0]) if words and words[0] in list(RedundancyRole) else RedundancyRole.UNKNOWN
+
+    def wait_elected(self, group: str | None, *, timeout: float = ELECTION_SECONDS) -> None:
+        """Waits until the pair of a group has one PRIMARY and the rest are BACKUP.
+
+        A group without two redundant VMs, or whose VMs were laid out without ROLE_COMMAND, has nothing to wait for.
+        Raises LabError with the roles.
+        """
+        members = [vm.name for vm in self.vms() if vm.spec.redundant and vm.spec.group == group]
+        if len(members) < 2 or any(
+            self.exec(name, ["test", "-x", ROLE_COMMAND], check=False).returncode for name in members
+        ):
+            return
+        started = time.monotonic()
+        wanted = sorted([RedundancyRole.PRIMARY, *[RedundancyRole.BACKUP] * (len(members) - 1)])
+        while sorted(roles := [self.role(name) for name in members]) != wanted:
+            if time.monotonic() - started > timeout:
+                told = ", ".join(f"{name} {role}" for name, role in zip(members, roles, strict=True))
+                raise LabError(f"the routers of {group} have not agreed on a PRIMARY in {timeout:.0f} s: {told}")
+            time.sleep(_ELECTION_POLL_SECONDS)
+        primary = members[roles.index(RedundancyRole.PRIMARY)]
+        self._say(f"{primary} is PRIMARY of {group} ({time.monotonic() - started:.1f} s)")
+
+    def _say_booted(self, name: str) -> None:
+        self._say(f"{name} booted ({self.wait_booted(name):.1f} s)")
 
     # -- inside a VM -----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@ SSH_PORT = 3922
 BOOT_MARKER = "/var/cache/cloud/boot_up_done"
 """Written last by the boot units of a system VM (CloudStack 4.21 postinit.sh); removed first (cloud-early-config)."""
 
+ROLE_COMMAND = "/opt/cloud/bin/checkrouter.sh"
+"""Prints `Status: PRIMARY`, `BACKUP`, `FAULT` or `UNKNOWN` (CloudStack 4.21 checkrouter.sh)."""
+
 LARGEST_INDEX = 250
 _NAME = re.compile(r"[a-z][A-Za-z0-9-]*[A-Za-z0-9]")
 
@@ -34,6 +37,15 @@ class SystemVMType(enum.StrEnum):
     DHCPSRVR = "dhcpsrvr"
     ELBVM = "elbvm"
     ILBVM = "ilbvm"
+
+
+class RedundancyRole(enum.StrEnum):
+    """What ROLE_COMMAND says of a redundant router."""
+
+    PRIMARY = "PRIMARY"
+    BACKUP = "BACKUP"
+    FAULT = "FAULT"
+    UNKNOWN = "UNKNOWN"
 
 
 class Segment(enum.StrEnum):
