@@ -23,7 +23,9 @@ BOOT_MARKER = "/var/cache/cloud/boot_up_done"
 ROLE_COMMAND = "/opt/cloud/bin/checkrouter.sh"
 """Prints `Status: PRIMARY`, `BACKUP`, `FAULT` or `UNKNOWN` (CloudStack 4.21 checkrouter.sh)."""
 
-LARGEST_INDEX = 250
+SMALLEST_INDEX, LARGEST_INDEX = 2, 250
+"""The last byte of all addresses of a VM: 1 is the gateway's, the ones above are left for tenants and for the lab."""
+
 _NAME = re.compile(r"[a-z][A-Za-z0-9-]*[A-Za-z0-9]")
 
 
@@ -76,7 +78,7 @@ GATEWAY_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER})
 class VMSpec:
     """One system VM as a person asks for it.
 
-    `name` is CloudStack's (`r-101-VM`) and becomes the host name. `index` (1 to 250, unique in a lab) is the number all
+    `name` is CloudStack's (`r-101-VM`) and becomes the host name. `index` (2 to 250, unique in a lab) is the number all
     addresses of the VM end in. VMs of one `group` share a guest network, and two with `redundant` set are a pair whose
     higher `priority` (VRRP, 1 to 254) becomes PRIMARY. `host` is the hypervisor host the VM is said to run on.
     `tmpfs_mib` puts the VM's disk on a tmpfs of that size, which is how a full disk is made.
@@ -94,8 +96,8 @@ class VMSpec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > 60:
             raise ValueError(f"{self.name!r} is no VM name: at most 60 letters, digits and dashes, as in r-101-VM")
-        if not 1 <= self.index <= LARGEST_INDEX:
-            raise ValueError(f"{self.name}: index {self.index} is outside 1 to {LARGEST_INDEX}")
+        if not SMALLEST_INDEX <= self.index <= LARGEST_INDEX:
+            raise ValueError(f"{self.name}: index {self.index} is outside {SMALLEST_INDEX} to {LARGEST_INDEX}")
         if not 1 <= self.priority <= 254:
             raise ValueError(f"{self.name}: priority {self.priority} is outside 1 to 254")
         if self.redundant and (self.type not in GATEWAY_TYPES or self.group is None):
