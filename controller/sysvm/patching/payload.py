@@ -60,6 +60,7 @@ class Payload:
     signature_algorithm: str
     signature: str
     scripts_size_bytes: int
+    scripts_sha256: str
     scripts_archive: bytes = field(repr=False)
     """The archive as it came: the VM keeps it in /usr/share/cloud."""
     _contents: Mapping[str, bytes] = field(repr=False)
@@ -75,10 +76,24 @@ class Payload:
         if sha256 in self._contents:
             yield self._contents[sha256]
             return
+        if sha256 == self.scripts_sha256:
+            yield self.scripts_archive
+            return
         path = self._agent_paths[sha256]
         if self._agent_source is None:
             raise KeyError(sha256)
         yield from archives.read_agent_member(self._agent_source, path)
+
+    def described(self, sha256: str) -> tuple[int, str]:
+        """Size in bytes and name of a file with this digest. KeyError: not of this payload."""
+        if sha256 in self._contents:
+            return len(self._contents[sha256]), ""
+        if sha256 == self.scripts_sha256:
+            return self.scripts_size_bytes, "cloud-scripts.tgz"
+        path = self._agent_paths[sha256]
+        if self.agent is None:
+            raise KeyError(sha256)
+        return self.agent.entries[path].size, path
 
     def script_text(self, path: str) -> bytes:
         """Content of one file of the scripts. KeyError: not of this payload."""
@@ -109,6 +124,7 @@ def read_payload(scripts: Path | bytes, agent: Path | bytes | None) -> Payload:
         signature_algorithm=algorithm,
         signature=hashlib.new(algorithm, packed, usedforsecurity=False).hexdigest(),
         scripts_size_bytes=len(packed),
+        scripts_sha256=hashlib.sha256(packed).hexdigest(),
         scripts_archive=packed,
         _contents=MappingProxyType(contents),
         _agent_source=agent,

@@ -1,0 +1,425 @@
+"""Live patch of one VM from the operator's side: eleven steps, of which the VM itself carries out the last six.
+
+`Connect Probe Diff Stage Build` are the operator's: until the end of Build nothing of the VM has changed, and giving up
+is always possible. Then one request starts a detached process on the VM that does `Fence Switch Services Verify
+Commit`, or `Restore`, alone; from there on the operator only watches, and after a cut, a crash or a change of leader it
+asks the VM how it went. An order is carried out at most once, however often it is given.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from sysvm.api.reasons import Reason
+from sysvm.patching import protocol
+from sysvm.patching.errors import PatchingError, Refused, Unreachable
+from sysvm.patching.observing import (
+    PAYLOAD_PATH,
+    Look,
+    PreviousPayloads,
+    compare_files,
+    observation_of,
+    operation_report,
+    probe_vm,
+)
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import JournalPhase, Observation, OperationReport, Order, StepReport, Target
+from sysvm.patching.services import SERVICES, UnitAction, order_for, plain
+from sysvm.patching.session import RemoteFailure, Session, open_session
+from sysvm.patching.ssh import Connection, SSHTransport
+from sysvm.patching.staging import batches, content_of
+
+Progress = Callable[[OperationReport], None]
+
+_OBSERVE_SECONDS = 300.0
+_REPORT_SECONDS = 30.0
+_BEGIN_SECONDS = 120.0
+_GOING_BACK_SECONDS = 120.0
+_BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_RESERVE_BYTES = 64 << 20
+_RESERVE_INODES = 500
+_MIN_MEMORY_BYTES = 96 << 20
+"""A system VM that runs out of memory panics (CloudStack 4.21 sysctl.conf, vm.panic_on_oom), so it is asked before."""
+
+
+@dataclass
+class LivePatcher:
+    """Implements `engine.ports.SystemVMs` over SSH. One for the whole operator.
+
+    `start`: the shell command that starts the program on a VM, for tests.
+    """
+
+    transport: SSHTransport = field(default_factory=SSHTransport)
+    start: str | None = None
+
+    def __post_init__(self) -> None:
+        self._previous = PreviousPayloads()
+
+    async def observe(self, target: Target, payload: Payload | None) -> Observation:
+        """One look; changes nothing on the VM. With a payload every file is compared. Raises `PatchingError`."""
+        try:
+            async with asyncio.timeout(_OBSERVE_SECONDS), self._conversation(target) as (connection, session):
+                look = await probe_vm(session, target.type)
+                if payload is not None:
+                    look = await compare_files(session, look, payload, target.type, self._previous)
+                return observation_of(look, connection.host_key)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"{target.name} let in the login but was not looked at within {_OBSERVE_SECONDS:g} s",
+                reason=Reason.SSH_TIMEOUT,
+            ) from error
+
+    async def patch(self, target: Target, payload: Payload, order: Order, progress: Progress) -> OperationReport:
+        """Carries an order out, or attaches to it if the VM already knows its id. See `engine.ports.SystemVMs`."""
+        attempt = _Attempt(self, target, payload, order, progress)
+        deadline = time.monotonic() + order.vm_timeout_seconds + _GOING_BACK_SECONDS
+        tries = 0
+        while True:
+            try:
+                async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
+                    return await attempt.carry_out()
+            except TimeoutError as error:
+                raise _not_regained(target, order) from error
+            except Unreachable as error:
+                pause = _BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)]
+                if not attempt.known_to_vm or not error.retryable:
+                    raise
+                if time.monotonic() + pause >= deadline:
+                    raise _not_regained(target, order) from error
+            except Refused as error:
+                # The session that was cut holds the VM's lock until the VM's sshd has noticed.
+                pause = _BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)]
+                if error.reason is not Reason.LOCK_HELD or not attempt.ours or time.monotonic() + pause >= deadline:
+                    raise
+            tries += 1
+            await asyncio.sleep(pause)
+
+    async def report(self, target: Target, operation_id: str) -> OperationReport | None:
+        """What the VM knows of an operation; None if it never heard of it."""
+        async with self._conversation(target) as (_, session):
+            known = await ask_report(session, operation_id)
+        return operation_report(known) if known is not None else None
+
+    @contextlib.asynccontextmanager
+    async def _conversation(self, target: Target) -> AsyncIterator[tuple[Connection, Session]]:
+        async with (
+            self.transport.connect(target) as connection,
+            open_session(connection.ssh, target.name, self.start) as session,
+        ):
+            yield connection, session
+
+    def conversation(self, target: Target) -> contextlib.AbstractAsyncContextManager[tuple[Connection, Session]]:
+        return self._conversation(target)
+
+    @property
+    def previous_payloads(self) -> PreviousPayloads:
+        return self._previous
+
+
+async def ask_report(session: Session, operation_id: str) -> protocol.Report | None:
+    args: protocol.ReportArgs = {"id": operation_id}
+    result = await session.request("report", {**args}, protocol.ReportResult, timeout=_REPORT_SECONDS)
+    return result["report"]
+
+
+def _not_regained(target: Target, order: Order) -> Unreachable:
+    return Unreachable(
+        f"Contact with {target.name} was lost during operation {order.id} and not regained within its time. The VM "
+        "ends the operation alone, wholly new or wholly old; the next look at it tells which.",
+        reason=Reason.CONNECTION_LOST,
+    )
+
+
+class _Attempt:
+    """One order, over as many connections as it takes."""
+
+    def __init__(
+        self, patcher: LivePatcher, target: Target, payload: Payload, order: Order, progress: Progress
+    ) -> None:
+        self.known_to_vm = False
+        """The VM may have heard of the order: from here on silence does not mean that nothing happens."""
+        self.ours = False
+        """The VM has said that it has this operation."""
+        self._patcher = patcher
+        self._target = target
+        self._payload = payload
+        self._order = order
+        self._progress = progress
+        self._steps: list[StepReport] = []
+        self._bytes_before = 0
+        self._started_at = datetime.now(UTC)
+        self._last: OperationReport | None = None
+
+    async def carry_out(self) -> OperationReport:
+        """One connection. Returns the end of the operation, or raises."""
+        self._steps = []
+        began = time.monotonic()
+        async with self._patcher.conversation(self._target) as (_, session):
+            try:
+                self._note("Connect", began, session.bytes_sent)
+                return await self._converse(session)
+            finally:
+                self._bytes_before += session.bytes_sent
+
+    async def _converse(self, session: Session) -> OperationReport:
+        known = await ask_report(session, self._order.id)
+        if known is not None:
+            self.known_to_vm = self.ours = True
+            if JournalPhase(known["phase"]).is_final:
+                return self._result(known, session)
+            if known["alive"] and JournalPhase(known["phase"]) not in (JournalPhase.STAGING, JournalPhase.BUILT):
+                return await self._attach(session)
+        work = _Work(session)
+        for name, step in OPERATOR_STEPS:
+            ended = await self._step(name, step, work)
+            if ended is not None:
+                return ended
+        return await self._run(session)
+
+    async def _step(self, name: str, step: "StepFunction", work: "_Work") -> OperationReport | None:
+        """One of the operator's steps. Returns a report if the operation has ended with it."""
+        session, began, sent = work.session, time.monotonic(), work.session.bytes_sent
+        try:
+            ended = await step(self, work)
+        except RemoteFailure as failure:
+            return await self._give_up(name, failure, began, work)
+        self._note(name, began, session.bytes_sent - sent, work.message)
+        self._tell(JournalPhase.STAGING if name != "Build" else JournalPhase.BUILT, name, session)
+        work.message = ""
+        return ended
+
+    async def _give_up(self, name: str, failure: RemoteFailure, began: float, work: "_Work") -> OperationReport:
+        """Before `run` nothing of the VM has changed. What was begun is taken back, what was not is refused."""
+        if not work.begun:
+            raise Refused(str(failure), reason=failure.reason, retryable=failure.retryable) from failure
+        args: protocol.AbandonArgs = {"id": self._order.id}
+        with contextlib.suppress(RemoteFailure):
+            await work.session.request("abandon", {**args}, protocol.Bye, timeout=_REPORT_SECONDS)
+        self._steps.append(
+            StepReport(name, done=False, failed=True, seconds=time.monotonic() - began, message=str(failure))
+        )
+        report = self._operator_report(JournalPhase.ABANDONED, name, work.session)
+        return replace(report, reason=failure.reason, message=str(failure), finished_at=datetime.now(UTC))
+
+    async def probe(self, work: "_Work") -> None:
+        work.look = await probe_vm(work.session, self._target.type)
+        found = work.look.boot.type
+        if found is None:
+            raise Refused(
+                f"{self._target.name} has no boot arguments of CloudStack with a type, so it is not known what it is: "
+                "nothing was changed. Is the address right?",
+                reason=Reason.NOT_A_SYSTEM_VM,
+                retryable=False,
+            )
+        if found is not self._target.type:
+            raise Refused(
+                f"{self._target.name} says that it is a {found.value}, and the inventory that it is a "
+                f"{self._target.type.value}: nothing was changed. Correct the type or the address.",
+                reason=Reason.TYPE_MISMATCH,
+                retryable=False,
+            )
+
+    async def diff(self, work: "_Work") -> None:
+        look = await compare_files(
+            work.session, work.probed, self._payload, self._target.type, self._patcher.previous_payloads
+        )
+        if look.difference is None:
+            raise protocol.ProtocolError("a comparison has no result")
+        work.look = look
+        work.contents = dict(look.difference.contents)
+        work.order = _order_for_vm(self._order, self._target, self._payload, look)
+        if look.difference.kept:
+            work.message = f"Kept because the VM edits them: {', '.join(look.difference.kept)}"
+
+    async def stage(self, work: "_Work") -> OperationReport | None:
+        args: protocol.BeginArgs = {"order": work.ready_order}
+        # From the moment it is sent, an answer that does not come proves nothing.
+        self.known_to_vm = True
+        begun = await work.session.request("begin", {**args}, protocol.BeginResult, timeout=_BEGIN_SECONDS)
+        if begun["state"] == "finished" and begun["report"] is not None:
+            return self._result(begun["report"], work.session)
+        if begun["state"] == "running":
+            return await self._attach(work.session)
+        work.begun = self.ours = True
+        wire_bytes = 0
+        for batch in batches(self._payload, work.contents, tuple(begun["missing"])):
+            items = [content.item for content in batch]
+            wire_bytes += sum(item["wire_size"] for item in items)
+            stage: protocol.StageArgs = {"items": items}
+            await work.session.request(
+                "stage",
+                {**stage},
+                protocol.StageResult,
+                timeout=self._order.step_timeout_seconds,
+                content=content_of(self._payload, batch),
+            )
+        work.message = f"{len(begun['missing'])} contents, {wire_bytes} bytes"
+        return None
+
+    async def build(self, work: "_Work") -> None:
+        args: protocol.BuildArgs = {}
+        built = await work.session.request(
+            "build", {**args}, protocol.BuildResult, timeout=self._order.step_timeout_seconds
+        )
+        work.message = "; ".join([f"{built['changes']} paths change", *built["notes"]])
+
+    async def _run(self, session: Session) -> OperationReport:
+        args: protocol.RunArgs = {"id": self._order.id}
+        try:
+            result = await session.request(
+                "run", {**args}, protocol.RunResult, timeout=self._watch_seconds, on_report=self._on_report(session)
+            )
+        except RemoteFailure as failure:
+            known = await ask_report(session, self._order.id)
+            if known is not None and (failure.changed or JournalPhase(known["phase"]).is_final):
+                return self._end(known, session)
+            return await self._give_up("Fence", failure, time.monotonic(), _Work(session, begun=True))
+        return self._end(result["report"], session)
+
+    async def _attach(self, session: Session) -> OperationReport:
+        args: protocol.AttachArgs = {"id": self._order.id}
+        result = await session.request(
+            "attach", {**args}, protocol.RunResult, timeout=self._watch_seconds, on_report=self._on_report(session)
+        )
+        return self._end(result["report"], session)
+
+    def _end(self, report: protocol.Report, session: Session) -> OperationReport:
+        """Raises `Unreachable` where nobody works on it any more: a later `begin` or the boot brings it to its end."""
+        if not JournalPhase(report["phase"]).is_final:
+            raise Unreachable(
+                f"Operation {self._order.id} on {self._target.name} was interrupted at {report['step']}",
+                reason=Reason.INTERRUPTED,
+            )
+        return self._result(report, session)
+
+    @property
+    def _watch_seconds(self) -> float:
+        return self._order.vm_timeout_seconds + _GOING_BACK_SECONDS
+
+    def _on_report(self, session: Session) -> Callable[[protocol.Report], None]:
+        def on_report(report: protocol.Report) -> None:
+            self._progress(self._result(report, session))
+
+        return on_report
+
+    def _result(self, report: protocol.Report, session: Session) -> OperationReport:
+        sent = self._bytes_before + session.bytes_sent
+        found = operation_report(report, bytes_sent=max(sent, report["bytes_received"]))
+        ours = {step.name: step for step in self._steps}
+        # Both ends know Stage and Build; the operator's entry has the bytes, the VM's the verdict.
+        theirs = tuple(
+            replace(step, bytes_sent=ours[step.name].bytes_sent) if step.name in ours else step for step in found.steps
+        )
+        names = {step.name for step in theirs}
+        before = tuple(step for step in self._steps if step.name not in names)
+        return replace(found, steps=before + theirs)
+
+    def _note(self, name: str, began: float, bytes_sent: int, message: str = "") -> None:
+        seconds = round(time.monotonic() - began, 3)
+        self._steps.append(StepReport(name, True, False, seconds, bytes_sent=bytes_sent, message=message))
+
+    def _tell(self, phase: JournalPhase, step: str, session: Session) -> None:
+        self._progress(self._operator_report(phase, step, session))
+
+    def _operator_report(self, phase: JournalPhase, step: str, session: Session) -> OperationReport:
+        return OperationReport(
+            id=self._order.id,
+            revision=self._payload.revision,
+            phase=phase,
+            step=step,
+            steps=tuple(self._steps),
+            services=(),
+            bytes_sent=self._bytes_before + session.bytes_sent,
+            started_at=self._started_at,
+        )
+
+
+@dataclass
+class _Work:
+    """What the operator's steps hand on to each other within one connection."""
+
+    session: Session
+    look: Look | None = None
+    order: protocol.Order | None = None
+    contents: dict[str, bytes] = field(default_factory=dict)
+    begun: bool = False
+    message: str = ""
+
+    @property
+    def probed(self) -> Look:
+        if self.look is None:
+            raise PatchingError("Diff before Probe")
+        return self.look
+
+    @property
+    def ready_order(self) -> protocol.Order:
+        if self.order is None:
+            raise PatchingError("Stage before Diff")
+        return self.order
+
+
+StepFunction = Callable[[_Attempt, _Work], Awaitable[OperationReport | None]]
+
+OPERATOR_STEPS: tuple[tuple[str, StepFunction], ...] = (
+    ("Probe", _Attempt.probe),
+    ("Diff", _Attempt.diff),
+    ("Stage", _Attempt.stage),
+    ("Build", _Attempt.build),
+)
+"""Between Connect and the one request after which the VM goes on alone."""
+
+
+def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look) -> protocol.Order:
+    """The complete order: everything that the VM needs to end it without the operator."""
+    difference = look.difference
+    if difference is None:
+        raise PatchingError("an order needs a comparison")
+    seconds = order.step_timeout_seconds
+    in_place = look.probe["payload_checksums"].get(payload.signature_algorithm) == payload.signature
+    return {
+        "id": order.id,
+        "epoch": order.epoch,
+        "revision": payload.revision,
+        "vm_type": target.type.value,
+        "trees": difference.trees(),
+        "files": difference.single_files(),
+        "folders": difference.single_folders(),
+        "remove": difference.single_removals(),
+        "payload": None
+        if in_place
+        else {
+            "path": PAYLOAD_PATH,
+            "sha256": payload.scripts_sha256,
+            "size": payload.scripts_size_bytes,
+        },
+        "signature": payload.signature,
+        "daemon_reload": difference.daemon_reload,
+        "services": [order_for(unit, action, look.boot, target.type, seconds) for unit, action in _services(look)],
+        "run_checks": target.type.is_router,
+        "ignored_checks": list(order.ignored_checks),
+        "settle_seconds": order.settle_seconds,
+        "step_timeout_seconds": seconds,
+        "timeout_seconds": order.vm_timeout_seconds,
+        "keep_backups": order.keep_backups,
+        "reserve_bytes": _RESERVE_BYTES,
+        "reserve_inodes": _RESERVE_INODES,
+        "min_memory_bytes": _MIN_MEMORY_BYTES,
+    }
+
+
+def _services(look: Look) -> list[tuple[str, UnitAction]]:
+    """Every unit of the table that this VM has, in the table's order, with its action or none: all are watched."""
+    actions = look.actions
+    present = [
+        unit["unit"] for unit in look.probe["units"] if unit["load"] == "loaded" and unit["active"] != "inactive"
+    ]
+    place = {service.unit: number for number, service in enumerate(SERVICES)}
+
+    def rank(unit: str) -> int:
+        name = plain(unit)
+        return place.get(name, place.get(f"{name.partition('@')[0]}@*", len(place)))
+
+    return [(unit, actions.get(unit, UnitAction.NOTHING)) for unit in sorted(present, key=rank)]

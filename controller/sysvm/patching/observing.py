@@ -1,0 +1,211 @@
+"""One look at a VM: the questions, in the order in which each answer makes the next one possible.
+
+Both halves of this layer begin with it: observing reports it, patching decides by it. Nothing on the VM changes.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from sysvm.api.endpoint import SystemVMType
+from sysvm.api.reasons import Reason
+from sysvm.api.systemvm import RedundancyRole
+from sysvm.patching import archives, protocol
+from sysvm.patching.boot import CMDLINE_PATH, BootArguments, parse_boot_arguments
+from sysvm.patching.diff import AGENT_TREE, SCRIPTS_TREE, Difference, Previous, compare, contents_to_read, digest_args
+from sysvm.patching.errors import PayloadError
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import (
+    JournalPhase,
+    Observation,
+    OperationReport,
+    PlannedServiceAction,
+    SeenHostKey,
+    ServiceReport,
+    ServiceState,
+    StepReport,
+)
+from sysvm.patching.services import UnitAction, plain, service_of, units_of
+from sysvm.patching.session import Session
+
+PAYLOAD_PATH = "/usr/share/cloud/cloud-scripts.tgz"
+_CMDLINE_BYTES = 64 * 1024
+_MERGED_FILE_BYTES = 1 << 20
+_PROBE_SECONDS = 60.0
+_DIGEST_SECONDS = 180.0
+_READ_SECONDS = 60.0
+_KEPT_LISTINGS = 16
+
+
+@dataclass
+class PreviousPayloads:
+    """Listings of the payloads that VMs have, by checksum: a fleet shares a few, so each is fetched once."""
+
+    _listings: OrderedDict[str, Previous] = field(default_factory=OrderedDict)
+
+    async def of(self, session: Session, checksums: Mapping[str, str]) -> Previous:
+        """What the VM's own cloud-scripts.tgz lists; empty if it is missing or not to be believed."""
+        name = checksums.get("sha512")
+        if name is None:
+            return Previous()
+        if name in self._listings:
+            self._listings.move_to_end(name)
+            return self._listings[name]
+        packed = await session.read(PAYLOAD_PATH, limit=archives.SCRIPTS_LIMITS.packed_bytes, timeout=_READ_SECONDS)
+        if packed is None or hashlib.sha512(packed).hexdigest() != name:
+            return Previous()
+        try:
+            listing, _ = await asyncio.to_thread(archives.read_scripts, packed)
+        except PayloadError:
+            # CloudStack installs archives that were cut (its exit codes are not checked): no file can be told by them.
+            previous = Previous()
+        else:
+            previous = Previous({entry.path: entry for entry in listing.files})
+        self._listings[name] = previous
+        while len(self._listings) > _KEPT_LISTINGS:
+            self._listings.popitem(last=False)
+        return previous
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found, in the VM's own words."""
+
+    at: datetime
+    boot: BootArguments
+    probe: protocol.ProbeResult
+    difference: Difference | None
+
+    def type_or(self, expected: SystemVMType) -> SystemVMType:
+        return self.boot.type or expected
+
+    @property
+    def active_units(self) -> tuple[str, ...]:
+        return tuple(unit["unit"] for unit in self.probe["units"] if unit["active"] == "active")
+
+    @property
+    def actions(self) -> dict[str, UnitAction]:
+        """For units that are active now: one that is not is never started."""
+        return self.difference.unit_actions(self.active_units) if self.difference is not None else {}
+
+
+async def probe_vm(session: Session, expected: SystemVMType) -> Look:
+    """Everything but the files."""
+    cmdline = await session.read(CMDLINE_PATH, limit=_CMDLINE_BYTES, timeout=_READ_SECONDS)
+    boot = parse_boot_arguments(cmdline or b"")
+    vm_type = boot.type or expected
+    folders = ["/", SCRIPTS_TREE, "/var/lib", *([AGENT_TREE] if vm_type.runs_agent else [])]
+    args: protocol.ProbeArgs = {"units": list(units_of(boot, vm_type)), "paths": folders}
+    probe = await session.request("probe", {**args}, protocol.ProbeResult, timeout=_PROBE_SECONDS)
+    return Look(at=datetime.now(UTC), boot=boot, probe=probe, difference=None)
+
+
+async def compare_files(
+    session: Session, look: Look, payload: Payload, expected: SystemVMType, previous_payloads: PreviousPayloads
+) -> Look:
+    """The same look with every file compared."""
+    vm_type = look.type_or(expected)
+    previous = await previous_payloads.of(session, look.probe["payload_checksums"])
+    args = digest_args(payload, vm_type, previous)
+    result = await session.request("digest", {**args}, protocol.DigestResult, timeout=_DIGEST_SECONDS)
+    if result["truncated"]:
+        raise protocol.ProtocolError(
+            f"{SCRIPTS_TREE} or {AGENT_TREE} holds more files than a system VM has: look what fills it"
+        )
+    facts = {fact["path"]: fact for fact in result["facts"]}
+    texts: dict[str, bytes] = {}
+    for path in contents_to_read(payload, vm_type, previous, facts):
+        text = await session.read(path, limit=_MERGED_FILE_BYTES, timeout=_READ_SECONDS)
+        if text is not None and hashlib.sha256(text).hexdigest() == facts[path]["sha256"]:
+            texts[path] = text
+    difference = compare(payload, vm_type, previous, facts, texts)
+    return Look(at=look.at, boot=look.boot, probe=look.probe, difference=difference)
+
+
+def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
+    """The look as the engine wants it."""
+    probe, journal, difference = look.probe, look.probe["journal"], look.difference
+    redundancy = probe["redundancy"]
+    return Observation(
+        at=look.at,
+        host_key=host_key,
+        type=look.boot.type,
+        release=probe["release"],
+        debian_version=probe["debian_version"],
+        signature=probe["signature"],
+        payload_checksums=dict(probe["payload_checksums"]),
+        boot_id=probe["boot_id"],
+        booted=probe["booted"],
+        services=tuple(_service(unit) for unit in probe["units"] if unit["load"] not in ("not-found", "masked")),
+        redundancy=RedundancyRole(redundancy["role"]) if redundancy is not None else None,
+        failing_health_checks=tuple(probe["failing_checks"]),
+        disk_available_bytes=min((disk["available_bytes"] for disk in probe["disks"]), default=0),
+        memory_available_bytes=probe["memory_available_bytes"],
+        other_actors=tuple(actor["what"] for actor in probe["actors"] if actor["blocking"]),
+        unfinished=operation_report(journal["unfinished"]) if journal["unfinished"] is not None else None,
+        last_finished=operation_report(journal["last_finished"]) if journal["last_finished"] is not None else None,
+        highest_epoch=journal["highest_epoch"],
+        content=difference.scripts_report if difference is not None else None,
+        agent_content=difference.agent_report if difference is not None else None,
+        actions=tuple(
+            PlannedServiceAction(plain(unit), action.value, _expected_loss(unit, action))
+            for unit, action in look.actions.items()
+        ),
+    )
+
+
+def operation_report(
+    report: protocol.Report, *, before: tuple[StepReport, ...] = (), bytes_sent: int | None = None
+) -> OperationReport:
+    """The journal's words as the engine's. `before`: steps only the operator saw; `bytes_sent`: what it counted."""
+    phase = JournalPhase(report["phase"])
+    message = report["message"]
+    if report["notes"]:
+        message = " ".join([*([message] if message else []), *(f"Note: {note}." for note in report["notes"])])
+    return OperationReport(
+        id=report["id"],
+        revision=report["revision"],
+        phase=phase,
+        step=report["step"],
+        steps=before + tuple(_step(step) for step in report["steps"]),
+        services=tuple(_service_report(service) for service in report["services"]),
+        bytes_sent=report["bytes_received"] if bytes_sent is None else bytes_sent,
+        reason=Reason(report["reason"]) if report["reason"] is not None else None,
+        message=message,
+        started_at=datetime.fromtimestamp(report["started_at"], UTC),
+        finished_at=datetime.fromtimestamp(report["finished_at"], UTC) if report["finished_at"] is not None else None,
+    )
+
+
+def _step(step: protocol.ReportStep) -> StepReport:
+    return StepReport(step["name"], step["done"], step["failed"], step["seconds"], message=step["message"])
+
+
+def _service_report(service: protocol.ReportService) -> ServiceReport:
+    words = {action.word: action.value for action in UnitAction}
+    action = words.get(service["action"], service["action"])  # type: ignore[call-overload]
+    return ServiceReport(
+        plain(service["unit"]),
+        f"{action} (going back)" if service["restoring"] else action,
+        service["unavailable_seconds"],
+    )
+
+
+def _service(unit: protocol.UnitState) -> ServiceState:
+    return ServiceState(
+        name=plain(unit["unit"]),
+        load=unit["load"],
+        active=unit["active"],
+        sub=unit["sub"],
+        enabled=unit["enabled"],
+        main_pid=unit["main_pid"],
+        restarts=unit["restarts"],
+    )
+
+
+def _expected_loss(unit: str, action: UnitAction) -> str:
+    service = service_of(unit)
+    return service.expected_loss(action) if service is not None else "none"

@@ -1,0 +1,407 @@
+"""SSH to system VMs: who may be talked to, with which key, and what it means when it does not work.
+
+One connection is one conversation; it is opened for it and closed after it, because addresses of system VMs are used
+again and an idle connection would hide that. Nothing of the operator's own surroundings leaks in: no configuration
+file, no agent, no default keys, and never a connection whose host key was not checked.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import asyncssh
+
+from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.reasons import Reason
+from sysvm.patching.errors import HostKeyRejected, PatchingError, Unreachable
+from sysvm.patching.results import SeenHostKey, SSHAccount, Target
+
+_KEY_EXCHANGES = (
+    "mlkem768x25519-sha256",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group14-sha256",
+)
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
+"""GCM first: half the processor time of the default, and nothing that needs strict key exchange (CVE-2023-48795)."""
+_HOST_KEY_ALGORITHMS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+_TRIES = 3
+_KNOWN_KEYS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SSHTimeouts:
+    """Seconds. A peer that is silent for `keepalive_interval * keepalive_count` counts as lost."""
+
+    connect: float = 10.0
+    login: float = 15.0
+    keepalive_interval: float = 15.0
+    keepalive_count: int = 3
+    close: float = 3.0
+
+
+class KeyUnreadable(PatchingError):  # noqa: N818 - says what the key is, as its siblings in errors.py do
+    """The private key or the known_hosts text of an endpoint cannot be used. No VM was contacted."""
+
+    reason = Reason.CREDENTIALS_UNREADABLE
+    retryable = False
+
+
+def load_private_key(text: bytes) -> asyncssh.SSHKey:
+    """A private key in PEM or OpenSSH format. Raises `KeyUnreadable`; its sentence never holds any of the key."""
+    try:
+        return asyncssh.import_private_key(text)
+    except asyncssh.KeyEncryptionError as error:
+        raise KeyUnreadable(_PASSPHRASE) from error
+    except asyncssh.KeyImportError as error:
+        if "passphrase" in str(error).lower():
+            raise KeyUnreadable(_PASSPHRASE) from error
+        if _is_public(text):
+            raise KeyUnreadable(
+                "The SSH key is a public key; the private one is needed (id_rsa.cloud of a hypervisor host)."
+            ) from error
+        raise KeyUnreadable(
+            "The SSH key cannot be read: it must be a private key in PEM or OpenSSH format (id_rsa.cloud of a "
+            "hypervisor host), whole and without anything around it."
+        ) from error
+
+
+_PASSPHRASE = "The SSH key is protected by a passphrase; CloudStack's key has none: store it without one."
+
+
+def _is_public(text: bytes) -> bool:
+    try:
+        asyncssh.import_public_key(text)
+    except asyncssh.KeyImportError:
+        return False
+    return True
+
+
+def load_known_hosts(text: str) -> asyncssh.SSHKnownHosts:
+    """known_hosts text. Raises `KeyUnreadable`."""
+    try:
+        return asyncssh.import_known_hosts(text)
+    except ValueError as error:
+        raise KeyUnreadable(
+            f"The known_hosts text cannot be read: {error}.", reason=Reason.CREDENTIALS_UNREADABLE
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A login on one VM whose host key was checked."""
+
+    ssh: asyncssh.SSHClientConnection
+    host_key: SeenHostKey
+
+
+@dataclass
+class SSHTransport:
+    """Opens connections within the limits of their endpoint.
+
+    `handshakes` at once: key exchange is processor time of the event loop, so more of them would only delay the rest.
+    """
+
+    timeouts: SSHTimeouts = field(default_factory=SSHTimeouts)
+    handshakes: int = 8
+
+    def __post_init__(self) -> None:
+        # Its informational messages name every host and user of every connection.
+        logging.getLogger("asyncssh").setLevel(logging.WARNING)
+        self._handshakes = asyncio.Semaphore(self.handshakes)
+        self._pools: dict[str, tuple[int, asyncio.Semaphore]] = {}
+        self._options: dict[tuple[str, str], asyncssh.SSHClientConnectionOptions] = {}
+
+    @contextlib.asynccontextmanager
+    async def connect(self, target: Target) -> AsyncIterator[Connection]:
+        """A connection to the VM, closed at the end. Raises `Unreachable`, `HostKeyRejected`, `KeyUnreadable`."""
+        options = await self._account_options(target.account)
+        async with self._pool(target.account):
+            connection = await self._open(target, options)
+            try:
+                yield connection
+            finally:
+                await self._close(connection.ssh)
+
+    def _pool(self, account: SSHAccount) -> asyncio.Semaphore:
+        limit, pool = self._pools.get(account.pool, (0, None))
+        if pool is None or limit != account.connections:
+            pool = asyncio.Semaphore(account.connections)
+            self._pools[account.pool] = (account.connections, pool)
+        return pool
+
+    async def _account_options(self, account: SSHAccount) -> asyncssh.SSHClientConnectionOptions:
+        name = (account.user, hashlib.sha256(account.private_key).hexdigest())
+        if name not in self._options:
+            # An RSA key is checked for consistency when it is read: a tenth of a second that the loop would miss.
+            key = await asyncio.to_thread(load_private_key, account.private_key)
+            while len(self._options) >= _KNOWN_KEYS:
+                self._options.pop(next(iter(self._options)))
+            self._options[name] = self._build_options(account.user, key)
+        return self._options[name]
+
+    def _build_options(self, user: str, key: asyncssh.SSHKey) -> asyncssh.SSHClientConnectionOptions:
+        return asyncssh.SSHClientConnectionOptions(
+            config=None,
+            username=user,
+            client_keys=[key],
+            agent_path=None,
+            password=None,
+            preferred_auth="publickey",
+            public_key_auth=True,
+            gss_host=None,
+            x509_trusted_certs=None,
+            known_hosts=_nobody(),
+            kex_algs=_supported_key_exchanges(),
+            encryption_algs=list(_CIPHERS),
+            compression_algs=None,
+            connect_timeout=self.timeouts.connect,
+            login_timeout=self.timeouts.login,
+            keepalive_interval=self.timeouts.keepalive_interval,
+            keepalive_count_max=self.timeouts.keepalive_count,
+        )
+
+    async def _open(self, target: Target, options: asyncssh.SSHClientConnectionOptions) -> Connection:
+        checker = _checker(target)
+        for attempt in range(1, _TRIES + 1):
+            try:
+                async with self._handshakes:
+                    ssh = await asyncssh.connect(
+                        target.address,
+                        target.account.port,
+                        options=options,
+                        known_hosts=checker.known_hosts,
+                        server_host_key_algs=checker.algorithms,
+                        client_factory=lambda: _Client(checker),
+                    )
+            except (OSError, asyncssh.Error) as error:
+                failure = self._explain(target, checker, error)
+                if attempt == _TRIES or not _was_turned_away(error) or checker.rejected is not None:
+                    raise failure from error
+                # sshd drops connections at random while too many log in at once (MaxStartups).
+                await asyncio.sleep(random.uniform(0.2, 0.6) * attempt)
+                continue
+            shown = ssh.get_server_host_key()
+            if shown is None:
+                await self._close(ssh)
+                raise Unreachable(f"{_place(target)} showed no host key, so it is not known who it is.")
+            return Connection(ssh, _seen(shown))
+        raise AssertionError("the last attempt raises or returns")
+
+    async def _close(self, ssh: asyncssh.SSHClientConnection) -> None:
+        ssh.close()
+        try:
+            async with asyncio.timeout(self.timeouts.close):
+                await ssh.wait_closed()
+        except (TimeoutError, OSError, asyncssh.Error):
+            ssh.abort()
+        except asyncio.CancelledError:
+            ssh.abort()
+            raise
+
+    def _explain(self, target: Target, checker: "_HostKeyChecker", error: Exception) -> Unreachable:
+        """A failure to connect as a reason and a sentence with the next step."""
+        place = _place(target)
+        if checker.rejected is not None:
+            return checker.explain(target, _seen(checker.rejected))
+        if isinstance(error, asyncssh.PermissionDenied):
+            return Unreachable(
+                f"{place} does not accept the SSH key for user {target.account.user}: check that the endpoint's key is "
+                "the one of this cloud (id_rsa.cloud).",
+                reason=Reason.SSH_AUTHENTICATION_FAILED,
+                retryable=False,
+            )
+        if isinstance(error, asyncssh.HostKeyNotVerifiable):
+            return HostKeyRejected(
+                f"The host key of {place} is not acceptable: {error.reason}.", fingerprint="", reason=checker.reason
+            )
+        if isinstance(error, TimeoutError) or (
+            isinstance(error, asyncssh.ConnectionLost) and "timeout" in error.reason.lower()
+        ):
+            return Unreachable(
+                f"{place} did not answer within {self.timeouts.connect:g} s: the VM may be down, hang, or a firewall "
+                "drops the packets.",
+                reason=Reason.SSH_TIMEOUT,
+            )
+        if isinstance(error, socket.gaierror):
+            return Unreachable(f"The name {target.address} of {target.name} cannot be resolved: check the address.")
+        if isinstance(error, ConnectionRefusedError):
+            return Unreachable(
+                f"{place} refuses the connection: the VM is up but no sshd listens on port {target.account.port}."
+            )
+        if isinstance(error, OSError):
+            return Unreachable(f"{place} cannot be reached: {error.strerror or error}.")
+        if isinstance(error, asyncssh.KeyExchangeFailed):
+            return Unreachable(f"{place} and this operator have no SSH algorithm in common: {error.reason}.")
+        detail = error.reason if isinstance(error, asyncssh.Error) else str(error)
+        return Unreachable(f"{place} ended the connection before the login: {detail or type(error).__name__}.")
+
+
+@dataclass
+class _HostKeyChecker:
+    """Decides about one host key; `rejected` remembers the one that was turned down."""
+
+    known_hosts: asyncssh.SSHKnownHosts
+    algorithms: list[str]
+    accepts: Callable[[asyncssh.SSHKey], bool]
+    explain: Callable[[Target, SeenHostKey], HostKeyRejected]
+    reason: Reason
+    rejected: asyncssh.SSHKey | None = None
+
+    def judge(self, key: asyncssh.SSHKey) -> bool:
+        accepted = self.accepts(key)
+        if not accepted:
+            self.rejected = key
+        return accepted
+
+
+class _Client(asyncssh.SSHClient):
+    """Asks the checker inside the handshake, before any credential is sent."""
+
+    def __init__(self, checker: _HostKeyChecker) -> None:
+        self._checker = checker
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        return self._checker.judge(key)
+
+
+def _checker(target: Target) -> _HostKeyChecker:
+    if target.account.host_key_policy is HostKeyPolicy.STRICT:
+        return _strict(target)
+    if target.pinned_host_key is None:
+        return _HostKeyChecker(
+            _nobody(), list(_HOST_KEY_ALGORITHMS), lambda _: True, _changed("nothing"), Reason.HOST_KEY_UNKNOWN
+        )
+    return _pinned(target, target.pinned_host_key)
+
+
+def _pinned(target: Target, pinned_text: str) -> _HostKeyChecker:
+    try:
+        pinned = asyncssh.import_public_key(pinned_text)
+    except asyncssh.KeyImportError as error:
+        raise KeyUnreadable(
+            f"The host key kept for {target.name} cannot be read, so nobody can be recognised by it: "
+            "accept the VM's key anew with spec.acceptHostKey.",
+            reason=Reason.HOST_KEY_UNKNOWN,
+        ) from error
+
+    def accepts(key: asyncssh.SSHKey) -> bool:
+        return bool(key == pinned) or key.get_fingerprint() == target.accepted_fingerprint
+
+    # The kept type first, so that a VM with several keys shows the one that is known.
+    first = _algorithms_of(pinned)
+    algorithms = first + [algorithm for algorithm in _HOST_KEY_ALGORITHMS if algorithm not in first]
+    return _HostKeyChecker(_nobody(), algorithms, accepts, _changed(pinned.get_fingerprint()), Reason.HOST_KEY_CHANGED)
+
+
+def _strict(target: Target) -> _HostKeyChecker:
+    if not target.account.known_hosts:
+        raise KeyUnreadable(
+            f"Host keys are Strict and no known_hosts text is there, so {target.name} cannot be recognised.",
+            reason=Reason.KNOWN_HOSTS_MISSING,
+        )
+    known = load_known_hosts(target.account.known_hosts)
+    port = target.account.port
+    listed = known.match(target.address, target.address, port if port != 22 else None)
+    keys = [key for key in listed[0] if key is not None]
+    if keys or listed[1]:
+        required = ", ".join(key.get_fingerprint() for key in keys) or "one signed by a listed authority"
+        first = [algorithm for key in keys for algorithm in _algorithms_of(key)]
+        certificates = [f"{name}-cert-v01@openssh.com" for name in _HOST_KEY_ALGORITHMS] if listed[1] else []
+        rest = [algorithm for algorithm in _HOST_KEY_ALGORITHMS if algorithm not in first]
+        return _HostKeyChecker(
+            known,
+            list(dict.fromkeys(certificates + first + rest)),
+            lambda _: False,
+            _changed(required, listed=True),
+            Reason.HOST_KEY_CHANGED,
+        )
+    return _HostKeyChecker(known, list(_HOST_KEY_ALGORITHMS), lambda _: False, _unknown, Reason.HOST_KEY_UNKNOWN)
+
+
+def _changed(required: str, *, listed: bool = False) -> Callable[[Target, SeenHostKey], HostKeyRejected]:
+    def explain(target: Target, seen: SeenHostKey) -> HostKeyRejected:
+        remedy = (
+            "replace its line in known_hosts"
+            if listed
+            else f"set spec.acceptHostKey of the SystemVM to {seen.fingerprint}"
+        )
+        return HostKeyRejected(
+            f"{_place(target)} showed the host key {seen.fingerprint} ({seen.type}), but {required} is required. "
+            f"Nothing was sent to it. If the VM was recreated, {remedy}; if not, somebody else answers at this "
+            "address.",
+            fingerprint=seen.fingerprint,
+            reason=Reason.HOST_KEY_CHANGED,
+        )
+
+    return explain
+
+
+def _unknown(target: Target, seen: SeenHostKey) -> HostKeyRejected:
+    return HostKeyRejected(
+        f"{_place(target)} showed the host key {seen.fingerprint} ({seen.type}), and known_hosts has no line for it. "
+        "Nothing was sent to it. If the key is right, add a line for "
+        f"[{target.address}]:{target.account.port} to known_hosts.",
+        fingerprint=seen.fingerprint,
+        reason=Reason.HOST_KEY_UNKNOWN,
+    )
+
+
+def _place(target: Target) -> str:
+    return f"{target.name} ({target.address} port {target.account.port})"
+
+
+def _seen(key: asyncssh.SSHKey) -> SeenHostKey:
+    return SeenHostKey(
+        type=key.get_algorithm(),
+        fingerprint=key.get_fingerprint(),
+        public_key=key.export_public_key("openssh").decode("ascii").strip(),
+    )
+
+
+def _algorithms_of(key: asyncssh.SSHKey) -> list[str]:
+    """How a key of this type may sign. RSA keys are never asked for SHA-1."""
+    algorithm = key.get_algorithm()
+    names = ["rsa-sha2-512", "rsa-sha2-256"] if algorithm == "ssh-rsa" else [algorithm]
+    return [name for name in names if name in _HOST_KEY_ALGORITHMS]
+
+
+def _was_turned_away(error: Exception) -> bool:
+    """Closed before a word was exchanged: worth another try. A timeout is not: it has cost enough."""
+    if isinstance(error, asyncssh.ConnectionLost):
+        return "timeout" not in error.reason.lower()
+    return isinstance(error, ConnectionResetError)
+
+
+@cache
+def _nobody() -> asyncssh.SSHKnownHosts:
+    """A strict list without an entry: every host key goes to the checker. None would switch checking off."""
+    return asyncssh.import_known_hosts("")
+
+
+@cache
+def _supported_key_exchanges() -> list[str]:
+    """What this build of asyncssh has of the list: it refuses names that it does not know."""
+    supported = []
+    for name in _KEY_EXCHANGES:
+        with contextlib.suppress(ValueError):
+            asyncssh.SSHClientConnectionOptions(config=None, agent_path=None, client_keys=None, kex_algs=[name])
+            supported.append(name)
+    return supported

@@ -1,0 +1,72 @@
+"""What travels to the VM, in which order and how packed.
+
+Text is compressed, because a patch is mostly text and the line to a hypervisor may be thin; jars and images are sent as
+they are. Contents go in batches, so that a cut costs one content and not the whole payload.
+"""
+
+import asyncio
+import posixpath
+import zlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+
+from sysvm.patching import protocol
+from sysvm.patching.payload import Payload
+
+_BATCH_BYTES = 8 << 20
+_BATCH_ITEMS = 200
+_COMPRESSED_BELOW_BYTES = 4 << 20
+_WORTH_IT = 0.95
+_PACKED_ALREADY = frozenset({".jar", ".tgz", ".gz", ".zip", ".png", ".jpg", ".gif", ".woff", ".woff2", ".deb"})
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One content and how it travels. `wire` None: it is read from the payload while it is sent."""
+
+    item: protocol.StageItem
+    wire: bytes | None
+
+
+def batches(payload: Payload, merged: Mapping[str, bytes], missing: tuple[str, ...]) -> Iterator[list[Outgoing]]:
+    """The contents that the VM lacks. KeyError: it asks for one that no file of the order has."""
+    batch: list[Outgoing] = []
+    size = 0
+    for digest in missing:
+        outgoing = _pack(payload, merged, digest)
+        if batch and (size + outgoing.item["wire_size"] > _BATCH_BYTES or len(batch) >= _BATCH_ITEMS):
+            yield batch
+            batch, size = [], 0
+        batch.append(outgoing)
+        size += outgoing.item["wire_size"]
+    if batch:
+        yield batch
+
+
+async def content_of(payload: Payload, batch: list[Outgoing]) -> AsyncIterator[bytes]:
+    """The bytes of a batch, item after item; files of agent.zip are read in a thread."""
+    for outgoing in batch:
+        if outgoing.wire is not None:
+            yield outgoing.wire
+            continue
+        pieces = payload.content(outgoing.item["sha256"])
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+
+
+def _pack(payload: Payload, merged: Mapping[str, bytes], digest: str) -> Outgoing:
+    if digest in merged:
+        return _compressed(digest, merged[digest])
+    size, name = payload.described(digest)
+    if size > _COMPRESSED_BELOW_BYTES or posixpath.splitext(name)[1] in _PACKED_ALREADY:
+        return Outgoing({"sha256": digest, "size": size, "encoding": "identity", "wire_size": size}, None)
+    return _compressed(digest, b"".join(payload.content(digest)))
+
+
+def _compressed(digest: str, content: bytes) -> Outgoing:
+    packed = zlib.compress(content, 6)
+    if len(packed) > len(content) * _WORTH_IT:
+        return Outgoing(
+            {"sha256": digest, "size": len(content), "encoding": "identity", "wire_size": len(content)}, content
+        )
+    return Outgoing({"sha256": digest, "size": len(content), "encoding": "zlib", "wire_size": len(packed)}, packed)
