@@ -450,10 +450,11 @@ class Cluster:
     async def _send(self, request: _Request) -> Object:
         """Sends once more with credentials read anew when the server does not accept the ones at hand."""
         await self._login.refresh()
+        token = self._login.token
         try:
             return await self._send_once(request)
         except Unauthorized:
-            if not await self._login.refresh(now=True):
+            if not await self._login.replace(token):
                 raise
         return await self._send_once(request)
 

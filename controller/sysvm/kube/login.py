@@ -8,6 +8,7 @@ read again every minute and at every 401.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,25 +50,30 @@ class Login:
         self._read_at = self._monotonic()
         return self._configuration
 
-    async def refresh(self, *, now: bool = False) -> bool:
-        """Reads the token again when it is a minute old, or at once. True when it is another one than before.
+    @property
+    def token(self) -> str:
+        """The token that requests carry now; empty with a client certificate."""
+        return str(self._configuration.api_key.get("BearerToken", ""))
 
-        A file that cannot be read leaves the token that is known: it may still be good.
-        """
-        if not now and self._monotonic() - self._read_at < REFRESH_SECONDS:
-            return False
-        before = self._token()
-        async with self._reading:
-            if self._token() != before:  # somebody else was faster
-                return True
-            fresh = Configuration()
-            self._read_at = self._monotonic()
-            try:
-                await self._read(fresh)
-            except _UNUSABLE:
-                return False
+    async def refresh(self) -> None:
+        """Reads the token again when that was last done a minute ago."""
+        if self._monotonic() - self._read_at >= REFRESH_SECONDS:
+            await self._read_again()
+
+    async def replace(self, rejected: str) -> bool:
+        """Reads the token again because the server did not accept this one. True when there is another now."""
+        async with self._reading:  # of many that were rejected at once, the first one reads
+            if self.token == rejected:
+                await self._read_again()
+        return self.token != rejected
+
+    async def _read_again(self) -> None:
+        """A file that cannot be read leaves the token that is known: it may still be good."""
+        fresh = Configuration()
+        self._read_at = self._monotonic()
+        with contextlib.suppress(*_UNUSABLE):
+            await self._read(fresh)
             self._configuration.api_key = fresh.api_key
-        return self._token() != before
 
     async def _read(self, configuration: Configuration) -> None:
         if self._kubeconfig is None:
@@ -83,6 +89,3 @@ class Login:
                 persist_config=False,
             )
         configuration.api_key = {name: value.strip() for name, value in configuration.api_key.items()}
-
-    def _token(self) -> str:
-        return str(self._configuration.api_key.get("BearerToken", ""))

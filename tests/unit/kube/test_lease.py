@@ -26,9 +26,7 @@ def election(api: FakeApi, identity: str, *, skew: timedelta = timedelta()) -> E
     def wall_clock() -> datetime:
         return START + skew + timedelta(seconds=asyncio.get_running_loop().time())
 
-    return Election(
-        api, namespace=KEY.namespace, name=KEY.name, identity=identity, now=wall_clock, chance=lambda: 0.0
-    )
+    return Election(api, namespace=KEY.namespace, name=KEY.name, identity=identity, now=wall_clock, chance=lambda: 0.0)
 
 
 def now() -> float:
