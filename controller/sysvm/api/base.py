@@ -114,7 +114,7 @@ def at_most(duration: str) -> Says:
 
 def parse_duration(text: str) -> timedelta:
     """`1h30m`, `45s`. Raises ValueError on anything else, also on the empty string."""
-    match = _DURATION.match(text)
+    match = _DURATION.fullmatch(text)
     if match is None or not text:
         raise ValueError(f"{text!r} is not a duration such as 30s, 10m or 1h30m")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -174,7 +174,7 @@ _COUNT_OR_PERCENT = re.compile(_PERCENT_PATTERN)
 
 
 def _count_or_percent(value: int | str) -> int | str:
-    if isinstance(value, str) and not _COUNT_OR_PERCENT.match(value):
+    if isinstance(value, str) and not _COUNT_OR_PERCENT.fullmatch(value):
         raise ValueError(f"{value!r} is neither a whole number from 1 nor a percentage from 1% to 100%")
     if isinstance(value, int) and value < 1:
         raise ValueError(f"{value} is less than 1")

@@ -33,7 +33,7 @@ class Method(StrEnum):
 
 
 class AllowedMethod(StrEnum):
-    """Methods that a policy may list."""
+    """LivePatch: changed files are put in place over SSH while the VM runs."""
 
     LIVE_PATCH = "LivePatch"
 
@@ -160,7 +160,8 @@ class PatchPolicySpec(ApiModel):
         tuple[AllowedMethod, ...],
         Field(min_length=1, max_length=3, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = (AllowedMethod.LIVE_PATCH,)
-    """Allowed methods, least disruptive first; a method that is not listed is never used."""
+    """Allowed methods, least disruptive first; a method that is not listed is never used. LivePatch: changed files are
+    put in place over SSH while the VM runs."""
     live_patch: LivePatchOptions = LivePatchOptions()
     """How a live patch works."""
     drift: DriftOptions = DriftOptions()
@@ -226,6 +227,8 @@ class LastRollout(ApiModel):
     """Digest of the policy's spec when it began: a changed spec, a new revision or a new retryAt allows another try."""
     uid: Annotated[str, Field(max_length=64)] = ""
     """Empty until the Rollout was seen: a missing rollout without it was never made, with it somebody deleted it."""
+    cause: Annotated[str, Field(max_length=32)] = "NewRevision"
+    """Why it was made."""
     result: Annotated[str, Field(max_length=32)] = ""
     """Empty while it runs."""
 

@@ -40,7 +40,7 @@ class OperationOrder(ApiModel):
     rollout: Annotated[str, Field(max_length=253)]
     """Rollout that it belongs to."""
     method: Method
-    """How the difference is closed."""
+    """How the difference is closed: LivePatch. Hold and None are decisions of a plan and are never handed out."""
     revision: Annotated[str, Field(max_length=64)]
     """What the VM is brought to."""
     template: Annotated[str, Field(max_length=253)]
@@ -105,7 +105,7 @@ class Identity(ApiModel):
     type: SystemVMType
     """CloudStack's type."""
     zone: ShortText | None = None
-    """Zone."""
+    """CloudStack zone that it runs in."""
     host: ShortText | None = None
     """Hypervisor host."""
     group: ShortText | None = None
@@ -185,7 +185,7 @@ class Observed(ApiModel):
     """What the last look found."""
 
     at: Time
-    """When."""
+    """When the VM was looked at."""
     template: ObservedTemplate | None = None
     """Release line of the disk image."""
     signature: Signature | None = None
@@ -336,7 +336,7 @@ class HistoryEntry(ApiModel):
     revision: Annotated[str, Field(max_length=64)]
     """What the VM was brought to."""
     method: Method
-    """How."""
+    """How the difference was closed."""
     result: OperationResult
     """How it ended."""
     started_at: Time
