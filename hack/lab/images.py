@@ -213,25 +213,21 @@ class Images:
         )
         partial = self._mmdebstrap_folder.with_name(self._mmdebstrap_folder.name + _PARTIAL)
         _delete(partial)
-        partial.mkdir(parents=True)
+        (partial / "lists" / "partial").mkdir(parents=True)
+        # Package lists of its own: the machine's may be empty or old, and refreshing them is not ours to do.
+        own = ["-q", "-o", f"Dir::State::Lists={partial}/lists", "-o", f"Dir::Cache={partial}"]
         try:
-            subprocess.run(
-                ["apt-get", "download", "mmdebstrap"],
-                check=True,
-                cwd=partial,
-                capture_output=True,
-                timeout=_FETCH_SECONDS,
-            )
+            for command in (["apt-get", *own, "update"], ["apt-get", *own, "download", "mmdebstrap"]):
+                subprocess.run(command, check=True, cwd=partial, capture_output=True, text=True, timeout=_FETCH_SECONDS)
             package = next(partial.glob("mmdebstrap_*.deb"))
-            subprocess.run(
-                ["dpkg-deb", "--extract", package, partial], check=True, capture_output=True, timeout=_FETCH_SECONDS
-            )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired, StopIteration, OSError) as problem:
+            unpack = ["dpkg-deb", "--extract", str(package), str(partial / "unpacked")]
+            subprocess.run(unpack, check=True, capture_output=True, timeout=_FETCH_SECONDS)
+        except (subprocess.SubprocessError, StopIteration, OSError) as problem:
             raise LabUnavailable(
-                f"mmdebstrap is missing and could not be fetched ({problem}): install it, or run apt-get update first."
+                f"mmdebstrap is missing and its package could not be fetched ({problem}): install mmdebstrap."
             ) from problem
-        package.unlink()
-        partial.rename(self._mmdebstrap_folder)
+        (partial / "unpacked").rename(self._mmdebstrap_folder)
+        _delete(partial)
 
     def sweep(self) -> None:
         """Removes what interrupted builds left, unless a build is running now."""
