@@ -4,10 +4,13 @@ Tests replace them; the engine never learns which implementation it talks to.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Protocol
 
+from sysvm.kube.events import EventType
+from sysvm.kube.objects import ObjectRef
 from sysvm.patching.payload import Payload
-from sysvm.patching.results import Observation, Order, OperationReport, Target
+from sysvm.patching.results import Observation, OperationReport, Order, Target
 
 Progress = Callable[[OperationReport], None]
 """Called in the event loop with every new state of an operation; must not block."""
@@ -32,3 +35,32 @@ class SystemVMs(Protocol):
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         """What the VM knows of an operation; None if it never heard of it."""
         ...
+
+
+class EngineObserver(Protocol):
+    """Counts what the engine did, for metrics. Called on the loop; must not raise or wait."""
+
+    def looked(self, *, result: str, seconds: float) -> None: ...
+
+    def operated(self, *, method: str, result: str, seconds: float, bytes_sent: int) -> None: ...
+
+
+class Recorder(Protocol):
+    """Kubernetes Events about an object (`kube.events.EventRecorder`). Never waits and never fails a reconcile."""
+
+    def event(
+        self,
+        about: ObjectRef,
+        type_: EventType,
+        reason: str,
+        action: str,
+        note: str,
+        *,
+        related: ObjectRef | None = None,
+    ) -> None: ...
+
+
+class Clock(Protocol):
+    """The moment, with a zone."""
+
+    def __call__(self) -> datetime: ...

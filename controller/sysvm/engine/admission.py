@@ -1,0 +1,134 @@
+"""Admission: the one writer of `SystemVM.spec.operation`, one queue key an endpoint, so that no two rollouts can break a
+budget together.
+
+Each order is one write that carries the VM's resourceVersion and brings the finalizer with it: a restart finds a VM with
+an order and its finalizer, or without both. Before the first order the rollout gets its finalizer, so that the snapshot
+an order needs stays while a VM is in work; a restart that finds it there without any order goes on or takes it off.
+"""
+
+import logging
+from collections.abc import Callable
+
+from sysvm.api.base import OPERATION_FINALIZER
+from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.api.rollout import Rollout
+from sysvm.domain import admission
+from sysvm.domain.admission import Admission, EndpointState, RunningRollout
+from sysvm.domain.facts import facts_of
+from sysvm.engine.board import Board
+from sysvm.engine.plans import PlanMissing, Plans
+from sysvm.engine.ports import Clock
+from sysvm.engine.resources import ROLLOUT, SYSTEM_VM
+from sysvm.engine.rollout import is_superseded
+from sysvm.engine.stores import Stores
+from sysvm.kube.client import Cluster
+from sysvm.kube.errors import Conflict, NotFound
+from sysvm.kube.objects import Key
+from sysvm.kube.queue import Again
+
+logger = logging.getLogger(__name__)
+
+CONFLICT_SECONDS = 0.2
+
+
+class AdmissionReconciler:
+    """One key: one CloudStackEndpoint, all its VMs and rollouts."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        stores: Stores,
+        plans: Plans,
+        board: Board,
+        epoch: int,
+        wake_vm: Callable[[Key], None],
+        clock: Clock,
+    ) -> None:
+        self._cluster = cluster
+        self._stores = stores
+        self._plans = plans
+        self._board = board
+        self._epoch = epoch
+        self._wake_vm = wake_vm
+        self._clock = clock
+
+    async def reconcile(self, key: Key) -> Again | None:
+        endpoint = self._stores.endpoints.get(key)
+        if endpoint is None:
+            return None
+        decided = admission.admit(await self._look(key, endpoint))
+        for vm in self._board.post(key, decided.blocked, decided.look_at):
+            self._wake_vm(vm)
+        for admitted in decided.admitted:
+            if not await self._hand_out(key.namespace, admitted):
+                return Again(CONFLICT_SECONDS)
+        return None
+
+    async def _look(self, key: Key, endpoint: CloudStackEndpoint) -> EndpointState:
+        now = self._clock()
+        running: list[RunningRollout] = []
+        for rollout in self._stores.rollouts_on(key):
+            if rollout.status.result is not None:
+                continue
+            try:
+                plan = await self._plans.of(rollout)
+            except PlanMissing:
+                continue  # the rollout's own reconciler says so and ends it
+            policy = self._stores.policies.get(Key(key.namespace, rollout.spec.policy_ref.name))
+            running.append(
+                RunningRollout(
+                    rollout=rollout,
+                    plan=plan,
+                    policy_suspended=policy is not None and policy.spec.suspend,
+                    superseded=is_superseded(rollout, policy, self._stores),
+                )
+            )
+        return EndpointState(
+            endpoint=key.name,
+            management=endpoint.spec.management,
+            epoch=self._epoch,
+            vms=tuple(facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key)),
+            rollouts=tuple(running),
+            suspended=endpoint.spec.suspend,
+            deleting=endpoint.metadata.deletion_timestamp is not None,
+        )
+
+    async def _hand_out(self, namespace: str, admitted: Admission) -> bool:
+        """Writes one order. False: the world changed in between, decide again."""
+        order = admitted.order
+        rollout = self._stores.rollouts.get(Key(namespace, order.rollout))
+        vm = self._stores.system_vms.get(Key(namespace, admitted.vm.name))
+        if rollout is None or vm is None or vm.metadata.uid != admitted.vm.uid:
+            return False
+        try:
+            if OPERATION_FINALIZER not in rollout.metadata.finalizers:
+                await self._hold(rollout)
+            await self._cluster.merge_patch(
+                SYSTEM_VM,
+                namespace,
+                vm.metadata.name,
+                {
+                    "metadata": {"finalizers": [*vm.metadata.finalizers, OPERATION_FINALIZER]}
+                    if OPERATION_FINALIZER not in vm.metadata.finalizers
+                    else {},
+                    "spec": {"operation": order.to_dict()},
+                },
+                resource_version=vm.metadata.resource_version,
+            )
+        except (Conflict, NotFound):
+            return False
+        logger.info(
+            "admitted %s",
+            admitted.vm.vm,
+            extra={"systemvm": f"{namespace}/{vm.metadata.name}", "rollout": order.rollout, "operation": order.id},
+        )
+        return True
+
+    async def _hold(self, rollout: Rollout) -> None:
+        await self._cluster.merge_patch(
+            ROLLOUT,
+            rollout.metadata.namespace,
+            rollout.metadata.name,
+            {"metadata": {"finalizers": [*rollout.metadata.finalizers, OPERATION_FINALIZER]}},
+            resource_version=rollout.metadata.resource_version,
+        )

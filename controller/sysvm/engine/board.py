@@ -1,0 +1,43 @@
+"""What admission found out about VMs that only their own reconciler may write down: why they wait, and whom to look at.
+
+In memory only: a restarted operator decides admission again and fills it anew.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from sysvm.api.systemvm import Blocker
+from sysvm.kube.objects import Key
+
+
+class Board:
+    """By SystemVM."""
+
+    def __init__(self) -> None:
+        self._blockers: dict[Key, tuple[Blocker, ...]] = {}
+        self._look_at: set[Key] = set()
+        self._of: dict[Key, set[Key]] = {}
+
+    def blockers(self, vm: Key) -> tuple[Blocker, ...]:
+        return self._blockers.get(vm, ())
+
+    def wants_look(self, vm: Key) -> bool:
+        """Admission cannot decide before this VM was looked at again."""
+        return vm in self._look_at
+
+    def looked(self, vm: Key) -> None:
+        self._look_at.discard(vm)
+
+    def post(self, endpoint: Key, blocked: Mapping[str, tuple[Blocker, ...]], look_at: Iterable[str]) -> set[Key]:
+        """Replaces what was known of the endpoint's VMs. Returns the VMs for which something is new."""
+        namespace = endpoint.namespace
+        blockers = {Key(namespace, name): why for name, why in blocked.items()}
+        looks = {Key(namespace, name) for name in look_at}
+        before = self._of.get(endpoint, set())
+        changed = {vm for vm in before | blockers.keys() if self._blockers.get(vm, ()) != blockers.get(vm, ())}
+        changed |= looks - self._look_at
+        for vm in before - blockers.keys():
+            self._blockers.pop(vm, None)
+        self._blockers.update(blockers)
+        self._look_at |= looks
+        self._of[endpoint] = set(blockers)
+        return changed

@@ -1,0 +1,127 @@
+"""SSH logins of the endpoints, read from Secrets that the operator may get but neither list nor watch.
+
+A Secret is read when its endpoint is looked at and the last reading is older than `MAX_AGE`, so a rotated key is in use a
+little later without a restart and a burst of events costs one request. Private keys stay in memory and are never shown.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sysvm.api.base import KeyRef
+from sysvm.api.endpoint import CloudStackEndpoint, HostKeyPolicy
+from sysvm.api.reasons import Reason
+from sysvm.engine.resources import CONFIG_MAP, SECRET
+from sysvm.engine.stores import key_of
+from sysvm.kube.client import Cluster
+from sysvm.kube.errors import Forbidden, NotFound
+from sysvm.kube.objects import Key
+from sysvm.patching.results import SSHAccount
+from sysvm.patching.ssh import KeyUnreadable, load_private_key
+
+MAX_AGE = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class NoAccount:
+    """Why nobody can log in on the VMs of an endpoint."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    at: datetime
+    generation: int
+    account: SSHAccount | NoAccount
+
+
+class Accounts:
+    """How to log in, by endpoint."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._readings: dict[Key, _Reading] = {}
+
+    def get(self, endpoint: Key) -> SSHAccount | NoAccount | None:
+        """What the last reading gave; None before the first."""
+        reading = self._readings.get(endpoint)
+        return None if reading is None else reading.account
+
+    def forget(self, endpoint: Key) -> None:
+        self._readings.pop(endpoint, None)
+
+    async def read(self, endpoint: CloudStackEndpoint, now: datetime) -> tuple[SSHAccount | NoAccount, bool]:
+        """The login as it is now, and whether it differs from the last reading. Raises `KubeError`."""
+        key = key_of(endpoint)
+        known = self._readings.get(key)
+        fresh = known is not None and known.generation == endpoint.metadata.generation and now - known.at < MAX_AGE
+        if known is not None and fresh and isinstance(known.account, SSHAccount):
+            return known.account, False
+        account = await self._read(endpoint)
+        self._readings[key] = _Reading(now, endpoint.metadata.generation, account)
+        return account, known is None or known.account != account
+
+    async def _read(self, endpoint: CloudStackEndpoint) -> SSHAccount | NoAccount:
+        ssh = endpoint.spec.ssh
+        namespace = endpoint.metadata.namespace
+        private_key = await self._secret_value(namespace, ssh.key_secret_ref)
+        if isinstance(private_key, NoAccount):
+            return private_key
+        try:
+            load_private_key(private_key)
+        except KeyUnreadable as error:
+            where = f"key {ssh.key_secret_ref.key} of Secret {ssh.key_secret_ref.name}"
+            return NoAccount(Reason.CREDENTIALS_UNREADABLE, f"{where}: {error}")
+        known_hosts: str | None = None
+        if ssh.host_keys.policy is HostKeyPolicy.STRICT and ssh.host_keys.known_hosts_ref is not None:
+            text = await self._known_hosts(namespace, ssh.host_keys.known_hosts_ref)
+            if isinstance(text, NoAccount):
+                return text
+            known_hosts = text
+        return SSHAccount(
+            user=ssh.user,
+            port=ssh.port,
+            private_key=private_key,
+            host_key_policy=ssh.host_keys.policy,
+            known_hosts=known_hosts,
+            connections=ssh.limits.connections,
+            pool=str(key_of(endpoint)),
+        )
+
+    async def _secret_value(self, namespace: str, ref: KeyRef) -> bytes | NoAccount:
+        what = f"Secret {ref.name}"
+        try:
+            secret = await self._cluster.get(SECRET, namespace, ref.name)
+        except NotFound:
+            return NoAccount(
+                Reason.CREDENTIALS_MISSING,
+                f"{what} does not exist in namespace {namespace}: create it with CloudStack's private key in {ref.key}",
+            )
+        except Forbidden as error:
+            return NoAccount(Reason.CREDENTIALS_MISSING, f"the operator may not read {what}: {error.message}")
+        encoded = (secret.get("data") or {}).get(ref.key)
+        if encoded is None:
+            return NoAccount(Reason.CREDENTIALS_MISSING, f"{what} has no key {ref.key}")
+        try:
+            return base64.b64decode(encoded, validate=True)
+        except binascii.Error:
+            return NoAccount(Reason.CREDENTIALS_UNREADABLE, f"key {ref.key} of {what} is not valid base64")
+
+    async def _known_hosts(self, namespace: str, ref: KeyRef) -> str | NoAccount:
+        try:
+            config_map = await self._cluster.get(CONFIG_MAP, namespace, ref.name)
+        except NotFound:
+            return NoAccount(
+                Reason.KNOWN_HOSTS_MISSING, f"ConfigMap {ref.name} does not exist in namespace {namespace}"
+            )
+        except Forbidden as error:
+            return NoAccount(
+                Reason.KNOWN_HOSTS_MISSING, f"the operator may not read ConfigMap {ref.name}: {error.message}"
+            )
+        text = (config_map.get("data") or {}).get(ref.key)
+        if not isinstance(text, str):
+            return NoAccount(Reason.KNOWN_HOSTS_MISSING, f"ConfigMap {ref.name} has no key {ref.key}")
+        return text

@@ -1,0 +1,159 @@
+"""The engine: all reconcilers on one queue, put together from what the process brings (cluster, VM layer, clock)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from sysvm.engine.admission import AdmissionReconciler
+from sysvm.engine.board import Board
+from sysvm.engine.credentials import Accounts
+from sysvm.engine.endpoint import EndpointReconciler
+from sysvm.engine.notices import Notices
+from sysvm.engine.payloads import Payloads
+from sysvm.engine.plans import Plans
+from sysvm.engine.policy import PolicyReconciler
+from sysvm.engine.ports import Clock, EngineObserver, Recorder, SystemVMs
+from sysvm.engine.rollout import RolloutReconciler
+from sysvm.engine.stores import Job, Role, Stores, key_of
+from sysvm.engine.system_vm import SystemVMReconciler
+from sysvm.engine.template import TemplateReconciler
+from sysvm.engine.work import Pool
+from sysvm.kube.client import Cluster
+from sysvm.kube.objects import Key
+from sysvm.kube.queue import Again, QueueObserver, WorkQueue
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import Observation, OperationReport
+from sysvm.patching.sources import PayloadSources
+
+FETCHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much at once: keys in work, VMs in work, VMs looked at."""
+
+    workers: int = 8
+    operations: int = 50
+    looks: int = 32
+
+
+class Engine:
+    """Level-triggered: what is in the stores, and on the VMs, decides; events only say where to look.
+
+    The stores must hold a whole list before `run`: a reconciler that takes a missing object for a deleted one would act
+    on it.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        stores: Stores,
+        vms: SystemVMs,
+        sources: PayloadSources,
+        recorder: Recorder,
+        observer: EngineObserver,
+        clock: Clock,
+        *,
+        epoch: int,
+        sizes: Sizes,
+        queue_observer: QueueObserver | None = None,
+    ) -> None:
+        self.queue: WorkQueue[Job] = WorkQueue("engine", observer=queue_observer)
+        self._stores = stores
+        self._sizes = sizes
+        wake = self._wake
+        self._fetches: Pool[None, Payload] = Pool(FETCHES, lambda key, end: wake(Role.TEMPLATE, key))
+        self._looks: Pool[None, Observation] = Pool(sizes.looks, lambda key, end: wake(Role.SYSTEM_VM, key))
+        self._operations: Pool[OperationReport, OperationReport] = Pool(
+            sizes.operations, lambda key, end: wake(Role.SYSTEM_VM, key)
+        )
+        accounts, payloads, board, plans = Accounts(cluster), Payloads(), Board(), Plans(cluster)
+        notices = Notices(recorder)
+        endpoint = EndpointReconciler(cluster, stores, accounts, self._login_changed, clock)
+        template = TemplateReconciler(
+            cluster, stores, sources, payloads, self._fetches, notices, self._payload_changed, clock
+        )
+        policy = PolicyReconciler(cluster, stores, plans, notices, clock)
+        rollout = RolloutReconciler(cluster, stores, plans, notices, clock)
+        system_vm = SystemVMReconciler(
+            cluster,
+            stores,
+            accounts,
+            payloads,
+            board,
+            vms,
+            self._looks,
+            self._operations,
+            notices,
+            observer,
+            lambda key: wake(Role.ADMISSION, key),
+            clock,
+        )
+        admit = AdmissionReconciler(cluster, stores, plans, board, epoch, lambda key: wake(Role.SYSTEM_VM, key), clock)
+        self._reconcilers: dict[Role, Callable[[Key], Awaitable[Again | None]]] = {
+            Role.ENDPOINT: endpoint.reconcile,
+            Role.TEMPLATE: template.reconcile,
+            Role.POLICY: policy.reconcile,
+            Role.ROLLOUT: rollout.reconcile,
+            Role.SYSTEM_VM: system_vm.reconcile,
+            Role.ADMISSION: admit.reconcile,
+        }
+        stores.connect(self._enqueue)
+
+    @property
+    def operations_running(self) -> int:
+        return self._operations.running
+
+    async def run(self) -> None:
+        """Reconciles until `stop`. Looks and operations that run then are cut: their VMs end them alone."""
+        self._look_at_everything()
+        async with AsyncExitStack() as stack:
+            for pool in (self._fetches, self._looks, self._operations):
+                await stack.enter_async_context(pool)
+            await self.queue.run(self._reconcile, workers=self._sizes.workers)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Takes no new work; what is being reconciled may end."""
+        self.queue.stop(grace_seconds=grace_seconds)
+
+    async def wait_for_operations(self, seconds: float) -> int:
+        """Waits for VMs in work, at most so long. Returns how many still are."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._operations.running and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.2)
+        return self._operations.running
+
+    async def _reconcile(self, job: Job) -> Again | None:
+        return await self._reconcilers[job.role](job.key)
+
+    def _enqueue(self, job: Job, delay: float) -> None:
+        if delay:
+            self.queue.add_after(job, delay)
+        else:
+            self.queue.add(job)
+
+    def _wake(self, role: Role, key: Key) -> None:
+        self.queue.add(Job(role, key))
+
+    def _login_changed(self, endpoint: Key) -> None:
+        for vm in self._stores.vms_of(endpoint):
+            self._wake(Role.SYSTEM_VM, key_of(vm))
+
+    def _payload_changed(self, template: Key) -> None:
+        for policy in self._stores.policies_using(template):
+            self._wake(Role.POLICY, key_of(policy))
+        for vm in self._stores.system_vms.values(template.namespace):
+            self._wake(Role.SYSTEM_VM, key_of(vm))
+
+    def _look_at_everything(self) -> None:
+        for role, store in (
+            (Role.ENDPOINT, self._stores.endpoints),
+            (Role.TEMPLATE, self._stores.templates),
+            (Role.SYSTEM_VM, self._stores.system_vms),
+            (Role.ROLLOUT, self._stores.rollouts),
+            (Role.POLICY, self._stores.policies),
+            (Role.ADMISSION, self._stores.endpoints),
+        ):
+            for obj in store.values():
+                self._wake(role, key_of(obj))

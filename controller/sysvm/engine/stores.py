@@ -1,0 +1,180 @@
+"""What the operator believes the cluster holds, and which work follows from a change.
+
+One table says who has to look again when an object of a kind changed. It is the only place that knows the direction in
+which facts travel: endpoint and release toward VMs, VMs toward rollouts and policies, everything toward admission.
+"""
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar
+
+from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.api.policy import PatchPolicy
+from sysvm.api.rollout import Rollout
+from sysvm.api.systemvm import SystemVM
+from sysvm.api.template import SystemVMTemplate
+from sysvm.engine import resources
+from sysvm.kube.cache import Change, Store, strip
+from sysvm.kube.objects import Key, Object
+
+T = TypeVar("T")
+
+BY_ENDPOINT = "endpoint"
+BY_POLICY = "policy"
+BY_TEMPLATE = "template"
+
+BATCH_SECONDS = 0.2
+"""Counting reconcilers wait this long, so that a burst of changes is counted once."""
+
+
+class Role(StrEnum):
+    """Which reconciler a piece of work is for."""
+
+    ENDPOINT = "endpoint"
+    TEMPLATE = "template"
+    POLICY = "policy"
+    SYSTEM_VM = "systemvm"
+    ROLLOUT = "rollout"
+    ADMISSION = "admission"
+
+
+class Job(NamedTuple):
+    """One key of the work queue. Admission has the key of its endpoint."""
+
+    role: Role
+    key: Key
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.key}"
+
+
+Enqueue = Callable[[Job, float], None]
+"""Adds a job to the queue, to run after so many seconds (0: now)."""
+
+
+def _value(namespace: str, name: str) -> str:
+    """Names are unique in a namespace only, so an index value carries it."""
+    return f"{namespace}/{name}"
+
+
+class Stores:
+    """The caches of all five kinds."""
+
+    def __init__(self) -> None:
+        self.endpoints: Store[CloudStackEndpoint] = Store(resources.ENDPOINT, _read(CloudStackEndpoint.model_validate))
+        self.templates: Store[SystemVMTemplate] = Store(resources.TEMPLATE, _read(SystemVMTemplate.model_validate))
+        self.policies: Store[PatchPolicy] = Store(
+            resources.POLICY,
+            _read(PatchPolicy.model_validate),
+            indices={
+                BY_ENDPOINT: lambda policy: [_value(policy.metadata.namespace, policy.spec.endpoint_ref.name)],
+                BY_TEMPLATE: lambda policy: [_value(policy.metadata.namespace, policy.spec.template_ref.name)],
+            },
+        )
+        self.system_vms: Store[SystemVM] = Store(
+            resources.SYSTEM_VM,
+            _read(SystemVM.model_validate),
+            indices={BY_ENDPOINT: lambda vm: [_value(vm.metadata.namespace, vm.spec.endpoint_ref.name)]},
+        )
+        self.rollouts: Store[Rollout] = Store(
+            resources.ROLLOUT,
+            _read(Rollout.model_validate),
+            indices={
+                BY_ENDPOINT: lambda rollout: [_value(rollout.metadata.namespace, rollout.spec.endpoint_ref.name)],
+                BY_POLICY: lambda rollout: [_value(rollout.metadata.namespace, rollout.spec.policy_ref.name)],
+            },
+        )
+
+    @property
+    def all(self) -> tuple[Store[Any], ...]:
+        return (self.endpoints, self.templates, self.policies, self.system_vms, self.rollouts)
+
+    def vms_of(self, endpoint: Key) -> list[SystemVM]:
+        return self.system_vms.values(index=BY_ENDPOINT, value=str(endpoint))
+
+    def policies_of(self, endpoint: Key) -> list[PatchPolicy]:
+        return self.policies.values(index=BY_ENDPOINT, value=str(endpoint))
+
+    def policies_using(self, template: Key) -> list[PatchPolicy]:
+        return self.policies.values(index=BY_TEMPLATE, value=str(template))
+
+    def rollouts_of(self, policy: Key) -> list[Rollout]:
+        return self.rollouts.values(index=BY_POLICY, value=str(policy))
+
+    def rollouts_on(self, endpoint: Key) -> list[Rollout]:
+        return self.rollouts.values(index=BY_ENDPOINT, value=str(endpoint))
+
+    def connect(self, enqueue: Enqueue) -> None:
+        """From now on every change makes work, by the table below."""
+        self.endpoints.subscribe(lambda change: _all(enqueue, self._after_endpoint(change.key)))
+        self.templates.subscribe(lambda change: _all(enqueue, self._after_template(change.key)))
+        self.policies.subscribe(lambda change: _all(enqueue, self._after_policy(change)))
+        self.system_vms.subscribe(lambda change: _all(enqueue, self._after_system_vm(change)))
+        self.rollouts.subscribe(lambda change: _all(enqueue, self._after_rollout(change)))
+
+    def _after_endpoint(self, key: Key) -> Iterable[tuple[Job, float]]:
+        yield Job(Role.ENDPOINT, key), 0
+        yield Job(Role.ADMISSION, key), BATCH_SECONDS
+        for vm in self.vms_of(key):
+            yield Job(Role.SYSTEM_VM, key_of(vm)), 0
+        for policy in self.policies_of(key):
+            yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+
+    def _after_template(self, key: Key) -> Iterable[tuple[Job, float]]:
+        yield Job(Role.TEMPLATE, key), 0
+        for policy in self.policies_using(key):
+            yield from self._around_policy(policy)
+
+    def _after_policy(self, change: Change[PatchPolicy]) -> Iterable[tuple[Job, float]]:
+        yield Job(Role.POLICY, change.key), 0
+        for entry in (change.old, change.new):
+            if entry is not None:
+                yield from self._around_policy(entry.value)
+
+    def _around_policy(self, policy: PatchPolicy) -> Iterable[tuple[Job, float]]:
+        endpoint = endpoint_of(policy)
+        yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+        yield Job(Role.ADMISSION, endpoint), BATCH_SECONDS
+        for other in self.policies_of(endpoint):
+            yield Job(Role.POLICY, key_of(other)), BATCH_SECONDS
+        for vm in self.vms_of(endpoint):
+            yield Job(Role.SYSTEM_VM, key_of(vm)), 0
+
+    def _after_system_vm(self, change: Change[SystemVM]) -> Iterable[tuple[Job, float]]:
+        yield Job(Role.SYSTEM_VM, change.key), 0
+        vm = (change.new or change.old).value  # type: ignore[union-attr]  # a change has at least one side
+        endpoint = endpoint_of(vm)
+        yield Job(Role.ENDPOINT, endpoint), BATCH_SECONDS
+        yield Job(Role.ADMISSION, endpoint), BATCH_SECONDS
+        for policy in self.policies_of(endpoint):
+            yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+        for rollout in self.rollouts_on(endpoint):
+            if rollout.status.result is None or rollout.metadata.finalizers:
+                yield Job(Role.ROLLOUT, key_of(rollout)), BATCH_SECONDS
+
+    def _after_rollout(self, change: Change[Rollout]) -> Iterable[tuple[Job, float]]:
+        yield Job(Role.ROLLOUT, change.key), 0
+        rollout = (change.new or change.old).value  # type: ignore[union-attr]
+        yield Job(Role.POLICY, Key(change.key.namespace, rollout.spec.policy_ref.name)), BATCH_SECONDS
+        yield Job(Role.ADMISSION, endpoint_of(rollout)), BATCH_SECONDS
+
+
+def key_of(obj: CloudStackEndpoint | SystemVMTemplate | PatchPolicy | SystemVM | Rollout) -> Key:
+    return Key(obj.metadata.namespace, obj.metadata.name)
+
+
+def endpoint_of(obj: PatchPolicy | SystemVM | Rollout) -> Key:
+    return Key(obj.metadata.namespace, obj.spec.endpoint_ref.name)
+
+
+def template_of(policy: PatchPolicy) -> Key:
+    return Key(policy.metadata.namespace, policy.spec.template_ref.name)
+
+
+def _all(enqueue: Enqueue, jobs: Iterable[tuple[Job, float]]) -> None:
+    for job, delay in jobs:
+        enqueue(job, delay)
+
+
+def _read(validate: Callable[[Object], T]) -> Callable[[Object], T]:
+    return lambda obj: validate(strip(obj))

@@ -1,0 +1,511 @@
+"""SystemVM: look at it, carry out its order, say what is true. The only writer of its status.
+
+Two kinds of long work run beside: a look (`looks`) and an operation (`operations`). A reconcile starts one, or takes note
+of how far it is, and returns.
+
+What a restart finds: an open order (spec.operation without an answer in status.operation) is taken up again by its id,
+and the VM says how far it is. A result that was written and a finalizer that was not yet taken off: it is taken off.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from sysvm.api.base import OPERATION_FINALIZER, REQUESTED_AT_ANNOTATION
+from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.api.policy import Checks, Heal, LivePatchOptions, PatchPolicy, Timeouts
+from sysvm.api.reasons import EventReason, Reason
+from sysvm.api.systemvm import (
+    OperationOrder,
+    OperationResult,
+    OperationStatus,
+    PlanEntry,
+    PlannedAction,
+    SystemVM,
+    SystemVMStatus,
+    VMState,
+)
+from sysvm.domain.facts import NEVER_TRIED, Reach, Release, VMFacts, facts_of, reach_of, release_of
+from sysvm.domain.method import Decision, decide
+from sysvm.domain.selection import exclusion, owner_of
+from sysvm.domain.system_vm_status import plan_entry, system_vm_truth
+from sysvm.engine import operations
+from sysvm.engine.board import Board
+from sysvm.engine.credentials import Accounts
+from sysvm.engine.inventory import entry_for, identity_of, target_of
+from sysvm.engine.notices import Notices
+from sysvm.engine.observed import observed_from, redundancy_from, seen_host_key
+from sysvm.engine.payloads import Payloads
+from sysvm.engine.ports import Clock, EngineObserver, SystemVMs
+from sysvm.engine.resources import SYSTEM_VM
+from sysvm.engine.status import write_status
+from sysvm.engine.stores import Stores, endpoint_of, key_of, template_of
+from sysvm.engine.work import Handle, Pool
+from sysvm.kube.client import Cluster
+from sysvm.kube.errors import Conflict, NotFound
+from sysvm.kube.objects import Key
+from sysvm.kube.queue import Again
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import Observation, OperationReport, Order, SSHAccount, Target
+
+MIRROR_SECONDS = 2.0
+"""A running operation is mirrored at most this often."""
+FIRST_RETRY = timedelta(seconds=5)
+AFTER_OPERATION = timedelta(seconds=1)
+"""Times in a status have whole seconds: a look in the same second could not be told from one before the end."""
+REFRESH = timedelta(hours=1)
+"""A look that found nothing new is written down only when the last one written is older."""
+ORPHAN_GRACE = timedelta(minutes=10)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is not worth a write: when to look again, and what the last look compared."""
+
+    next_look: datetime
+    failures: int = 0
+    reach: Reach | None = None
+    compared: str | None = None
+    compare_next: bool = True
+    actions: tuple[PlannedAction, ...] = ()
+    request: str = ""
+    mirrored_at: datetime | None = None
+    told_unreachable: bool = False
+    look_started: dict[str, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """The policy that decides about a VM, and what it wants."""
+
+    policy: PatchPolicy
+    release: Release | None
+    payload: Payload | None
+
+
+class SystemVMReconciler:
+    """One key: one SystemVM."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        stores: Stores,
+        accounts: Accounts,
+        payloads: Payloads,
+        board: Board,
+        vms: SystemVMs,
+        looks: Pool[None, Observation],
+        running: Pool[OperationReport, OperationReport],
+        notices: Notices,
+        observer: EngineObserver,
+        wake_admission: Callable[[Key], None],
+        clock: Clock,
+    ) -> None:
+        self._cluster = cluster
+        self._stores = stores
+        self._accounts = accounts
+        self._payloads = payloads
+        self._board = board
+        self._vms = vms
+        self._looks = looks
+        self._running = running
+        self._notices = notices
+        self._observer = observer
+        self._wake_admission = wake_admission
+        self._clock = clock
+        self._memories: dict[Key, _Memory] = {}
+
+    async def reconcile(self, key: Key) -> Again | None:
+        vm = self._stores.system_vms.get(key)
+        if vm is None:
+            self._memories.pop(key, None)
+            self._looks.forget(key)
+            self._running.forget(key)
+            return None
+        order = open_order(vm)
+        if order is not None:
+            return await self._operate(key, vm, order)
+        if OPERATION_FINALIZER in vm.metadata.finalizers:
+            return await self._let_go(key, vm)
+        endpoint = self._stores.endpoints.get(endpoint_of(vm))
+        if vm.metadata.deletion_timestamp is not None or endpoint is None:
+            return None
+        return await self._observe(key, vm, endpoint)
+
+    # Observing
+
+    async def _observe(self, key: Key, vm: SystemVM, endpoint: CloudStackEndpoint) -> Again | None:
+        now = self._clock()
+        memory = self._memories.setdefault(key, _Memory(next_look=now, reach=_remembered_reach(vm)))
+        owner = self._owner(vm, endpoint, now)
+        entry = entry_for(endpoint, vm.metadata.name)
+        account = self._accounts.get(key_of(endpoint))
+        status = vm.status
+        if entry is not None:
+            status = status.model_copy(update={"identity": identity_of(entry)})
+        handle = self._looks.get(key)
+        if handle is not None and handle.done:
+            status = self._take_note(key, vm, endpoint, memory, handle, status, now)
+            self._looks.forget(key)
+        elif entry is not None and isinstance(account, SSHAccount) and not endpoint.spec.suspend:
+            wants = owner.payload if owner is not None else None
+            if self._look_is_due(key, vm, memory, wants, now):
+                compare = wants if self._must_compare(vm, endpoint, memory, wants, now) else None
+                self._start_look(key, target_of(vm, entry, account), compare, memory, now)
+        written = await self._report(key, vm, status, owner, memory, now)
+        if not written:
+            return Again(0.1)
+        return Again(max(0.1, (memory.next_look - now).total_seconds()))
+
+    def _look_is_due(self, key: Key, vm: SystemVM, memory: _Memory, wants: Payload | None, now: datetime) -> bool:
+        request = vm.metadata.annotations.get(REQUESTED_AT_ANNOTATION, "")
+        if request and request not in (memory.request, vm.status.last_handled_reconcile_at):
+            memory.request = request
+            memory.compare_next = True
+            return True
+        if self._board.wants_look(key) and memory.failures == 0:
+            return True
+        if wants is not None and memory.compared != wants.revision and memory.failures == 0:
+            return True
+        return now >= memory.next_look
+
+    @staticmethod
+    def _must_compare(
+        vm: SystemVM, endpoint: CloudStackEndpoint, memory: _Memory, wants: Payload | None, now: datetime
+    ) -> bool:
+        if wants is None:
+            return False
+        content = vm.status.observed.content if vm.status.observed else None
+        stale = (
+            content is None or content.observed_at is None or now - content.observed_at >= endpoint.spec.scan.content
+        )
+        return memory.compare_next or memory.compared != wants.revision or stale
+
+    def _start_look(self, key: Key, target: Target, compare: Payload | None, memory: _Memory, now: datetime) -> None:
+        purpose = f"look {compare.revision if compare else ''}"
+        memory.look_started = {purpose: now}
+        self._looks.start(key, purpose, lambda _: self._vms.observe(target, compare))
+
+    def _take_note(
+        self,
+        key: Key,
+        vm: SystemVM,
+        endpoint: CloudStackEndpoint,
+        memory: _Memory,
+        handle: Handle[None, Observation],
+        status: SystemVMStatus,
+        now: datetime,
+    ) -> SystemVMStatus:
+        """The status with what a finished look found."""
+        started = memory.look_started.pop(handle.purpose, now)
+        seconds = (now - started).total_seconds()
+        if handle.result is None:
+            error = handle.error
+            reason = error.reason if error is not None else Reason.PROTOCOL_ERROR
+            self._observer.looked(result=str(reason), seconds=seconds)
+            memory.failures += 1
+            memory.reach = Reach(False, reason, str(error))
+            wait = min(FIRST_RETRY * 2 ** min(memory.failures - 1, 8), endpoint.spec.scan.interval)
+            memory.next_look = now + wait
+            if memory.failures == 1:
+                self._tell_unreachable(vm, memory.reach)
+            return status
+        found = handle.result
+        self._observer.looked(result="Reached", seconds=seconds)
+        if memory.reach is not None and memory.reach.reachable is False:
+            note = f"{found_name(status, vm)} answers again"
+            self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.REACHABLE, "Look", note)
+        memory.failures = 0
+        memory.reach = Reach(True, Reason.REACHABLE)
+        memory.next_look = now + endpoint.spec.scan.interval
+        if found.content is not None:
+            memory.compared = found.content.revision
+            memory.compare_next = False
+            memory.actions = tuple(
+                PlannedAction(name=action.name, action=action.action, expected_loss=action.expected_loss)
+                for action in found.actions
+            )
+        ended = status.operation.finished_at if status.operation else None
+        if ended is not None and found.at <= ended:  # it began before the operation ended: it says nothing about now
+            memory.compare_next = True
+            memory.next_look = now + AFTER_OPERATION
+        force = self._board.wants_look(key) or _older_than_operation(status)
+        self._board.looked(key)
+        old_signature = status.observed.signature if status.observed else None
+        observed = observed_from(status.observed, found, force_time=force, refresh=REFRESH)
+        if found.content is None and observed.signature != old_signature:
+            memory.compare_next = True
+            memory.next_look = now
+        peers = self._peers(vm)
+        return status.model_copy(
+            update={
+                "observed": observed,
+                "redundancy": redundancy_from(status.redundancy, found, peers, force_time=force, refresh=REFRESH),
+                "host_key": seen_host_key(status.host_key, found, now),
+            }
+        )
+
+    def _peers(self, vm: SystemVM) -> tuple[str, ...]:
+        group = vm.status.identity.group if vm.status.identity else None
+        if group is None:
+            return ()
+        others = self._stores.vms_of(endpoint_of(vm))
+        return tuple(
+            other.status.identity.name
+            for other in others
+            if other.status.identity
+            and other.status.identity.group == group
+            and other.metadata.name != vm.metadata.name
+        )[:16]
+
+    # Deciding and reporting
+
+    def _owner(self, vm: SystemVM, endpoint: CloudStackEndpoint, now: datetime) -> _Owner | None:
+        facts = facts_of(vm, now=now, scan=endpoint.spec.scan)
+        policy = owner_of(facts, self._stores.policies.values(vm.metadata.namespace))
+        if policy is None:
+            return None
+        template = self._stores.templates.get(template_of(policy))
+        release = release_of(template) if template is not None else None
+        return _Owner(policy, release, self._payloads.get(template))
+
+    async def _report(
+        self,
+        key: Key,
+        vm: SystemVM,
+        status: SystemVMStatus,
+        owner: _Owner | None,
+        memory: _Memory,
+        now: datetime,
+    ) -> bool:
+        endpoint = self._stores.endpoints.get(endpoint_of(vm))
+        reach = memory.reach or NEVER_TRIED
+        told = vm.model_copy(update={"status": status})
+        scan = endpoint.spec.scan if endpoint is not None else None
+        facts = facts_of(told, now=now, scan=scan)
+        decision, plan = self._decide(key, facts, reach, owner, memory)
+        status = status.model_copy(update={"plan": plan, "observed_generation": vm.metadata.generation})
+        truth = system_vm_truth(
+            vm.model_copy(update={"status": status}),
+            reach=reach,
+            release=owner.release if owner is not None else None,
+            decision=decision,
+            now=now,
+        )
+        handled = memory.request or vm.status.last_handled_reconcile_at
+        status = status.model_copy(
+            update={"state": truth.state, "conditions": truth.conditions, "last_handled_reconcile_at": handled}
+        )
+        written = await write_status(self._cluster, SYSTEM_VM, vm.metadata, vm.status, status)
+        if written and status.state is VMState.HELD and vm.status.state is not VMState.HELD and plan is not None:
+            self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.HELD, "Hold", plan.message)
+        return written
+
+    def _decide(
+        self, key: Key, facts: VMFacts, reach: Reach, owner: _Owner | None, memory: _Memory
+    ) -> tuple[Decision | None, PlanEntry | None]:
+        if owner is None or owner.release is None or facts.identity is None:
+            return None, None
+        spec = owner.policy.spec
+        identity = facts.identity
+        facts = replace(facts, reach=reach)
+        decision = decide(
+            facts,
+            owner.release,
+            methods=spec.methods,
+            heal=spec.drift.heal is not Heal.NEVER,
+            excluded=exclusion(spec.selector, identity),
+        )
+        actions = memory.actions if memory.compared == owner.release.revision else ()
+        entry = plan_entry(
+            owner.policy.metadata.name,
+            owner.release,
+            decision,
+            services=actions,
+            blocked_by=self._board.blockers(key),
+        )
+        return decision, entry
+
+    # Operating
+
+    async def _operate(self, key: Key, vm: SystemVM, order: OperationOrder) -> Again | None:
+        now = self._clock()
+        memory = self._memories.setdefault(key, _Memory(next_look=now, reach=_remembered_reach(vm)))
+        handle = self._running.get(key)
+        if handle is None or handle.purpose != order.id:
+            work = self._prepare(vm, order)
+            if work is None:
+                return await self._orphaned(key, vm, now)
+            status = vm.status.operation
+            fresh = status is None or status.id != order.id
+            if fresh and not await self._mirror(key, vm, operations.begun(order, now), memory, now):
+                return Again(0.1)
+            if fresh:
+                note = f"live patch to {order.revision[:8]} begins ({order.id})"
+                self._notices.tell(
+                    SYSTEM_VM, vm.metadata, EventReason.PATCH_STARTED, "Patch", note,
+                    rollout=order.rollout, operation=order.id,
+                )  # fmt: skip
+            handle = self._running.start(key, order.id, lambda told: operations.carry_out(self._vms, work, told))
+            return None
+        current = vm.status.operation or operations.begun(order, now)
+        if handle.done:
+            return await self._end(key, vm, current, handle, memory, now)
+        if handle.progress is None:
+            return None
+        since = (now - memory.mirrored_at).total_seconds() if memory.mirrored_at else MIRROR_SECONDS
+        if since < MIRROR_SECONDS:
+            return Again(MIRROR_SECONDS - since)
+        await self._mirror(key, vm, operations.mirrored(current, handle.progress), memory, now)
+        return None
+
+    def _prepare(self, vm: SystemVM, order: OperationOrder) -> operations.Work | None:
+        """None: it cannot be reached now, because the endpoint, its list or its login is missing."""
+        namespace = vm.metadata.namespace
+        endpoint_key = endpoint_of(vm)
+        endpoint = self._stores.endpoints.get(endpoint_key)
+        entry = entry_for(endpoint, vm.metadata.name)
+        account = self._accounts.get(endpoint_key)
+        if entry is None or not isinstance(account, SSHAccount):
+            return None
+        template = self._stores.templates.get(Key(namespace, order.template))
+        payload = self._payloads.get(template)
+        if payload is None and template is not None:
+            return None
+        rollout = self._stores.rollouts.get(Key(namespace, order.rollout))
+        if rollout is not None:
+            snapshot = rollout.spec.snapshot
+            keep, checks, timeouts = snapshot.live_patch.keep_backups, snapshot.checks, snapshot.strategy.timeouts
+        else:  # force-removed: the VM has the order, or it begins with the defaults
+            keep, checks, timeouts = LivePatchOptions().keep_backups, Checks(), Timeouts()
+        return operations.Work(
+            target=target_of(vm, entry, account),
+            payload=payload,
+            order=Order(
+                id=order.id,
+                epoch=order.epoch,
+                keep_backups=keep,
+                settle_seconds=checks.settle.total_seconds(),
+                ignored_checks=checks.ignore,
+                step_timeout_seconds=timeouts.step.total_seconds(),
+                vm_timeout_seconds=timeouts.vm.total_seconds(),
+            ),
+        )
+
+    async def _orphaned(self, key: Key, vm: SystemVM, now: datetime) -> Again | None:
+        """An open order that nobody can carry out. Deleted and out of reach for long: let the object go."""
+        deleted = vm.metadata.deletion_timestamp
+        if deleted is None or now - deleted < ORPHAN_GRACE:
+            return Again(5)
+        note = (
+            f"{vm.metadata.name} was deleted while in work and its endpoint is gone: the operation cannot be followed;"
+            " the VM ends it alone"
+        )
+        self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.FINALIZER_DROPPED, "LetGo", note, warning=True)
+        return await self._let_go(key, vm)
+
+    async def _end(
+        self,
+        key: Key,
+        vm: SystemVM,
+        current: OperationStatus,
+        handle: Handle[OperationReport, OperationReport],
+        memory: _Memory,
+        now: datetime,
+    ) -> Again | None:
+        if handle.result is not None:
+            final = operations.ended(current, handle.result, now)
+        elif handle.error is not None:
+            last = operations.mirrored(current, handle.progress) if handle.progress is not None else current
+            final = operations.failed(last, handle.error, now)
+        else:
+            return None
+        memory.next_look = now + AFTER_OPERATION
+        memory.compare_next = True
+        if not await self._mirror(key, vm, final, memory, now):
+            return Again(0.1)
+        self._running.forget(key)
+        self._observer.operated(
+            method=str(final.method),
+            result=str(final.result),
+            seconds=(now - final.started_at).total_seconds(),
+            bytes_sent=final.bytes_sent,
+        )
+        self._tell_end(vm, final)
+        self._wake_admission(endpoint_of(vm))
+        return Again(0)
+
+    async def _mirror(self, key: Key, vm: SystemVM, operation: OperationStatus, memory: _Memory, now: datetime) -> bool:
+        memory.mirrored_at = now
+        history = operations.remembered(vm.status.history, operation)
+        status = vm.status.model_copy(update={"operation": operation, "history": history})
+        endpoint = self._stores.endpoints.get(endpoint_of(vm))
+        owner = self._owner(vm, endpoint, now) if endpoint is not None else None
+        return await self._report(key, vm, status, owner, memory, now)
+
+    async def _let_go(self, key: Key, vm: SystemVM) -> Again | None:
+        """Takes the finalizer off. Found again by a restart that comes before this write."""
+        finalizers = [name for name in vm.metadata.finalizers if name != OPERATION_FINALIZER]
+        try:
+            await self._cluster.merge_patch(
+                SYSTEM_VM,
+                key.namespace,
+                key.name,
+                {"metadata": {"finalizers": finalizers or None}},
+                resource_version=vm.metadata.resource_version,
+            )
+        except NotFound:
+            return None
+        except Conflict:
+            return Again(0.1)
+        return Again(0)
+
+    # Telling
+
+    def _tell_unreachable(self, vm: SystemVM, reach: Reach) -> None:
+        reason = EventReason.UNREACHABLE
+        if reach.reason is Reason.HOST_KEY_CHANGED:
+            reason = EventReason.HOST_KEY_CHANGED
+        self._notices.tell(SYSTEM_VM, vm.metadata, reason, "Look", reach.message, warning=True)
+
+    def _tell_end(self, vm: SystemVM, operation: OperationStatus) -> None:
+        reasons = {
+            OperationResult.SUCCEEDED: EventReason.PATCHED,
+            OperationResult.ROLLED_BACK: EventReason.ROLLED_BACK,
+            OperationResult.INCONSISTENT: EventReason.INCONSISTENT,
+        }
+        reason = reasons.get(operation.result or OperationResult.FAILED, EventReason.PATCH_FAILED)
+        self._notices.tell(
+            SYSTEM_VM,
+            vm.metadata,
+            reason,
+            "Patch",
+            operations.sentence(found_name(vm.status, vm), operation),
+            warning=operation.result is not OperationResult.SUCCEEDED,
+            rollout=operation.rollout,
+            operation=operation.id,
+            bytes=operation.bytes_sent,
+        )
+
+
+def open_order(vm: SystemVM) -> OperationOrder | None:
+    """The order that no result answers yet."""
+    order, status = vm.spec.operation, vm.status.operation
+    if order is None:
+        return None
+    return order if status is None or status.id != order.id or status.result is None else None
+
+
+def found_name(status: SystemVMStatus, vm: SystemVM) -> str:
+    return status.identity.name if status.identity else vm.metadata.name
+
+
+def _remembered_reach(vm: SystemVM) -> Reach | None:
+    """After a restart the last word of the former process counts until the first look of this one."""
+    known = reach_of(vm.status.conditions)
+    return None if known is NEVER_TRIED else known
+
+
+def _older_than_operation(status: SystemVMStatus) -> bool:
+    ended = status.operation.finished_at if status.operation else None
+    return ended is not None and (status.observed is None or status.observed.at <= ended)

@@ -1,0 +1,1 @@
+"""The process: kopf as informer, leadership, probes, the metrics server, telemetry wired in. Thin, no decisions."""
