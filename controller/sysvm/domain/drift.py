@@ -5,10 +5,11 @@ what the VM claims, the comparison of files what is true; where they disagree, t
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, DriftKind, Observed
-from sysvm.domain.facts import Release, VMFacts, is_partial
+from sysvm.api.systemvm import ContentState, DriftKind, OperationResult
+from sysvm.domain.facts import Release, VMFacts, is_partial, signature_contradicts_payload
 from sysvm.domain.versions import is_older
 
 
@@ -71,15 +72,19 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
     )
 
 
-def signature_contradicts_payload(observed: Observed) -> bool:
-    """The signature file does not name the tgz in /usr/share/cloud: edited by hand, or one of the two was replaced."""
-    if observed.signature is None or not observed.payload_checksum:
-        return False
-    return observed.signature.value.lower() != observed.payload_checksum.rpartition(":")[2].lower()
-
-
 def _why_unknown(facts: VMFacts, release: Release) -> Reason | None:
     content = facts.observed.content if facts.observed else None
     if content is None or content.state is ContentState.UNKNOWN or content.revision != release.revision:
         return Reason.NOT_COMPARED
+    if _changed_since(facts, content.observed_at):
+        return Reason.NOT_COMPARED
     return None if facts.content_fresh else Reason.CONTENT_STALE
+
+
+def _changed_since(facts: VMFacts, compared_at: datetime | None) -> bool:
+    """An operation changed the files after they were compared. One that failed cleanly left them as they were."""
+    operation = facts.operation
+    if operation is None or operation.result not in (OperationResult.SUCCEEDED, OperationResult.INCONSISTENT):
+        return False
+    ended = operation.finished_at
+    return ended is not None and (compared_at is None or compared_at <= ended)

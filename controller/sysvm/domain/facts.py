@@ -11,7 +11,6 @@ from sysvm.api.base import ApiModel, Condition, ConditionStatus
 from sysvm.api.endpoint import Scan, SystemVMType
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import (
-    ContentState,
     HistoryEntry,
     Hold,
     Identity,
@@ -182,16 +181,6 @@ class VMFacts:
             past.insert(0, (self.operation.revision, self.operation.result))
         return next((to for to, result in past if result is OperationResult.SUCCEEDED), None) == revision
 
-    def matches(self, revision: str) -> bool:
-        """The last comparison of all files was with this revision, found no difference, and is not stale."""
-        content = self.observed.content if self.observed else None
-        return (
-            content is not None
-            and content.state is ContentState.MATCHES
-            and content.revision == revision
-            and self.content_fresh
-        )
-
     def looked_at_after_operation(self) -> bool:
         """The last look is newer than the end of the last operation. Times are whole seconds: equal is not newer."""
         ended = self.operation.finished_at if self.operation else None
@@ -199,15 +188,15 @@ class VMFacts:
 
     @property
     def inconsistent(self) -> bool:
-        """The last operation left it neither old nor new, and no later look found it repaired by a person."""
+        """The last operation left it neither old nor new, and no later look found a signature that was never ours: then
+        a person, or CloudStack at a boot, installed a whole payload."""
         if self.operation is None or self.operation.result is not OperationResult.INCONSISTENT or self.in_work:
             return False
-        content = self.observed.content if self.observed else None
         repaired = (
-            self.looked_at_after_operation()
-            and content is not None
-            and content.state is ContentState.MATCHES
-            and not is_partial(self.observed.signature if self.observed else None)
+            self.observed is not None
+            and self.looked_at_after_operation()
+            and not is_partial(self.observed.signature)
+            and not signature_contradicts_payload(self.observed)
         )
         return not repaired
 
@@ -238,6 +227,13 @@ def is_partial(signature: Signature | None) -> bool:
     Zeros are written before the first change and replaced last; CloudStack's boot takes them for a mismatch and heals.
     """
     return signature is None or not signature.value.strip().strip("0")
+
+
+def signature_contradicts_payload(observed: Observed) -> bool:
+    """The signature file does not name the tgz in /usr/share/cloud: edited by hand, or one of the two was replaced."""
+    if observed.signature is None or not observed.payload_checksum:
+        return False
+    return observed.signature.value.lower() != observed.payload_checksum.rpartition(":")[2].lower()
 
 
 def reach_of(conditions: tuple[Condition, ...]) -> Reach:

@@ -10,8 +10,7 @@ from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import Blocker, OperationResult, PlanEntry, PlannedAction, SystemVM, VMState
 from sysvm.domain import conditions
 from sysvm.domain.conditions import Wanted
-from sysvm.domain.drift import signature_contradicts_payload
-from sysvm.domain.facts import Reach, Release, VMFacts, facts_of, is_partial, short
+from sysvm.domain.facts import Reach, Release, VMFacts, facts_of, is_partial, short, signature_contradicts_payload
 from sysvm.domain.failure import failure_of
 from sysvm.domain.method import Decision
 
