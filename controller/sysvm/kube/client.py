@@ -337,7 +337,12 @@ class Cluster:
         *,
         subresource: str | None = None,
     ) -> Object:
-        """Applies the operations (RFC 6902), all or none. Raises Conflict when a ``test`` does not hold."""
+        """Applies the operations (RFC 6902), all or none.
+
+        Raises Invalid when one cannot be applied; the server does not tell a ``test`` that does not hold from a path
+        that is not there. To compare and swap, replace ``/metadata/resourceVersion`` by the version that was read:
+        then it raises Conflict (``objects.at_version``).
+        """
         write = Write(Verb.PATCH, resource, namespace, name, subresource)
         return await self._write(
             write,

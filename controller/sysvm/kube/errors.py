@@ -111,7 +111,7 @@ def from_response(
         for cause in details.get("causes") or ()
         if isinstance(cause, dict)
     )
-    return _class_for(status, reason, causes)(
+    return _class_for(status, reason)(
         message,
         request=request,
         status=status,
@@ -122,11 +122,9 @@ def from_response(
     )
 
 
-def _class_for(status: int, reason: str, causes: tuple[Cause, ...]) -> type[KubeError]:
+def _class_for(status: int, reason: str) -> type[KubeError]:
     if status == 409:
         return AlreadyExists if reason == "AlreadyExists" else Conflict
-    if status == 422 and _is_failed_patch_test(causes):
-        return Conflict
     by_status: Mapping[int, type[KubeError]] = {
         401: Unauthorized,
         403: Forbidden,
@@ -138,11 +136,6 @@ def _class_for(status: int, reason: str, causes: tuple[Cause, ...]) -> type[Kube
     if status in by_status:
         return by_status[status]
     return Unavailable if status >= 500 else Invalid
-
-
-def _is_failed_patch_test(causes: tuple[Cause, ...]) -> bool:
-    """A JSON patch whose ``test`` does not hold is a lost race; the server calls it 422 with the library's sentence."""
-    return any(cause.reason == "UnexpectedServerResponse" and "test failed" in cause.message for cause in causes)
 
 
 def _status_object(body: bytes) -> Mapping[str, Any]:

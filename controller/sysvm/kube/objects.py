@@ -235,22 +235,27 @@ def add_finalizer_patch(obj: Mapping[str, Any], finalizer: str) -> JsonPatch:
     """
     if has_finalizer(obj, finalizer):
         return []
-    present = metadata_of(obj).get("finalizers")
-    if present:
-        return [_same_version(obj), {"op": "add", "path": "/metadata/finalizers/-", "value": finalizer}]
-    return [_same_version(obj), {"op": "add", "path": "/metadata/finalizers", "value": [finalizer]}]
+    return _with_finalizers(obj, [*(metadata_of(obj).get("finalizers") or ()), finalizer])
 
 
 def remove_finalizer_patch(obj: Mapping[str, Any], finalizer: str) -> JsonPatch:
     """The JSON patch that takes the finalizer off exactly this version of the object; empty when it is not there."""
     if not has_finalizer(obj, finalizer):
         return []
-    index = list(metadata_of(obj)["finalizers"]).index(finalizer)
-    return [_same_version(obj), {"op": "remove", "path": f"/metadata/finalizers/{index}"}]
+    return _with_finalizers(obj, [other for other in metadata_of(obj)["finalizers"] if other != finalizer])
 
 
-def _same_version(obj: Mapping[str, Any]) -> dict[str, Any]:
-    return {"op": "test", "path": "/metadata/resourceVersion", "value": str(metadata_of(obj)["resourceVersion"])}
+def _with_finalizers(obj: Mapping[str, Any], finalizers: Sequence[str]) -> JsonPatch:
+    """The list as a whole: an index into a list that has changed meanwhile would be invalid, not a conflict."""
+    return [at_version(obj), {"op": "add", "path": "/metadata/finalizers", "value": list(finalizers)}]
+
+
+def at_version(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """The operation that makes a JSON patch valid for this version of the object only, else a conflict.
+
+    Not ``test``: the server answers a test that does not hold as it answers a malformed patch (422, no cause given).
+    """
+    return {"op": "replace", "path": "/metadata/resourceVersion", "value": str(metadata_of(obj)["resourceVersion"])}
 
 
 # Writes that are worth sending

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.unit.kube.fake_api import FakeApi
 
 from sysvm.kube.errors import Forbidden, Unavailable
 from sysvm.kube.events import EVENT, EventLimits, EventRecorder, EventType, cut
 from sysvm.kube.objects import Key, Object, ObjectRef
 from sysvm.kube.queue import Backoff
-from tests.unit.kube.fake_api import FakeApi
 
 pytestmark = [pytest.mark.looptime]
 

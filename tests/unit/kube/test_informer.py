@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.unit.kube.fake_api import FakeApi
 
 from sysvm.kube.cache import Store
 from sysvm.kube.client import ObjectList
 from sysvm.kube.errors import Expired, KubeError, Unavailable
 from sysvm.kube.informer import Relister
 from sysvm.kube.objects import Key, Resource
-from tests.unit.kube.fake_api import FakeApi
 
 pytestmark = [pytest.mark.looptime]
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.unit.kube.fake_api import FakeApi
 
 from sysvm.kube.errors import LoginFailed, Unavailable
-from sysvm.kube.lease import LEASE, Election, LeaderThread, LeadershipLost, LeaseTimings, epoch_floor
+from sysvm.kube.lease import LEASE, Election, LeadershipLost, LeaderThread, LeaseTimings, epoch_floor
 from sysvm.kube.objects import Key, Object
-from tests.unit.kube.fake_api import FakeApi
 
 START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 FLOOR = epoch_floor(START)

@@ -76,20 +76,12 @@ def with_finalizers(*finalizers: str) -> Object:
     return {"metadata": {**metadata, "finalizers": list(finalizers)} if finalizers else metadata}
 
 
-def test_finalizer_patches_name_the_version_they_were_made_for() -> None:
-    test = {"op": "test", "path": "/metadata/resourceVersion", "value": "7"}
-    assert objects.add_finalizer_patch(with_finalizers(), "x/y") == [
-        test,
-        {"op": "add", "path": "/metadata/finalizers", "value": ["x/y"]},
-    ]
-    assert objects.add_finalizer_patch(with_finalizers("a"), "x/y") == [
-        test,
-        {"op": "add", "path": "/metadata/finalizers/-", "value": "x/y"},
-    ]
-    assert objects.remove_finalizer_patch(with_finalizers("a", "x/y"), "x/y") == [
-        test,
-        {"op": "remove", "path": "/metadata/finalizers/1"},
-    ]
+def test_finalizer_patches_are_for_the_version_they_were_made_from() -> None:
+    at = {"op": "replace", "path": "/metadata/resourceVersion", "value": "7"}
+    path = {"op": "add", "path": "/metadata/finalizers"}
+    assert objects.add_finalizer_patch(with_finalizers(), "x/y") == [at, {**path, "value": ["x/y"]}]
+    assert objects.add_finalizer_patch(with_finalizers("a"), "x/y") == [at, {**path, "value": ["a", "x/y"]}]
+    assert objects.remove_finalizer_patch(with_finalizers("a", "x/y"), "x/y") == [at, {**path, "value": ["a"]}]
 
 
 def test_finalizer_patches_are_empty_when_there_is_nothing_to_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -332,6 +333,6 @@ def test_no_wish_is_lost_and_no_key_runs_twice_at_once(
         runner.run(scenario())
     for key, spans in runs.items():
         assert len(spans) <= sum(wish.key == key for wish in wishes) + extra.count(key)
-        assert all(ended <= started for (_, ended), (started, _) in zip(spans, spans[1:], strict=False))
+        assert all(ended <= started for (_, ended), (started, _) in itertools.pairwise(spans))
     for wish in wishes:
         assert any(started >= wish.at for started, _ in runs[wish.key]), f"lost: {wish}"
