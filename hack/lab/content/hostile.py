@@ -92,7 +92,7 @@ def _packed_run(run: bytes) -> bytes:
 
 
 def _repeated(head: bytes, run: bytes, times: int, tail: bytes) -> tuple[bytes, int, int]:
-    """(raw deflate stream, CRC, size) of ``head``, ``run`` again and again, and ``tail``; packed once, not each time."""
+    """(raw deflate stream, CRC, size) of ``head``, ``run`` again and again, and ``tail``; each is packed once."""
     crc = zlib.crc32(head)
     for _ in range(times):
         crc = zlib.crc32(run, crc)
