@@ -1,0 +1,339 @@
+"""Every change of a file, one small function each, so that a test can stop the program before and after each of them.
+
+All paths are real paths (under the scratch root in tests). Nothing here follows a link in the last component.
+"""
+
+import ctypes
+import errno
+import functools
+import hashlib
+import os
+import platform
+import stat
+
+CHUNK = 256 * 1024
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP, errno.EPERM)
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+_SYSCALL_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "i686": 353, "armv7l": 382, "ppc64le": 357, "s390x": 347}
+
+
+class Faults(object):
+    """Stops the program at the n-th change: armed by tests only (`--root` and SYSVM_FAULT=MODE:N)."""
+
+    def __init__(self):
+        self.mode = None
+        self.at = 0
+        self.count = 0
+        self.names = []
+
+    def arm(self, text):
+        """`kill-before:N`, `kill-after:N`, `no-space:N`, or `count:0`, which only counts."""
+        self.mode, at = text.split(":")
+        self.at = int(at)
+        self.count = 0
+        self.names = []
+
+    def before(self, name):
+        if self.mode is None:
+            return
+        self.count += 1
+        self.names.append(name)
+        if self.count != self.at:
+            return
+        if self.mode == "kill-before":
+            os._exit(137)
+        if self.mode == "no-space":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    def after(self):
+        if self.mode == "kill-after" and self.count == self.at:
+            os._exit(137)
+
+
+FAULTS = Faults()
+
+
+def point(name):
+    """Marks a function as a change that a fault can hit."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            FAULTS.before(name)
+            result = function(*args, **kwargs)
+            FAULTS.after()
+            return result
+
+        return counted
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------ single changes
+
+
+@point("rename")
+def rename(source, target):
+    os.rename(source, target)
+
+
+@point("exchange")
+def exchange(one, other):
+    """Both paths swap in one step. Raises OSError with an errno of `NO_EXCHANGE` where that is not possible."""
+    _renameat2(one, other, _RENAME_EXCHANGE)
+
+
+@point("link")
+def link(source, target):
+    os.link(source, target, follow_symlinks=False)
+
+
+@point("symlink")
+def symlink(text, path):
+    os.symlink(text, path)
+
+
+@point("unlink")
+def unlink(path):
+    os.unlink(path)
+
+
+@point("rmdir")
+def rmdir(path):
+    os.rmdir(path)
+
+
+@point("mkdir")
+def mkdir(path, mode):
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
+
+
+@point("fsync")
+def sync_folder(path):
+    """The names in a folder are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@point("write")
+def write_new(path, chunks, mode):
+    """A new file (never an existing one) with the bytes of `chunks`, on the disk when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@point("write")
+def write_at(descriptor, content, offset):
+    """Overwrite bytes of an open file that has room for them, on the disk when this returns."""
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content = content[written:]
+        offset += written
+    os.fdatasync(descriptor)
+
+
+@point("owner")
+def set_owner(path, uid, gid):
+    """Only if it differs: an unprivileged caller may always say what is already so."""
+    facts = os.lstat(path)
+    if (facts.st_uid, facts.st_gid) != (uid, gid):
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+@point("times")
+def set_times(path, atime_ns, mtime_ns):
+    os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
+
+
+# ------------------------------------------------------------------------------------------ made of them
+
+
+def unlink_if_there(path):
+    try:
+        unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def make_folders(path, mode):
+    """`path` and its missing parents."""
+    if os.path.isdir(path):
+        return
+    make_folders(os.path.dirname(path), mode)
+    try:
+        mkdir(path, mode)
+    except FileExistsError:
+        pass
+
+
+def replace_with(path, content, mode):
+    """Write beside and rename: at every moment `path` has its old bytes or all of the new.
+
+    A restart finds at most a left-over `.new`, which the next call removes.
+    """
+    beside = path + ".new"
+    unlink_if_there(beside)
+    write_new(beside, [content], mode)
+    rename(beside, path)
+    sync_folder(os.path.dirname(path))
+
+
+def remove_tree(path):
+    """Remove whatever is at `path`, links not followed. Nothing there is fine: a killed call is simply repeated."""
+    try:
+        facts = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(facts.st_mode):
+        unlink_if_there(path)
+        return
+    for name in sorted(os.listdir(path)):
+        remove_tree(os.path.join(path, name))
+    rmdir(path)
+
+
+def copy_xattrs(source, target):
+    """Extended attributes, ACLs included, as far as this file system and this user may."""
+    try:
+        names = os.listxattr(source, follow_symlinks=False)
+    except OSError:
+        return
+    for name in names:
+        try:
+            value = os.getxattr(source, name, follow_symlinks=False)
+            os.setxattr(target, name, value, follow_symlinks=False)
+        except OSError as error:
+            # security.* belongs to the label of the new file; a file system without them has none to keep
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENODATA, errno.EACCES):
+                raise
+
+
+def chunks_of(path):
+    """The bytes of a regular file; a link is refused."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        while True:
+            chunk = os.read(descriptor, CHUNK)
+            if not chunk:
+                return
+            yield chunk
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path):
+    return b"".join(chunks_of(path))
+
+
+def read_text(path):
+    """Text of a small file, None if it is missing or no regular file."""
+    try:
+        return read_bytes(path).decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+def checksum(path, algorithm):
+    state = hashlib.new(algorithm)
+    for chunk in chunks_of(path):
+        state.update(chunk)
+    return state.hexdigest()
+
+
+def exists(path):
+    return os.path.lexists(path)
+
+
+# ------------------------------------------------------------------------------------------ facts
+
+
+def facts_of(path, content=True):
+    """What is at `path`, as plain data that can be written down and compared. `content`: read regular files too."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {"kind": "absent"}
+    facts = {"mode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
+    facts["mtime_ns"] = found.st_mtime_ns
+    facts["size"] = found.st_size
+    if stat.S_ISREG(found.st_mode):
+        facts["kind"] = "file"
+        if content:
+            facts["sha256"] = checksum(path, "sha256")
+    elif stat.S_ISLNK(found.st_mode):
+        facts["kind"] = "link"
+        facts["link"] = os.readlink(path)
+    elif stat.S_ISDIR(found.st_mode):
+        facts["kind"] = "folder"
+    else:
+        facts["kind"] = "other"
+    return facts
+
+
+def walk(top, skip=("__pycache__",)):
+    """(relative path, lstat) of everything below `top`, parents before what they hold, sorted; links not followed."""
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        below = []
+        for name in sorted(os.listdir(os.path.join(top, folder))):
+            if name in skip:
+                continue
+            relative = os.path.join(folder, name)
+            found = os.lstat(os.path.join(top, relative))
+            yield relative, found
+            if stat.S_ISDIR(found.st_mode):
+                below.append(relative)
+        waiting.extend(reversed(below))
+
+
+# ------------------------------------------------------------------------------------------ renameat2
+
+_libc = None
+
+
+def has_renameat2():
+    """The kernel has the call: asked with a path that cannot exist, so that nothing is moved."""
+    try:
+        _renameat2("/proc/self/no-such-name", "/proc/self/no-such-other", _RENAME_EXCHANGE)
+    except OSError as error:
+        return error.errno not in (errno.ENOSYS, errno.EINVAL)
+    return True
+
+
+def _renameat2(one, other, flags):
+    global _libc
+    number = _SYSCALL_RENAMEAT2.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if _libc is None:
+        _libc = ctypes.CDLL(None, use_errno=True)
+    # The raw call: glibc has a function for it only since 2.28, Debian 9 has 2.24.
+    result = _libc.syscall(
+        ctypes.c_long(number),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(one)),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(other)),
+        ctypes.c_uint(flags),
+    )
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), one, None, other)

@@ -1,0 +1,204 @@
+"""The journal of one operation: the only truth about how far it got.
+
+One record a line, a CRC before it, every record on the disk before the next thing happens. The file is allocated with
+zeros before anything of the VM changes, so that writing down a failure on a full disk needs no space. A last record
+that was torn by a crash is as if it had never been written, which is why each record comes before or after its action
+in such a way that its absence is safe.
+"""
+
+import json
+import os
+import time
+import zlib
+
+from . import files
+
+SIZE = 512 * 1024
+RESERVE = 64 * 1024
+"""Kept for going back."""
+RECORD_LIMIT = 6 * 1024
+
+STAGING = "Staging"
+BUILT = "Built"
+SWITCHING = "Switching"
+SWITCHED = "Switched"
+SERVICES = "Services"
+VERIFYING = "Verifying"
+COMMITTING = "Committing"
+COMMITTED = "Committed"
+ROLLING_BACK = "RollingBack"
+ROLLED_BACK = "RolledBack"
+ABANDONED = "Abandoned"
+INCONSISTENT = "Inconsistent"
+
+UNTOUCHED = (STAGING, BUILT)
+"""Nothing of the VM's own has changed."""
+FINAL = (COMMITTED, ROLLED_BACK, ABANDONED, INCONSISTENT)
+
+
+def encode(record):
+    body = json.dumps(record, separators=(",", ":"), sort_keys=True).encode("ascii")
+    return ("%08x " % (zlib.crc32(body) & 0xFFFFFFFF)).encode("ascii") + body + b"\n"
+
+
+def decode(content):
+    """(records, bytes that they take). Stops at the first line that is torn or not a record."""
+    records = []
+    used = 0
+    while True:
+        end = content.find(b"\n", used)
+        if end < 0:
+            break
+        line = content[used:end]
+        try:
+            if int(line[:8], 16) != zlib.crc32(line[9:]) & 0xFFFFFFFF:
+                break
+            record = json.loads(line[9:].decode("ascii"))
+        except ValueError:
+            break
+        records.append(record)
+        used = end + 1
+    return records, used
+
+
+class Journal(object):
+    """An open journal. One process writes, the one that holds the lock; any may read."""
+
+    def __init__(self, path, descriptor, records, used, size):
+        self.path = path
+        self.records = records
+        self._descriptor = descriptor
+        self._used = used
+        self._size = size
+
+    @classmethod
+    def create(cls, path, first):
+        """Allocate it complete under another name: a journal that exists has its first record."""
+        beside = path + ".new"
+        files.unlink_if_there(beside)
+        line = encode(first)
+        files.write_new(beside, [line, b"\0" * (SIZE - len(line))], 0o600)
+        files.rename(beside, path)
+        files.sync_folder(os.path.dirname(path))
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            content = file.read()
+        records, used = decode(content)
+        return cls(path, descriptor, records, used, len(content))
+
+    def close(self):
+        os.close(self._descriptor)
+
+    def add(self, kind, **values):
+        """Append a record; it is on the disk when this returns. Raises OSError(ENOSPC) when it would not leave room
+        for going back, which is then what happens."""
+        record = dict(values, kind=kind, at=round(time.time(), 3))
+        line = encode(record)
+        if len(line) > RECORD_LIMIT:
+            for key in ("message", "text"):
+                if key in record:
+                    record[key] = record[key][:1024]
+            line = encode(record)
+        reserve = 0 if self.phase in (ROLLING_BACK, INCONSISTENT) or values.get("phase") == ROLLING_BACK else RESERVE
+        if self._used + len(line) > self._size - reserve:
+            raise OSError(28, "the journal is full", self.path)
+        files.write_at(self._descriptor, line, self._used)
+        self._used += len(line)
+        self.records.append(record)
+
+    def enter(self, phase, reason=None, message="", **values):
+        self.add("phase", phase=phase, reason=reason, message=message, **values)
+
+    @property
+    def phase(self):
+        return phase_of(self.records)
+
+
+def read(path):
+    """Records of a journal that somebody else may be writing; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())[0]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def phase_of(records):
+    for record in reversed(records):
+        if record["kind"] == "phase":
+            return record["phase"]
+    return STAGING
+
+
+def fold(records):
+    """The report of an operation from its records alone, without `alive`."""
+    first = records[0]
+    report = {
+        "id": first["id"],
+        "epoch": first["epoch"],
+        "revision": first["revision"],
+        "phase": STAGING,
+        "alive": False,
+        "step": "Stage",
+        "steps": [],
+        "services": [],
+        "bytes_received": 0,
+        "reason": None,
+        "message": "",
+        "notes": [],
+        "started_at": first["at"],
+        "finished_at": None,
+    }
+    started = {}
+    steps = {}
+    for record in records:
+        kind = record["kind"]
+        if kind == "phase":
+            report["phase"] = record["phase"]
+            if record.get("reason"):
+                report["reason"] = record["reason"]
+            if record.get("message"):
+                report["message"] = record["message"]
+            report["finished_at"] = record["at"] if record["phase"] in FINAL else None
+        elif kind == "received":
+            report["bytes_received"] += record["bytes"]
+        elif kind == "step":
+            _fold_step(report, steps, started, record)
+        elif kind == "unit" and record["state"] == "done":
+            report["services"].append(
+                {
+                    "unit": record["unit"],
+                    "action": record["action"],
+                    "ok": record["ok"],
+                    "unavailable_seconds": record.get("gap"),
+                    "restoring": record["back"],
+                }
+            )
+        elif kind == "note":
+            report["notes"].append(record["text"])
+    return report
+
+
+def _fold_step(report, steps, started, record):
+    name = record["name"]
+    step = steps.get(name)
+    if step is None:
+        step = {"name": name, "done": False, "failed": False, "seconds": 0.0, "message": ""}
+        steps[name] = step
+        report["steps"].append(step)
+    if record["state"] == "start":
+        started[name] = record["at"]
+        # The step that failed stays the one to show while the way back is gone.
+        if not any(other["failed"] for other in report["steps"]):
+            report["step"] = name
+        return
+    step["seconds"] = round(max(0.0, record["at"] - started.get(name, record["at"])), 3)
+    step["done"] = record["state"] == "done"
+    step["failed"] = record["state"] == "failed"
+    step["message"] = record.get("message", "")
+    if step["failed"]:
+        report["step"] = name

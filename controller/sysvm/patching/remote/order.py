@@ -1,0 +1,144 @@
+"""What the operator may ask for. Everything that arrives is checked here once; the rest of the program trusts it."""
+
+import posixpath
+
+from .failures import Failure
+from .store import check_id
+
+ACTIONS = ("none", "reload", "restart", "stop-start")
+FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/var", "/root", "/opt", "/lib", "/bin")
+SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
+
+
+def refuse(message):
+    raise Failure("ProtocolError", "the order is refused: " + message, False)
+
+
+def check(order):
+    """Raises `Failure` unless `order` has the shape that protocol.py describes."""
+    try:
+        check_id(order["id"])
+        for key in ("epoch", "keep_backups", "reserve_bytes", "reserve_inodes", "min_memory_bytes"):
+            if not isinstance(order[key], int) or order[key] < 0:
+                refuse("{0} is {1!r}".format(key, order[key]))
+        for key in ("settle_seconds", "step_timeout_seconds", "timeout_seconds"):
+            if not isinstance(order[key], (int, float)) or order[key] < 0:
+                refuse("{0} is {1!r}".format(key, order[key]))
+        seen = set()
+        for tree in order["trees"]:
+            _check_tree(tree, seen)
+        for entry in order["files"]:
+            _check_entry(entry, True, seen)
+        for folder in order["folders"]:
+            _absolute(folder["path"], seen=None)
+        for path in order["remove"]:
+            _absolute(path, seen)
+        _check_overlap(order, seen)
+        payload = order["payload"]
+        if payload is not None:
+            _absolute(payload["path"], seen)
+            _digest(payload["sha256"])
+        _check_signature(order["signature"])
+        for service in order["services"]:
+            if service["action"] not in ACTIONS or service["unit"].startswith("-") or "/" in service["unit"]:
+                refuse("service {0!r} with action {1!r}".format(service["unit"], service["action"]))
+        return order
+    except (KeyError, TypeError, AttributeError) as error:
+        refuse("{0}: {1}".format(type(error).__name__, error))
+
+
+def _check_tree(tree, seen):
+    _absolute(tree["path"], seen)
+    inside = set()
+    for entry in tree["files"]:
+        _check_entry(entry, False, inside)
+    for folder in tree["folders"]:
+        _relative(folder["path"])
+    for path in tree["remove"]:
+        _relative(path)
+        if any(name == path or name.startswith(path + "/") for name in inside):
+            refuse("{0} in {1} is both written and removed".format(path, tree["path"]))
+    if not all(isinstance(pattern, str) for pattern in tree["runtime"]):
+        refuse("runtime patterns that are no text")
+
+
+def _check_entry(entry, absolute, seen):
+    path = entry["path"]
+    _absolute(path, seen) if absolute else _relative(path, seen)
+    if (entry["sha256"] is None) == (entry["link"] is None):
+        refuse("{0} is neither a file nor a link".format(path))
+    if entry["sha256"] is not None:
+        _digest(entry["sha256"])
+    for key in ("mode", "uid", "gid", "size"):
+        if not isinstance(entry[key], int) or entry[key] < 0:
+            refuse("{0} of {1} is {2!r}".format(key, path, entry[key]))
+    entry["keep_mode"], entry["keep_owner"], entry["executable"]
+
+
+def _absolute(path, seen):
+    if not path.startswith("/") or posixpath.normpath(path) != path or "\0" in path or path in FORBIDDEN:
+        refuse("the path {0!r}".format(path))
+    if path == SIGNATURE or path.startswith("/var/lib/sysvm"):
+        refuse("{0} is the program's own".format(path))
+    _once(path, seen)
+
+
+def _relative(path, seen=None):
+    normal = posixpath.normpath(path)
+    if path.startswith("/") or normal != path or path == "." or path.split("/")[0] == ".." or "\0" in path:
+        refuse("the path {0!r} in a tree".format(path))
+    _once(path, seen)
+
+
+def _once(path, seen):
+    if seen is not None:
+        if path in seen:
+            refuse("{0} is named twice".format(path))
+        seen.add(path)
+
+
+def _check_overlap(order, seen):
+    trees = [tree["path"] for tree in order["trees"]]
+    for path in seen:
+        for tree in trees:
+            if path != tree and path.startswith(tree + "/"):
+                refuse("{0} lies in the tree {1}".format(path, tree))
+
+
+def _digest(text):
+    if not isinstance(text, str) or len(text) != 64 or set(text) - set("0123456789abcdef"):
+        refuse("{0!r} is no SHA-256".format(text))
+
+
+def _check_signature(text):
+    if len(text) not in (32, 128) or set(text) - set("0123456789abcdef") or not set(text) - set("0"):
+        refuse("{0!r} is no MD5 or SHA-512".format(text))
+
+
+def contents(order):
+    """{sha256: size} of all that the order wants to be somewhere."""
+    wanted = {}
+    for _, entry in entries(order):
+        if entry["sha256"] is not None:
+            wanted[entry["sha256"]] = entry["size"]
+    if order["payload"] is not None:
+        wanted[order["payload"]["sha256"]] = order["payload"]["size"]
+    return wanted
+
+
+def entries(order):
+    """(absolute path, entry) of every file and link of the order."""
+    for tree in order["trees"]:
+        for entry in tree["files"]:
+            yield posixpath.join(tree["path"], entry["path"]), entry
+    for entry in order["files"]:
+        yield entry["path"], entry
+
+
+def parent_folders(order):
+    """Folders (absolute) that something is renamed in."""
+    paths = [path for tree in order["trees"] for path in [tree["path"]]]
+    paths += [entry["path"] for entry in order["files"]] + list(order["remove"])
+    if order["payload"] is not None:
+        paths.append(order["payload"]["path"])
+    return sorted(set(posixpath.dirname(path) for path in paths + [SIGNATURE]))

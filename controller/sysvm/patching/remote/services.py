@@ -1,0 +1,301 @@
+"""systemd units: what they are, the least action, the proof that they serve again."""
+
+import http.client
+import os
+import socket
+import struct
+import threading
+import time
+
+from .failures import Failure
+from .host import tail
+
+PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "Result")
+ENABLED = ("enabled", "enabled-runtime", "alias", "static", "generated", "indirect")
+ASK_EVERY = 0.02
+ASK_TIMEOUT = 0.5
+
+
+def states(host, units):
+    """{unit: UnitState} by one call of systemctl; an empty state where it cannot be asked."""
+    found = {}
+    if not units:
+        return found
+    argv = ["systemctl", "show", "--no-pager", "--property=" + ",".join(("Id",) + PROPERTIES), "--"]
+    done = host.run(argv + list(units), 15.0, merged=False)
+    blocks = [block for block in done.output.split("\n\n") if block.strip()]
+    for unit, block in zip(units, blocks + [""] * (len(units) - len(blocks))):  # noqa: B905
+        values = dict(line.partition("=")[::2] for line in block.splitlines())
+        found[unit] = {
+            "unit": unit,
+            "load": values.get("LoadState", ""),
+            "active": values.get("ActiveState", "unknown"),
+            "sub": values.get("SubState", ""),
+            "enabled": values.get("UnitFileState", "") in ENABLED,
+            "main_pid": _number(values.get("MainPID")),
+            "restarts": _number(values.get("NRestarts")),
+            "result": values.get("Result", ""),
+        }
+    return found
+
+
+def _number(text):
+    return int(text) if text and text.isdigit() else 0
+
+
+def is_active(state):
+    return state["active"] in ("active", "reloading")
+
+
+# ------------------------------------------------------------------------------------------ questions
+
+
+def answers(check):
+    """Whether the service answers now (protocol.py `ProbeCheck`)."""
+    try:
+        if check["kind"] == "tcp":
+            socket.create_connection((check["host"], check["port"]), ASK_TIMEOUT).close()
+            return True
+        if check["kind"] == "http":
+            return _http(check)
+        return _dns(check)
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+
+
+def _http(check):
+    connection = http.client.HTTPConnection(check["host"], check["port"], timeout=ASK_TIMEOUT)
+    try:
+        connection.request("GET", check.get("name") or "/", headers={"Connection": "close"})
+        return connection.getresponse().status < 500
+    finally:
+        connection.close()
+
+
+def _dns(check):
+    number = int.from_bytes(os.urandom(2), "big")
+    labels = [label.encode("ascii") for label in (check.get("name") or "localhost").strip(".").split(".")]
+    question = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+    asked = struct.pack(">HHHHHH", number, 0x0100, 1, 0, 0, 0) + question + struct.pack(">HH", 1, 1)
+    family = socket.AF_INET6 if ":" in check["host"] else socket.AF_INET
+    asking = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        asking.settimeout(ASK_TIMEOUT)
+        asking.connect((check["host"], check["port"]))
+        asking.send(asked)
+        answer = asking.recv(4096)
+        return len(answer) >= 12 and answer[:2] == asked[:2] and bool(answer[2] & 0x80)
+    finally:
+        asking.close()
+
+
+class GapMeter(object):
+    """Asks all the time while a unit is acted on; the gap is the longest time without an answer."""
+
+    def __init__(self, checks):
+        self.checks = checks
+        self.gap = None
+        self._done = threading.Event()
+        self._threads = []
+        self._gaps = {}
+
+    def __enter__(self):
+        for number, check in enumerate(self.checks):
+            thread = threading.Thread(target=self._ask, args=(number, check))
+            thread.daemon = True
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def _ask(self, number, check):
+        answered = time.monotonic()
+        failing = False
+        longest = 0.0
+        while not self._done.is_set():
+            if answers(check):
+                now = time.monotonic()
+                if failing:
+                    longest = max(longest, now - answered)
+                failing = False
+                answered = now
+            else:
+                failing = True
+            self._done.wait(ASK_EVERY)
+        if failing:
+            longest = max(longest, time.monotonic() - answered)
+        self._gaps[number] = longest
+
+    def __exit__(self, *ignored):
+        self._done.set()
+        for thread in self._threads:
+            thread.join(5.0)
+        if self._gaps:
+            self.gap = round(max(self._gaps.values()), 3)
+
+
+# ------------------------------------------------------------------------------------------ acting
+
+
+class Services(object):
+    """The units of one order, with what they were before."""
+
+    def __init__(self, host, order, baseline, journal):
+        self.host = host
+        self.order = order
+        self.baseline = baseline
+        self.journal = journal
+
+    @staticmethod
+    def measure(host, order):
+        """The baseline: states, and which questions have an answer now."""
+        units = [service["unit"] for service in order["services"]]
+        serving = {}
+        for service in order["services"]:
+            serving[service["unit"]] = [answers(check) for check in service["serving"]]
+        return {"states": states(host, units), "serving": serving, "at": time.time()}
+
+    def was_active(self, service):
+        return is_active(self.baseline["states"][service["unit"]])
+
+    def questions(self, service):
+        """The questions that had an answer before; no other may be asked after."""
+        answered = self.baseline["serving"].get(service["unit"], [])
+        return [check for check, was in zip(service["serving"], answered) if was]  # noqa: B905
+
+    def stop_first(self, back):
+        for service in self.order["services"]:
+            if service["action"] == "stop-start" and self.was_active(service):
+                if not back or service["unit"] in acted_on(self.journal.records):
+                    self._act(service, "stop", back)
+
+    def act(self, deadline):
+        """Validate, then act on every unit that was active."""
+        for service in self.order["services"]:
+            if service["action"] == "none" or not self.was_active(service):
+                continue
+            deadline.check("services")
+            for validator in service["validators"]:
+                done = self.host.run(validator["argv"], validator["timeout_seconds"])
+                if not done.ok:
+                    raise Failure("ServiceFailed", "{0}: {1}".format(service["unit"], done.sentence()), False)
+            action = "start" if service["action"] == "stop-start" else service["action"]
+            self._act(service, action, False)
+
+    def act_back(self):
+        """The same units once more, now with the old files (R17): reload what lives, start what died.
+
+        Raises `Failure` if one does not become what it was.
+        """
+        units = acted_on(self.journal.records)
+        failed = []
+        for service in self.order["services"]:
+            if service["unit"] not in units or not self.was_active(service):
+                continue
+            try:
+                self._restore(service)
+            except Failure as failure:
+                failed.append(failure.message)
+        if failed:
+            raise Failure("ServiceFailed", "; ".join(failed), False)
+
+    def _restore(self, service):
+        unit = service["unit"]
+        now = states(self.host, [unit])[unit]
+        action = service["action"]
+        if action == "stop-start" or not is_active(now):
+            action = "start"
+        # A unit that died of the new files may have used up its starts; only systemd's count is reset by this.
+        self.host.run(["systemctl", "reset-failed", "--", unit], 10.0)
+        try:
+            self._act(service, action, True)
+        except Failure:
+            self.host.run(["systemctl", "reset-failed", "--", unit], 10.0)
+            self._act(service, "restart", True)
+
+    def _act(self, service, action, back):
+        unit = service["unit"]
+        # A restart that finds `start` without `done` acts on this unit again on its way back.
+        self.journal.add("unit", unit=unit, action=action, state="start", back=back)
+        since = time.time()
+        questions = [] if action == "stop" else self.questions(service)
+        problem = None
+        with GapMeter(questions) as meter:
+            done = self.host.run(["systemctl", action, "--", unit], service["timeout_seconds"])
+            if not done.ok:
+                problem = done.sentence()
+            elif action != "stop":
+                problem = self._await(service, questions)
+        self.journal.add("unit", unit=unit, action=action, state="done", back=back, ok=problem is None, gap=meter.gap)
+        if problem is not None:
+            raise Failure("ServiceFailed", self.explain(unit, problem, since), False)
+
+    def _await(self, service, questions):
+        """None as soon as the unit is active and answers, a sentence when its time is up."""
+        unit = service["unit"]
+        deadline = time.monotonic() + service["timeout_seconds"]
+        while True:
+            state = states(self.host, [unit])[unit]
+            if state["active"] == "failed" or state["sub"] == "auto-restart":
+                return "{0} failed ({1})".format(unit, state["result"])
+            silent = [check for check in questions if not answers(check)]
+            if is_active(state) and not silent:
+                return None
+            if time.monotonic() >= deadline:
+                if is_active(state):
+                    check = silent[0]
+                    text = "{0} is active but {1} {2}:{3} does not answer"
+                    return text.format(unit, check["kind"], check["host"], check["port"])
+                return "{0} is {1} ({2}) instead of active".format(unit, state["active"], state["sub"])
+            self.host.wait(0.05)
+
+    def settle(self, deadline):
+        """Every unit that was active keeps its process for `settle_seconds` and is still active then (R31)."""
+        services = [service for service in self.order["services"] if self.was_active(service)]
+        units = [service["unit"] for service in services]
+        first = states(self.host, units)
+        end = time.monotonic() + self.order["settle_seconds"]
+        since = time.time()
+        while True:
+            now = states(self.host, units)
+            for unit in units:
+                problem = _unstable(first[unit], now[unit])
+                if problem:
+                    raise Failure("ServiceFailed", self.explain(unit, problem, since - 30), False)
+            if time.monotonic() >= end:
+                break
+            deadline.check("services")
+            self.host.wait(min(0.25, max(0.01, end - time.monotonic())))
+        for service in services:
+            for check in self.questions(service):
+                if not answers(check):
+                    problem = "it no longer answers on {0} {1}:{2}".format(check["kind"], check["host"], check["port"])
+                    raise Failure("ServiceFailed", self.explain(service["unit"], problem, since - 30), False)
+
+    def compare(self):
+        """Units that are less active than before, as a sentence; empty: none."""
+        units = [service["unit"] for service in self.order["services"] if self.was_active(service)]
+        now = states(self.host, units)
+        return ["{0} is {1}".format(unit, now[unit]["active"]) for unit in units if not is_active(now[unit])]
+
+    def explain(self, unit, problem, since):
+        """A sentence with the last words of the unit: what a person would look up first."""
+        stamp = "@{0}".format(int(since))
+        argv = ["journalctl", "--no-pager", "-o", "cat", "-n", "20", "--since", stamp, "-u", unit]
+        said = self.host.run(argv, 10.0, merged=False)
+        text = said.output.strip() if said.ok else ""
+        return "{0}: {1}{2}".format(unit, tail(problem, 700), "; its last words: " + tail(text, 1200) if text else "")
+
+
+def _unstable(before, now):
+    if not is_active(now):
+        return "became {0} ({1}) after it was active".format(now["active"], now["result"])
+    if now["restarts"] != before["restarts"]:
+        return "was started again {0} times".format(now["restarts"] - before["restarts"])
+    if now["main_pid"] != before["main_pid"]:
+        return "its main process changed from {0} to {1}".format(before["main_pid"], now["main_pid"])
+    return None
+
+
+def acted_on(records):
+    """Units that an action was begun on, going forward."""
+    return set(record["unit"] for record in records if record["kind"] == "unit" and not record["back"])

@@ -1,0 +1,275 @@
+"""The moves of a plan, forward and back. What was done is read off the files; the journal only says what was tried.
+
+Every move is one rename or exchange that counts (and links that do not), so at every moment a path is old or new. Going
+back may itself be killed and repeated any number of times.
+"""
+
+import errno
+import os
+
+from . import build, files
+from .failures import Failure
+
+
+class Lost(Failure):
+    """What is needed to go back is gone. Only a person can help."""
+
+    def __init__(self, message):
+        Failure.__init__(self, "Inconsistent", message, False)
+
+
+def matches(path, wanted):
+    """Whether `path` is in the state `wanted`; a folder counts by being one."""
+    facts = files.facts_of(path, content=False)
+    if facts["kind"] != wanted["kind"]:
+        return False
+    if facts["kind"] in ("folder", "absent"):
+        return True
+    if any(facts.get(key) != value for key, value in wanted.items() if key != "sha256"):
+        return False
+    return "sha256" not in wanted or files.checksum(path, "sha256") == wanted["sha256"]
+
+
+def sync_parents(*paths):
+    for folder in sorted(set(os.path.dirname(path) for path in paths)):
+        if os.path.isdir(folder):
+            files.sync_folder(folder)
+
+
+# ------------------------------------------------------------------------------------------ forward
+
+
+def forward(move, journal, number):
+    """Carry out one move. The journal says `start` before it and `done` after it."""
+    journal.add("move", move=number, state="start", back=False)
+    if move["op"] == "exchange":
+        link_runtime(move["live"], move["stage"], move["runtime"])
+        try:
+            # A restart after this line finds the new tree in place and the old one in the stage: the backup.
+            files.exchange(move["live"], move["stage"])
+            sync_parents(move["live"], move["stage"])
+        except OSError as error:
+            if error.errno not in files.NO_EXCHANGE:
+                raise
+            text = "{0} cannot be exchanged ({1}): its files were renamed one by one"
+            journal.add("note", text=text.format(move["live"], error.strerror))
+            for single in one_by_one(move):
+                apply(single)
+    else:
+        apply(move)
+    journal.add("move", move=number, state="done", back=False)
+
+
+def apply(move):
+    """One move that is no exchange."""
+    live = move["live"]
+    if move["op"] == "mkdir":
+        files.mkdir(live, move["mode"])
+        files.set_owner(live, move["uid"], move["gid"])
+        sync_parents(live)
+    elif move["op"] in ("put", "put-tree"):
+        files.rename(move["stage"], live)
+        sync_parents(live)
+    elif move["op"] == "replace":
+        # A restart between the two finds one file under both names: renaming it back does nothing, which is right.
+        files.unlink_if_there(move["backup"])
+        files.link(live, move["backup"])
+        sync_parents(move["backup"])
+        files.rename(move["stage"], live)
+        sync_parents(live)
+    elif move["op"] == "remove":
+        files.rename(live, move["backup"])
+        sync_parents(live, move["backup"])
+    elif move["op"] == "rmdir":
+        files.remove_tree(os.path.join(live, "__pycache__"))
+        try:
+            files.rmdir(live)
+        except OSError as error:
+            # Something that is not ours lies in it: then it stays, as everything that the order does not name.
+            if error.errno != errno.ENOTEMPTY:
+                raise
+    else:
+        raise Failure("SwitchFailed", "unknown move {0}".format(move["op"]), False)
+
+
+def one_by_one(move):
+    """An exchange as renames: for file systems that cannot exchange folders (R11)."""
+    single = []
+    emptied = []
+    for number, witness in enumerate(move["witnesses"]):
+        live = os.path.join(move["live"], witness["path"])
+        backup = os.path.join(move["back"] + "." + str(number))
+        old, new = witness["old"], witness["new"]
+        if new["kind"] == "folder":
+            single.append({"op": "mkdir", "live": live, "mode": new["mode"], "uid": new["uid"], "gid": new["gid"]})
+        elif old["kind"] == "folder":
+            emptied.insert(0, dict(old, op="rmdir", live=live))
+        elif new["kind"] == "absent":
+            single.append({"op": "remove", "live": live, "backup": backup, "old": old})
+        else:
+            op = "put" if old["kind"] == "absent" else "replace"
+            stage = os.path.join(move["stage"], witness["path"])
+            single.append({"op": op, "live": live, "stage": stage, "backup": backup, "old": old, "new": new})
+    return single + emptied
+
+
+# ------------------------------------------------------------------------------------------ back
+
+
+def back(move):
+    """Undo one move that was started. Does nothing where the old is in place already."""
+    live = move["live"]
+    if move["op"] == "exchange":
+        _exchange_back(move)
+    elif move["op"] in ("put", "put-tree"):
+        if not files.exists(move["stage"]) and files.exists(live):
+            files.rename(live, move["stage"])
+            sync_parents(live, move["stage"])
+    elif move["op"] == "mkdir":
+        try:
+            files.rmdir(live)
+            sync_parents(live)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # Somebody else's files came to lie in it: they are not ours to remove.
+            if error.errno != errno.ENOTEMPTY:
+                raise
+    elif move["op"] == "rmdir":
+        if not files.exists(live):
+            files.mkdir(live, move["mode"])
+            files.set_owner(live, move["uid"], move["gid"])
+    elif files.exists(move["backup"]):
+        files.rename(move["backup"], live)
+        # If both names were one file, rename did nothing and left the second name.
+        files.unlink_if_there(move["backup"])
+        sync_parents(live, move["backup"])
+    elif not matches(live, move["old"]):
+        raise Lost("the backup of {0} is gone".format(live))
+
+
+def _exchange_back(move):
+    position = position_of(move)
+    if position == "old":
+        return
+    if position == "new":
+        link_runtime(move["live"], move["stage"], move["runtime"])
+        files.exchange(move["live"], move["stage"])
+        sync_parents(move["live"], move["stage"])
+        return
+    singles = one_by_one(move)
+    if any(files.exists(single["backup"]) for single in singles if "backup" in single):
+        for single in reversed(singles):
+            back(single)
+        return
+    raise Lost("the backup of {0} is gone or was changed".format(move["live"]))
+
+
+def position_of(move):
+    """Which tree is in place, by what differs between them: "old", "new", or "unknown" where neither place tells."""
+    if not os.path.isdir(move["live"]):
+        return "unknown"
+    witnesses = move["witnesses"]
+    live_old = all(matches(os.path.join(move["live"], witness["path"]), witness["old"]) for witness in witnesses)
+    if live_old:
+        return "old"
+    stage_old = os.path.isdir(move["stage"]) and all(
+        matches(os.path.join(move["stage"], witness["path"]), witness["old"]) for witness in witnesses
+    )
+    return "new" if stage_old else "unknown"
+
+
+def link_runtime(source, target, patterns):
+    """Files that the VM itself writes are the same in both trees when they are exchanged."""
+    if not patterns or not os.path.isdir(target):
+        return
+    present = set()
+    for relative, found in files.walk(source):
+        if not build.is_runtime(patterns, relative) or os.path.isdir(os.path.join(source, relative)):
+            continue
+        present.add(relative)
+        there = os.path.join(target, relative)
+        if files.exists(there):
+            now = os.lstat(there)
+            if (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino):
+                continue
+        files.make_folders(os.path.dirname(there), 0o755)
+        beside = there + ".sysvm"
+        files.unlink_if_there(beside)
+        files.link(os.path.join(source, relative), beside)
+        files.rename(beside, there)
+    for relative, _ in list(files.walk(target)):
+        path = os.path.join(target, relative)
+        if build.is_runtime(patterns, relative) and relative not in present and not os.path.isdir(path):
+            files.unlink_if_there(path)
+
+
+def check_backup(plan):
+    """Raises `Failure` if a committed operation cannot be gone back from any more; nothing is changed."""
+    for move in plan["moves"] + ([plan["payload"]] if plan["payload"] else []):
+        if move["op"] == "exchange":
+            backups = [one["backup"] for one in one_by_one(move) if one["op"] in ("replace", "remove")]
+            whole = position_of(move) == "new" or (backups and all(files.exists(path) for path in backups))
+        else:
+            whole = "backup" not in move or move["op"] == "put" or files.exists(move["backup"])
+        if not whole:
+            text = "{0} was changed since, or its backup is gone: there is no way back"
+            raise Failure("OtherActor", text.format(move["live"]), False)
+
+
+# ------------------------------------------------------------------------------------------ signature
+
+
+def signature_text(signature):
+    return (files.read_text(signature["live"]) or "").strip()
+
+
+def is_zeros(text):
+    return bool(text) and not set(text) - set("0")
+
+
+def invalidate(signature):
+    """Zeros (R14), on the disk: from here a boot of CloudStack's takes nothing of this VM for patched."""
+    live = signature["live"]
+    if is_zeros(signature_text(signature)):
+        return
+    zeros = signature["zeros"]
+    if not files.exists(zeros):
+        # Only when a committed patch is taken back: the first zeros were replaced by the new signature, and the backup
+        # holds the original already.
+        zeros += ".again"
+        facts = files.facts_of(live)
+        files.unlink_if_there(zeros)
+        files.write_new(zeros, [b"0" * len(signature["new_text"]) + b"\n"], facts.get("mode", 0o644))
+        if "uid" in facts:
+            files.set_owner(zeros, facts["uid"], facts["gid"])
+    elif signature["old"]["kind"] == "file" and not files.exists(signature["backup"]):
+        files.link(live, signature["backup"])
+        sync_parents(signature["backup"])
+    # A restart before this line finds the original bytes and nothing changed; after it zeros, and the original aside.
+    files.rename(zeros, live)
+    sync_parents(live)
+
+
+def restore_signature(signature):
+    """The original bytes, owner and times; the very last change of going back."""
+    live = signature["live"]
+    if signature["old"]["kind"] == "absent":
+        files.unlink_if_there(live)
+        sync_parents(live)
+        return
+    if files.exists(signature["backup"]):
+        files.rename(signature["backup"], live)
+        files.unlink_if_there(signature["backup"])
+        sync_parents(live)
+    elif not matches(live, build.identity(signature["old"])):
+        raise Lost("the original signature is gone")
+
+
+def commit_signature(signature):
+    """The new signature; the very last change of a commit."""
+    if files.exists(signature["new"]):
+        files.rename(signature["new"], signature["live"])
+        sync_parents(signature["live"])
+    elif signature_text(signature) != signature["new_text"]:
+        raise Lost("the new signature is gone")

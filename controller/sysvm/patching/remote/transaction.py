@@ -1,0 +1,355 @@
+"""One live patch from the switch to its end, and the way back from every place in between.
+
+    phase          a restart finds                                   and does
+    Staging Built  nothing of the VM's own changed                   gives up: Abandoned
+    Switching ...  old and new mixed, signature zeros                goes back: RolledBack
+    Verifying      all new, signature zeros                          goes back: RolledBack
+    Committing     all new and verified; tgz and signature half way  finishes: Committed
+    RollingBack    old and new mixed, signature zeros                goes on going back: RolledBack
+    Inconsistent   what a person has to look at, signature zeros     nothing
+
+`Committing` is the commit record: it is written when all is proven and nothing but two renames is left.
+"""
+
+import time
+
+from . import actors, build, checks, files, switch
+from . import journal as journals
+from . import order as orders
+from .failures import Failure, of
+from .host import tail
+from .services import Services
+from .store import restore_times
+
+QUIET_SECONDS = 30.0
+
+
+class Deadline(object):
+    def __init__(self, seconds):
+        self._end = time.monotonic() + seconds
+        self._step_end = self._end
+
+    def step(self, seconds):
+        self._step_end = time.monotonic() + seconds
+
+    def check(self, what):
+        if time.monotonic() > min(self._end, self._step_end):
+            raise Failure("TimedOut", "the time for {0} is up".format(what))
+
+
+class Transaction(object):
+    """Works on one operation; whoever makes it holds the VM's lock."""
+
+    def __init__(self, host, store, operation):
+        self.host = host
+        self.store = store
+        self.operation = operation
+        self.journal = journals.Journal.open(operation.journal_path)
+        self.order = operation.load("order.json")
+        self.plan = operation.load("plan.json")
+
+    def close(self):
+        self.journal.close()
+
+    # -------------------------------------------------------------------------------------- before the switch
+
+    def abandon(self, reason, message):
+        """End it before anything changed."""
+        self.journal.enter(journals.ABANDONED, reason, message)
+
+    # -------------------------------------------------------------------------------------- forward
+
+    def run(self):
+        """From Built to the end. Whatever happens, the journal ends in a final phase (or this process is killed)."""
+        deadline = Deadline(self.order["timeout_seconds"])
+        try:
+            self.step("Fence", self.fence, deadline, "OtherActor")
+        except Failure as failure:
+            text = "{0}; nothing was changed".format(failure.message)
+            self.abandon(failure.reason, text)
+            return
+        failed_step = "Switch"
+        try:
+            self.step("Switch", self.switch, deadline, "SwitchFailed")
+            failed_step = "Services"
+            self.step("Services", self.serve, deadline, "ServiceFailed")
+            failed_step = "Verify"
+            self.step("Verify", self.verify, deadline, "VerifyFailed")
+            failed_step = "Commit"
+            self.step("Commit", self.commit, deadline, "SwitchFailed")
+        except Failure as failure:
+            # A switch that failed before its first change has its journal at Built or Switching: going back is right
+            # for both, it undoes nothing that was not done.
+            self.go_back(failure.reason, "{0} failed: {1}".format(failed_step, failure.message))
+
+    def step(self, name, function, deadline, reason):
+        """One step with its two records. Every failure of it comes out as a `Failure`."""
+        deadline.step(self.order["step_timeout_seconds"])
+        try:
+            self.journal.add("step", name=name, state="start")
+            function(deadline)
+            if name != "Commit":
+                self.journal.add("step", name=name, state="done")
+        except Exception as error:  # noqa: BLE001 - whatever went wrong here, the way back is the same
+            why, message = of(error, reason)
+            try:
+                self.journal.add("step", name=name, state="failed", message=tail(message))
+            except OSError:
+                # A full journal keeps room only for going back, which is what follows.
+                pass
+            raise Failure(why, message)
+
+    def fence(self, deadline):
+        """Nobody else is there, and the files are those that `build` saw (R4, R5, R8)."""
+        end = time.monotonic() + QUIET_SECONDS
+        while True:
+            busy = actors.commands(self.host)
+            if not busy:
+                break
+            if time.monotonic() > end:
+                raise Failure("VMBusy", "CloudStack's commands did not end: " + "; ".join(busy[:3]))
+            deadline.check("CloudStack's commands to end")
+            self.host.wait(0.25)
+        self.refuse_other_actors()
+        changed = build.changed_since(self.host, self.plan, self.operation.load("old.json"))
+        if changed:
+            raise Failure("OtherActor", "changed since it was prepared: " + ", ".join(changed[:5]))
+        # Baseline before the switch, on the disk: whoever goes back later must know what was active.
+        baseline = Services.measure(self.host, self.order)
+        baseline["checks"] = self.failing_checks()
+        baseline["payload"] = self.payload_facts()
+        self.operation.save("baseline.json", baseline)
+
+    def refuse_other_actors(self):
+        others = actors.blocking(self.host)
+        if others:
+            raise Failure("OtherActor", "somebody else patches this VM: " + "; ".join(others[:3]))
+
+    def failing_checks(self):
+        if not self.order["run_checks"]:
+            return []
+        done = checks.run(self.host, self.order["step_timeout_seconds"])
+        return sorted(set(done["failing"]) | set(done["timed_out"]))
+
+    def payload_facts(self):
+        payload = self.order["payload"]
+        return actors.payload_facts(self.host, payload["path"]) if payload else None
+
+    def services(self):
+        return Services(self.host, self.order, self.operation.load("baseline.json"), self.journal)
+
+    def switch(self, deadline):
+        # The record comes first: a restart that finds it goes back, which is nothing if nothing was done.
+        self.journal.enter(journals.SWITCHING)
+        switch.invalidate(self.plan["signature"])
+        self.services().stop_first(False)
+        for number, move in enumerate(self.plan["moves"]):
+            deadline.check("the switch")
+            switch.forward(move, self.journal, number)
+        self.journal.enter(journals.SWITCHED)
+
+    def serve(self, deadline):
+        self.journal.enter(journals.SERVICES)
+        if self.order["daemon_reload"]:
+            self.daemon_reload()
+        services = self.services()
+        services.act(deadline)
+        services.settle(deadline)
+
+    def daemon_reload(self):
+        done = self.host.run(["systemctl", "daemon-reload"], 30.0)
+        if not done.ok:
+            raise Failure("ServiceFailed", done.sentence())
+
+    def verify(self, deadline):
+        self.journal.enter(journals.VERIFYING)
+        wrong = self.differences()
+        if wrong:
+            raise Failure("VerifyFailed", "not as ordered: " + ", ".join(wrong[:5]), False)
+        less = self.services().compare()
+        if less:
+            raise Failure("VerifyFailed", "less active than before: " + ", ".join(less), False)
+        known = set(self.operation.load("baseline.json")["checks"]) | set(self.order["ignored_checks"])
+        worse = [name for name in self.failing_checks() if name not in known]
+        if worse:
+            raise Failure("VerifyFailed", "health checks that newly fail: " + ", ".join(worse), False)
+        deadline.check("verifying")
+
+    def differences(self):
+        """Paths that are not what the order says: content, links, executability, what was to go."""
+        wrong = []
+        for path, entry in orders.entries(self.order):
+            facts = files.facts_of(self.host.at(path))
+            wanted = build.wanted_facts(entry, facts) if facts["kind"] != "absent" else {"kind": "file"}
+            if not build.same(facts, wanted):
+                wrong.append(path)
+        gone = list(self.order["remove"])
+        for tree in self.order["trees"]:
+            gone += [tree["path"] + "/" + path for path in tree["remove"]]
+        return wrong + [path for path in gone if files.exists(self.host.at(path))]
+
+    def commit(self, deadline):
+        signature = switch.signature_text(self.plan["signature"])
+        if not switch.is_zeros(signature):
+            raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(signature[:40]))
+        if self.payload_facts() != self.operation.load("baseline.json")["payload"]:
+            raise Failure("OtherActor", "{0} was replaced by somebody else".format(self.order["payload"]["path"]))
+        self.refuse_other_actors()
+        deadline.check("the decision to commit")
+        self.journal.enter(journals.COMMITTING)
+        self.finish_commit()
+
+    def finish_commit(self, reason=None, message=""):
+        """The two renames after the decision; repeated by a restart until the last record is there."""
+        payload = self.plan["payload"]
+        if payload and files.exists(payload["stage"]):
+            # A restart here finds the old tgz and zeros; after the rename the new tgz and zeros: both go on to the end.
+            switch.apply(payload)
+        switch.commit_signature(self.plan["signature"])
+        self.journal.add("step", name="Commit", state="done")
+        self.journal.enter(journals.COMMITTED, reason, message)
+
+    # -------------------------------------------------------------------------------------- back
+
+    def go_back(self, reason, message, at_boot=False):
+        """Old again, services included, or Inconsistent with the signature at zeros. At boot no service is touched:
+        they start later, with the old files."""
+        try:
+            self.journal.enter(journals.ROLLING_BACK, reason, tail(message))
+            self.journal.add("step", name="Restore", state="start")
+            self._restore(at_boot)
+            self.journal.add("step", name="Restore", state="done")
+            text = tail(message, 1700) + "; the VM is wholly as it was before"
+            self.journal.enter(journals.ROLLED_BACK, reason, text)
+        except Exception as error:  # noqa: BLE001 - a way back that fails must be told, whatever it was
+            why, said = of(error, "Inconsistent")
+            self.say_inconsistent(message, said, why)
+
+    def _restore(self, at_boot):
+        signature = self.plan["signature"]
+        text = switch.signature_text(signature)
+        known = switch.is_zeros(text) or text == signature["new_text"]
+        if not known and not switch.matches(signature["live"], build.identity(signature["old"])):
+            raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(text[:40]))
+        # Also when taking back a finished commit: from here on nothing takes this VM for patched.
+        switch.invalidate(signature)
+        baseline = self.operation.load("baseline.json")
+        services = Services(self.host, self.order, baseline, self.journal) if baseline else None
+        if services and not at_boot:
+            services.stop_first(True)
+        if self.plan["payload"]:
+            switch.back(self.plan["payload"])
+        begun = set(
+            record["move"] for record in self.journal.records if record["kind"] == "move" and not record["back"]
+        )
+        for number in sorted(begun, reverse=True):
+            self.journal.add("move", move=number, state="start", back=True)
+            switch.back(self.plan["moves"][number])
+            self.journal.add("move", move=number, state="done", back=True)
+        if self.order["daemon_reload"] and begun:
+            # systemd read the units before this ran at boot, too; a refusal there only means that it reads them later
+            done = self.host.run(["systemctl", "daemon-reload"], 20.0)
+            if not done.ok and not at_boot:
+                raise Failure("ServiceFailed", done.sentence())
+        if services and not at_boot:
+            services.act_back()
+            less = services.compare()
+            if less:
+                raise Failure("ServiceFailed", "less active than before: " + ", ".join(less))
+        self.verify_old()
+        switch.restore_signature(signature)
+        restore_times(self.plan["times"])
+
+    def verify_old(self):
+        """Byte for byte what `build` wrote down, but for the signature, which comes last."""
+        old = self.operation.load("old.json")
+        wrong = []
+        for real in sorted(old):
+            if real == self.plan["signature"]["live"]:
+                continue
+            now = files.facts_of(real)
+            if old[real]["kind"] == "folder":
+                wrong += [] if now["kind"] == "folder" else [real]
+            elif any(now.get(key) != value for key, value in old[real].items()):
+                wrong.append(real)
+        if wrong:
+            raise switch.Lost("not as it was: " + ", ".join(self.host.name(real) for real in wrong[:5]))
+
+    def say_inconsistent(self, message, said, reason):
+        """The end that needs a person. Tried hard: the phase must be on the disk, the signature must not match."""
+        try:
+            switch.invalidate(self.plan["signature"])
+        except (OSError, Failure):
+            pass
+        text = (
+            "{0}; going back failed too ({1}): {2}; the signature stays zeros, the backup is in {3}, "
+            "nothing more is done by itself; look at the VM, mend or recreate it, then: python3 {4} --accept {5}"
+        )
+        stages = ", ".join(self.host.name(stage) for stage in self.operation.stages())
+        program = "/var/lib/sysvm/program/current/sysvm.pyz"
+        text = text.format(tail(message, 700), reason, tail(said, 700), stages, program, self.operation.id)
+        try:
+            self.journal.add("step", name="Restore", state="failed", message=tail(said, 700))
+        except OSError:
+            pass
+        self.journal.enter(journals.INCONSISTENT, "Inconsistent", text)
+
+    # -------------------------------------------------------------------------------------- after a restart
+
+    def recover(self, at_boot):
+        """Bring an operation that nobody works on to its end. True if there was something to do."""
+        phase = self.journal.phase
+        reason = "RecoveredAtBoot" if at_boot else "Interrupted"
+        if phase in journals.FINAL:
+            return False
+        if phase in journals.UNTOUCHED:
+            self.abandon(reason, "it was interrupted before anything was changed")
+        elif phase == journals.COMMITTING:
+            try:
+                self.finish_commit(reason, "it was interrupted after the decision to commit and was finished")
+            except (OSError, Failure) as error:
+                self.go_back(reason, "the commit could not be finished: {0}".format(of(error, "")[1]), at_boot)
+        elif phase == journals.ROLLING_BACK:
+            report = journals.fold(self.journal.records)
+            self.go_back(report["reason"] or reason, report["message"] or "it was interrupted on its way back", at_boot)
+        else:
+            self.go_back(reason, "it was interrupted while {0}".format(phase.lower()), at_boot)
+        return True
+
+    def take_back(self):
+        """Undo a committed operation because a person asks for it (R39)."""
+        switch.check_backup(self.plan)
+        self.refuse_other_actors()
+        self.operation.save("baseline.json", self._baseline_now())
+        self.go_back(None, "it was taken back by hand")
+
+    def _baseline_now(self):
+        """What is active now must be active afterwards; what was acted on then is acted on again."""
+        baseline = Services.measure(self.host, self.order)
+        baseline["checks"] = []
+        baseline["payload"] = self.payload_facts()
+        return baseline
+
+
+def recover_all(host, store, at_boot):
+    """Every operation that has not ended. Returns the reports of those that were brought to an end."""
+    reports = []
+    for operation, _ in store.unfinished():
+        transaction = Transaction(host, store, operation)
+        try:
+            if transaction.recover(at_boot):
+                reports.append(operation.report())
+        finally:
+            transaction.close()
+    tidy(store, None)
+    return reports
+
+
+def tidy(store, keep):
+    """Give back space. A failure here changes nothing that was said; the next session tries again."""
+    try:
+        if keep is not None:
+            store.prune(keep)
+        store.sweep()
+    except OSError:
+        pass
