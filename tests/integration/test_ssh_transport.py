@@ -9,6 +9,7 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+from tests.integration.openssh import OpenSSH, find_sshd, free_port, make_key, silent_host, user
 
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
@@ -17,7 +18,6 @@ from sysvm.patching.protocol import ProtocolError
 from sysvm.patching.results import SSHAccount, Target
 from sysvm.patching.session import open_session
 from sysvm.patching.ssh import KeyUnreadable, SSHTimeouts, SSHTransport, load_private_key
-from tests.integration.openssh import OpenSSH, find_sshd, free_port, make_key, silent_host, user
 
 pytestmark = pytest.mark.skipif(
     find_sshd() is None, reason="no OpenSSH server: install openssh-server, or make the lab's roots once (make demo)"
@@ -70,10 +70,9 @@ async def test_a_changed_host_key_is_rejected_before_anything_is_sent(
 ) -> None:
     old = server.public_host_key()
     server.host_keys = [make_key(tmp_path, "host_new")]
-    with server.running("LogLevel VERBOSE"):
-        with pytest.raises(HostKeyRejected) as caught:
-            async with SSHTransport().connect(target(server.port, cloud_key, pinned_host_key=old)):
-                pass
+    with server.running("LogLevel VERBOSE"), pytest.raises(HostKeyRejected) as caught:
+        async with SSHTransport().connect(target(server.port, cloud_key, pinned_host_key=old)):
+            pass
     new = asyncssh.import_public_key(server.public_host_key()).get_fingerprint()
     assert caught.value.reason is Reason.HOST_KEY_CHANGED
     assert caught.value.fingerprint == new

@@ -53,7 +53,7 @@ class FileRule:
 
 
 _EXECUTABLE_KINDS = frozenset({"script", "python-module", "health-check", "cron"})
-_GENERATED = "generated"
+_NEVER_TOUCHED = frozenset({"generated", "forbidden"})
 _AGENT_TYPES = frozenset({SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY})
 
 _ABSENT: dict[str, frozenset[SystemVMType]] = {"etc/logrotate.d/cloud": _AGENT_TYPES}
@@ -82,8 +82,13 @@ def rule_for(path: str, vm_type: SystemVMType) -> FileRule:
         unit=unit if action in (ActionKind.RELOAD, ActionKind.RESTART) else None,
         daemon_reload=row.kind == "systemd-unit",
         payload_mode=row.kind in _EXECUTABLE_KINDS,
-        ignored=row.kind == _GENERATED or vm_type in _ABSENT.get(path, frozenset()),
+        ignored=row.kind in _NEVER_TOUCHED or vm_type in _ABSENT.get(path, frozenset()),
     )
+
+
+def is_forbidden(path: str) -> bool:
+    """Whether a payload that brings this path is refused: logins, keys, the only copy of a VM's configuration."""
+    return _row(path).kind == "forbidden"
 
 
 def _row(path: str) -> _Row:

@@ -17,6 +17,7 @@ from sysvm.api.reasons import Reason
 from sysvm.patching import archives
 from sysvm.patching.archives import FileEntry, FolderEntry
 from sysvm.patching.errors import PayloadError
+from sysvm.patching.ownership import is_forbidden
 
 EARLY_CONFIG = "opt/cloud/bin/setup/cloud-early-config"
 """The boot script that compares the signature (CloudStack 4.21 cloud-early-config, function patch)."""
@@ -171,6 +172,13 @@ def _judge_shape(entries: Mapping[str, FileEntry]) -> None:
     if EARLY_CONFIG not in entries:
         raise PayloadError(
             f"cloud-scripts.tgz has no {EARLY_CONFIG}, so which checksum its signature is cannot be told"
+        )
+
+    forbidden = sorted(path for path in entries if is_forbidden(path))
+    if forbidden:
+        raise PayloadError(
+            f"cloud-scripts.tgz: {forbidden[0]} belongs to the running VM; a payload never brings it",
+            reason=Reason.PAYLOAD_UNSAFE,
         )
 
 
