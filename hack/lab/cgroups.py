@@ -32,14 +32,20 @@ class Survivors(Exception):  # noqa: N818 - says who is left
     """Processes of the lab that did not die of SIGKILL in time. The message names them."""
 
 
+def hierarchies(mount: Path = _MOUNT) -> list[Path]:
+    """The hierarchies a lab makes its cgroups in: the one of cgroup v2, or of v1 those that a systemd in a VM needs."""
+    if (mount / "cgroup.controllers").exists():
+        found = [mount]
+    else:
+        found = [mount / name for name in _V1_HIERARCHIES if (mount / name / "cgroup.procs").exists()]
+    return [each for each in found if os.access(each, os.W_OK)]
+
+
 class CgroupTree:
     """The cgroups of one lab: a folder `name` in each hierarchy, with a child for each VM and one for the lab."""
 
     def __init__(self, name: str, *, mount: Path = _MOUNT) -> None:
-        hierarchies = [mount / hierarchy for hierarchy in _V1_HIERARCHIES]
-        if (mount / "cgroup.controllers").exists():
-            hierarchies = [mount]
-        self._roots = [hierarchy / name for hierarchy in hierarchies if hierarchy.is_dir()]
+        self._roots = [hierarchy / name for hierarchy in hierarchies(mount)]
 
     def exists(self) -> bool:
         return any(root.is_dir() for root in self._roots)

@@ -18,19 +18,20 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from lab import network, paths, preflight, relay
+from lab import boots, network, paths, preflight, relay
 from lab.cgroups import CgroupTree, started_at
-from lab.guest import EXEC_SECONDS, Entry, Guest, GuestError
+from lab.guest import EXEC_SECONDS, Entry, Guest
 from lab.images import SYSTEM_VM, TOOLBOX, Images
 from lab.limits import InotifyLimits
 from lab.relay import Fault, Relay, RelayError, Traffic
-from lab.spec import BOOT_MARKER, ROLE_COMMAND, SSH_PORT, VM, LayOut, RedundancyRole, Segment, VMSpec
+from lab.spec import ROLE_COMMAND, SSH_PORT, VM, LayOut, RedundancyRole, Segment, VMSpec
 from lab.state import LabState, MachineRecord, Phase
 from lab.toolbox import Toolbox
 
@@ -235,8 +236,7 @@ class Lab:
                 self._start(toolbox, record)
             state.phase = Phase.UP
             state.save(self._state_file)
-        with ThreadPoolExecutor(max(1, len(specs))) as waiters:
-            list(waiters.map(lambda spec: self._say_booted(spec.name), specs))
+        self._await_all([spec.name for spec in specs])
         for group in {spec.group for spec in specs if spec.redundant}:
             self.wait_elected(group)
 
@@ -358,24 +358,21 @@ class Lab:
         """Whether a VM has power: it runs, boots, or is between two boots."""
         return bool(self.cgroups.pids(f"{name}/loop"))
 
-    def wait_booted(self, name: str, *, timeout: float = BOOT_SECONDS) -> float:
+    def wait_booted(
+        self, name: str, *, timeout: float = BOOT_SECONDS, given_up: threading.Event | None = None
+    ) -> float:
         """Waits for this boot's BOOT_MARKER and for systemd to be done. Returns the seconds since PID 1 started.
 
         Failed units are no reason to wait for ever: `degraded` is booted. Raises LabError with the console's end.
         """
+        given_up = given_up or threading.Event()
         end = time.monotonic() + timeout
-        while time.monotonic() < end:
+        while time.monotonic() < end and not given_up.wait(_POLL_SECONDS):
             if not self.is_on(name):
                 raise LabError(f"{name} went off while it booted{self._last_words(name)}")
             init = self._init(name)
-            if init is not None and _marked_since_boot(init):
-                with contextlib.suppress(GuestError):
-                    left = max(1.0, end - time.monotonic())
-                    guest = Guest.running(name, init)
-                    state = guest.exec(["systemctl", "is-system-running", "--wait"], check=False, timeout=left)
-                    if state.stdout.strip() in ("running", "degraded"):
-                        return time.time() - (_boot_time(init) or time.time())
-            time.sleep(_POLL_SECONDS)
+            if init is not None and boots.is_marked(init) and boots.systemd_is_done(name, init):
+                return boots.seconds_since(init)
         raise LabError(f"{name} has not booted in {timeout:.0f} s{self._last_words(name)}")
 
     def role(self, name: str) -> RedundancyRole:
@@ -407,8 +404,20 @@ class Lab:
         primary = members[roles.index(RedundancyRole.PRIMARY)]
         self._say(f"{primary} is PRIMARY of {group} ({time.monotonic() - started:.1f} s)")
 
-    def _say_booted(self, name: str) -> None:
-        self._say(f"{name} booted ({self.wait_booted(name):.1f} s)")
+    def _await_all(self, names: Sequence[str]) -> None:
+        """Waits for VMs side by side; the first that fails, or an interrupt, ends the waiting for all."""
+        given_up = threading.Event()
+
+        def wait(name: str) -> None:
+            self._say(f"{name} booted ({self.wait_booted(name, given_up=given_up):.1f} s)")
+
+        with ThreadPoolExecutor(max(1, len(names))) as waiters:
+            try:
+                for done in as_completed([waiters.submit(wait, name) for name in names]):
+                    done.result()
+            except BaseException:
+                given_up.set()
+                raise
 
     # -- inside a VM -----------------------------------------------------------------------------------------------
 
@@ -515,13 +524,7 @@ class Lab:
         )
 
     def _init(self, name: str) -> int | None:
-        """The guest's PID 1 as the host numbers it; None while there is none."""
-        for loop in self.cgroups.pids(f"{name}/loop"):
-            for nspawn in _children(loop):
-                for child in _children(nspawn):
-                    if _is_init(child):
-                        return child
-        return None
+        return boots.init_of(self.cgroups.pids(f"{name}/loop"))
 
     def _last_words(self, name: str) -> str:
         lines = [line for line in self.console(name).splitlines() if line.strip()][-5:]
@@ -544,41 +547,3 @@ def _tree_name(lab: str) -> str:
 
 def _count(vms: Sequence[object]) -> str:
     return f"{len(vms)} VM" if len(vms) == 1 else f"{len(vms)} VMs"
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _is_init(pid: int) -> bool:
-    """Whether a process is number 1 of a namespace directly below ours, and lives."""
-    if started_at(pid) is None:
-        return False
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    numbers = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
-    return len(numbers) > 1 and numbers[-1] == "1"
-
-
-def _boot_time(pid: int) -> float | None:
-    """When a process started, as a wall clock time."""
-    ticks = started_at(pid)
-    if ticks is None:
-        return None
-    uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _marked_since_boot(init: int) -> bool:
-    """Whether the guest has written its marker in this boot: the marker of the last one is still there for a while."""
-    boot = _boot_time(init)
-    try:
-        written = os.lstat(f"/proc/{init}/root{BOOT_MARKER}").st_mtime
-    except OSError:
-        return False
-    return boot is not None and written >= boot - 0.02

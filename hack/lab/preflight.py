@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 
+from lab import cgroups
+
 CAP_SYS_ADMIN = 21
+_TRY_SECONDS = 20
 
 
 class LabUnavailable(Exception):  # noqa: N818 - not a fault: the machine lacks something, and the message says what to do
@@ -36,14 +40,17 @@ def check() -> None:
         raise LabUnavailable(
             "This kernel has no overlay file system, which the lab's VMs need: run modprobe overlay first."
         )
-    for namespace in ("mnt", "net", "pid", "uts", "ipc"):
-        if not Path(f"/proc/self/ns/{namespace}").exists():
-            raise LabUnavailable(
-                f"This kernel has no {namespace} namespaces, which the lab's VMs need: use another kernel."
-            )
     for program in ("nsenter", "unshare"):
         if shutil.which(program) is None:
             raise LabUnavailable(f"The program {program} is missing: install util-linux.")
+    if not _can_unshare():
+        raise LabUnavailable(
+            "New namespaces are forbidden here (an unprivileged container?): start the container privileged, or use a VM."
+        )
+    if not cgroups.hierarchies():
+        raise LabUnavailable(
+            "No writable cgroup hierarchy is on /sys/fs/cgroup, which the lab needs to find its processes: mount it."
+        )
     if shutil.which("mmdebstrap") is None and shutil.which("apt-get") is None:
         raise LabUnavailable(
             "The lab makes its VMs with mmdebstrap, and neither it nor apt-get to fetch it is here: install mmdebstrap."
@@ -59,6 +66,11 @@ def missing() -> str | None:
     except LabUnavailable as lack:
         return str(lack)
     return None
+
+
+def _can_unshare() -> bool:
+    command = ["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "true"]
+    return subprocess.run(command, check=False, capture_output=True, timeout=_TRY_SECONDS).returncode == 0
 
 
 def _has_capability(number: int) -> bool:
