@@ -1,0 +1,510 @@
+"""What the real API server makes of good and bad manifests: refusals in sentences, defaults, columns, selectors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from sysvm.api.base import API_VERSION, PENDING_STATUS
+from sysvm.api.crds import KINDS, Kind
+
+if TYPE_CHECKING:
+    from lab.controlplane import ControlPlane
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+DIGEST = f"sha256:{'a' * 64}"
+UNSET = object()
+
+pytestmark = pytest.mark.usefixtures("crds")
+
+Manifest = dict[str, Any]
+
+SPECS: dict[str, Manifest] = {
+    "CloudStackEndpoint": {
+        "inventory": "Static",
+        "systemVMs": [{"name": "r-101-VM", "type": "router", "address": "192.0.2.11"}],
+        "ssh": {"keySecretRef": {"name": "cs-ssh", "key": "id_rsa.cloud"}},
+    },
+    "SystemVMTemplate": {
+        "version": "4.20.2",
+        "payload": {"files": {"scripts": {"digest": DIGEST, "source": {"mounted": {"path": "4.20.2/scripts.tgz"}}}}},
+    },
+    "PatchPolicy": {"endpointRef": {"name": "prod"}, "templateRef": {"name": "systemvm-4.20.2"}},
+    "SystemVM": {"endpointRef": {"name": "prod"}},
+    "Rollout": {
+        "policyRef": {"name": "routers"},
+        "endpointRef": {"name": "prod"},
+        "templateRef": {"name": "systemvm-4.20.2"},
+        "revision": "8c1f03ab" * 8,
+        "number": 1,
+        "planRef": {"name": "routers-8c1f03ab-1-plan", "digest": DIGEST},
+        "snapshot": {"methods": ["LivePatch"], "livePatch": {}, "strategy": {}, "checks": {}},
+    },
+}
+
+
+def manifest(kind: str, *edits: tuple[str, object], name: str = "x") -> Manifest:
+    """The smallest object of a kind, with `spec...` paths set to other values or removed (UNSET)."""
+    found: Manifest = {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": copy.deepcopy(SPECS[kind]),
+    }
+    for path, value in edits:
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        place: Any = found
+        for parent in parents:
+            place = place[parent] if isinstance(parent, int) else place.setdefault(parent, {})
+        if value is UNSET:
+            del place[last]
+        else:
+            place[last] = value
+    return found
+
+
+class Server:
+    """kubectl in one namespace."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str) -> None:
+        self.control_plane = control_plane
+        self.namespace = namespace
+
+    def kubectl(self, *arguments: str) -> str:
+        return self.control_plane.kubectl(f"--namespace={self.namespace}", *arguments)
+
+    def create(self, content: Manifest, *flags: str) -> Manifest:
+        text = self.control_plane.kubectl(
+            "create", f"--namespace={self.namespace}", "-f", "-", "-o", "json", *flags, stdin=json.dumps(content)
+        )
+        answer: Manifest = json.loads(text)
+        return answer
+
+    def refusal(self, verb: str, content: Manifest) -> str:
+        """What kubectl says; fails if the object is accepted."""
+        result = self.control_plane.try_kubectl(
+            verb, f"--namespace={self.namespace}", "-f", "-", stdin=json.dumps(content)
+        )
+        assert result.returncode != 0, f"accepted: {content}"
+        return result.stderr
+
+    def get(self, kind: str, name: str) -> Manifest:
+        answer: Manifest = json.loads(self.kubectl("get", kind, name, "-o", "json"))
+        return answer
+
+    def set_status(self, kind: str, name: str, status: Manifest) -> None:
+        patch = json.dumps({"status": status})
+        self.kubectl("patch", kind, name, "--subresource=status", "--type=merge", "-p", patch)
+
+
+@pytest.fixture
+def server(control_plane: ControlPlane, namespace: str) -> Server:
+    return Server(control_plane, namespace)
+
+
+AMOUNT = "must be a whole number from 1, or a percentage from 1% to 100%"
+SOURCE = "spec.payload.files.scripts.source"
+ONE_SOURCE = "exactly one of http, configMapRef and mounted is needed"
+VM = "spec.systemVMs.0"
+
+REFUSED: dict[str, tuple[Manifest, str]] = {
+    "unknown field": (manifest("PatchPolicy", ("spec.strategy.waves", [])), 'unknown field "spec.strategy.waves"'),
+    "misspelt field": (manifest("CloudStackEndpoint", ("spec.managment", "Full")), 'unknown field "spec.managment"'),
+    "missing reference": (manifest("PatchPolicy", ("spec.templateRef", UNSET)), "spec.templateRef: Required value"),
+    "version of one number": (manifest("SystemVMTemplate", ("spec.version", "420")), "two to four numbers"),
+    "version with a letter": (manifest("SystemVMTemplate", ("spec.version", "4.20.x")), "such as 4.20.2"),
+    "version as a number": (manifest("SystemVMTemplate", ("spec.version", 4.2)), 'must be of type string: "number"'),
+    "count of zero": (manifest("PatchPolicy", ("spec.strategy.maxUnavailable", 0)), AMOUNT),
+    "negative count": (manifest("PatchPolicy", ("spec.strategy.maxUnavailable", -3)), AMOUNT),
+    "zero percent": (manifest("PatchPolicy", ("spec.strategy.maxUnavailable", "0%")), AMOUNT),
+    "more than all": (manifest("PatchPolicy", ("spec.strategy.maxUnavailable", "101%")), AMOUNT),
+    "count as a text": (manifest("PatchPolicy", ("spec.strategy.maxUnavailable", "5")), AMOUNT),
+    "no VM on a host": (manifest("PatchPolicy", ("spec.strategy.perHost", 0)), "greater than or equal to 1"),
+    "negative tolerance": (
+        manifest("PatchPolicy", ("spec.readiness.maxUnreachable", -1)),
+        "greater than or equal to 0",
+    ),
+    "no history": (manifest("PatchPolicy", ("spec.historyLimit", 0)), "greater than or equal to 1"),
+    "unknown type in a selector": (
+        manifest("PatchPolicy", ("spec.selector.types", ["routr"])),
+        'supported values: "secstorage", "consoleproxy", "router"',
+    ),
+    "unknown type of a VM": (manifest("CloudStackEndpoint", (f"{VM}.type", "vm")), 'supported values: "secstorage"'),
+    "unknown method": (manifest("PatchPolicy", ("spec.methods", ["Recreate"])), 'supported values: "LivePatch"'),
+    "no method": (manifest("PatchPolicy", ("spec.methods", [])), "should have at least 1 items"),
+    "policy name too long": (manifest("PatchPolicy", name="p" * 41), "must not be longer than 40 characters"),
+    "endpoint name too long": (manifest("CloudStackEndpoint", name="e" * 41), "must not be longer than 40 characters"),
+    "no source": (manifest("SystemVMTemplate", (SOURCE, {})), ONE_SOURCE),
+    "two sources": (manifest("SystemVMTemplate", (f"{SOURCE}.http", {"url": "https://a.example/s.tgz"})), ONE_SOURCE),
+    "way out of the mounted folder": (
+        manifest("SystemVMTemplate", (f"{SOURCE}.mounted.path", "a/../../etc/shadow")),
+        "path must not contain '..'",
+    ),
+    "absolute mounted path": (
+        manifest("SystemVMTemplate", (f"{SOURCE}.mounted.path", "/etc/shadow")),
+        "must be a relative path",
+    ),
+    "URL without a scheme": (
+        manifest("SystemVMTemplate", (f"{SOURCE}", {"http": {"url": "files.example/s.tgz"}})),
+        "begins with http:// or https://",
+    ),
+    "digest without algorithm": (
+        manifest("SystemVMTemplate", ("spec.payload.files.scripts.digest", "a" * 64)),
+        "must be sha256:, sha512: or md5:",
+    ),
+    "odd range of versions": (
+        manifest(
+            "SystemVMTemplate",
+            ("spec.livePatch.compatibility", [{"from": "4.19", "to": ">=4.20", "supported": True}]),
+        ),
+        "must be a version range, such as <4.20 or >=4.16,<4.20",
+    ),
+    "Static without VMs": (
+        manifest("CloudStackEndpoint", ("spec.systemVMs", UNSET)),
+        "inventory Static needs at least one entry in systemVMs",
+    ),
+    "Static with an empty list": (
+        manifest("CloudStackEndpoint", ("spec.systemVMs", [])),
+        "inventory Static needs at least one entry in systemVMs",
+    ),
+    "names that differ in case only": (
+        manifest(
+            "CloudStackEndpoint",
+            (
+                "spec.systemVMs",
+                [{"name": n, "type": "router", "address": "192.0.2.1"} for n in ("r-1-VM", "s-1-VM", "R-1-vm")],
+            ),
+        ),
+        "must differ in more than upper and lower case",
+    ),
+    "the same name twice": (
+        manifest("CloudStackEndpoint", ("spec.systemVMs", [*SPECS["CloudStackEndpoint"]["systemVMs"]] * 2)),
+        "Duplicate value",
+    ),
+    "name of a VM that Kubernetes cannot have": (
+        manifest("CloudStackEndpoint", (f"{VM}.name", "r..1")),
+        "must be the name of a VM",
+    ),
+    "address with a user": (
+        manifest("CloudStackEndpoint", (f"{VM}.address", "root@192.0.2.11")),
+        "must be an IP address or a host name",
+    ),
+    "Strict without known hosts": (
+        manifest("CloudStackEndpoint", ("spec.ssh.hostKeys", {"policy": "Strict"})),
+        "policy Strict needs knownHostsRef",
+    ),
+    "port out of range": (manifest("CloudStackEndpoint", ("spec.ssh.port", 70000)), "less than or equal to 65535"),
+    "scan too often": (manifest("CloudStackEndpoint", ("spec.scan.interval", "5s")), "must be at least 10s"),
+    "comparison too often": (manifest("CloudStackEndpoint", ("spec.scan.content", "59s")), "must be at least 1m"),
+    "no duration": (manifest("CloudStackEndpoint", ("spec.scan.interval", "1d")), "such as 30s, 10m or 1h30m"),
+    "step longer than the whole": (
+        manifest("PatchPolicy", ("spec.strategy.timeouts", {"step": "20m", "vm": "10m"})),
+        "vm must not be shorter than step",
+    ),
+    "settling for too long": (manifest("PatchPolicy", ("spec.checks.settle", "6m")), "must be at most 5m"),
+    "name that no object can have": (
+        manifest("PatchPolicy", ("spec.endpointRef.name", "Prod_1")),
+        "must be the name of an object",
+    ),
+    "fingerprint of another kind": (
+        manifest("SystemVM", ("spec.acceptHostKey", "MD5:11:22")),
+        "as ssh-keygen -l shows it",
+    ),
+    "hold without a reason": (manifest("SystemVM", ("spec.hold", {})), "spec.hold.reason: Required value"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_manifest_is_refused_with_a_sentence(server: Server, case: str) -> None:
+    content, sentence = REFUSED[case]
+    said = server.refusal("create", content)
+    assert sentence in said
+    assert "evaluating rule" not in said, "a rule failed instead of answering"
+
+
+EDITS: dict[str, tuple[str, str, object, str]] = {
+    "version of a release": ("SystemVMTemplate", "spec.version", "4.20.3", "create a new SystemVMTemplate"),
+    "payload of a release": (
+        "SystemVMTemplate",
+        "spec.payload.files.scripts.digest",
+        f"sha256:{'b' * 64}",
+        "create a new SystemVMTemplate",
+    ),
+    "agent added to a release": (
+        "SystemVMTemplate",
+        "spec.payload.files.agent",
+        {"digest": DIGEST, "source": {"mounted": {"path": "agent.zip"}}},
+        "version and payload of a release cannot be changed",
+    ),
+    "revision of a rollout": ("Rollout", "spec.revision", "f" * 64, "a rollout cannot be edited, only its state"),
+    "limits of a rollout": (
+        "Rollout",
+        "spec.snapshot.strategy.maxUnavailable",
+        "100%",
+        "change the policy instead",
+    ),
+    "endpoint of a system VM": ("SystemVM", "spec.endpointRef.name", "other", "endpointRef cannot be changed"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_what_is_decided_cannot_be_edited(server: Server, case: str) -> None:
+    kind, path, value, sentence = EDITS[case]
+    server.create(manifest(kind))
+    assert sentence in server.refusal("replace", manifest(kind, (path, value)))
+
+
+def test_what_may_be_edited_of_a_release_can_be(server: Server) -> None:
+    server.create(manifest("SystemVMTemplate"))
+    server.kubectl("patch", "svt", "x", "--type=merge", "-p", '{"metadata": {"labels": {"a": "b"}}}')
+    rows = [{"from": ">=4.18", "to": ">=4.20", "supported": True}]
+    patch = json.dumps({"spec": {"livePatch": {"compatibility": rows}}})
+    server.kubectl("patch", "svt", "x", "--type=merge", "-p", patch)
+    assert server.get("svt", "x")["spec"]["livePatch"]["compatibility"] == rows
+
+
+def test_a_rollout_can_be_paused_and_resumed_but_not_after_it_was_aborted(server: Server) -> None:
+    server.create(manifest("Rollout"))
+    for state in ("Paused", "Running", "Aborted"):
+        server.kubectl("patch", "svr", "x", "--type=merge", "-p", json.dumps({"spec": {"state": state}}))
+        assert server.get("svr", "x")["spec"]["state"] == state
+    for state in ("Running", "Paused"):
+        said = server.refusal("replace", manifest("Rollout", ("spec.state", state)))
+        assert "an aborted rollout cannot be resumed" in said
+
+
+def test_a_release_can_be_deleted_and_made_again_with_another_payload(server: Server) -> None:
+    server.create(manifest("SystemVMTemplate"))
+    server.kubectl("delete", "svt", "x")
+    server.create(manifest("SystemVMTemplate", ("spec.version", "4.20.3")))
+
+
+@pytest.mark.parametrize("count", [200, 500], ids=["most with compared names", "most"])
+def test_an_endpoint_of_many_vms_stays_within_the_cost_of_its_rules(server: Server, count: int) -> None:
+    names = (f"r-{n:03}-{'V' * 57}" for n in range(count))
+    vms = [{"name": name, "type": "router", "address": f"192.0.2.{n % 250}"} for n, name in enumerate(names)]
+    made = server.create(manifest("CloudStackEndpoint", ("spec.systemVMs", vms), name="e" * 40))
+    assert len(made["spec"]["systemVMs"]) == count
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+@every_kind
+def test_the_server_fills_the_defaults_of_the_models(server: Server, kind: Kind) -> None:
+    content = manifest(kind.name)
+    filled = server.create(content)["spec"]
+    assert kind.model.model_validate({**content, "spec": filled}) == kind.model.model_validate(content)
+    written = kind.model.model_validate(content).model_dump(mode="json", exclude_none=True)["spec"]
+    assert _without_empty(filled) == _without_empty(written)
+
+
+@every_kind
+def test_a_partly_written_object_is_filled_up(server: Server, kind: Kind) -> None:
+    partly = {
+        "CloudStackEndpoint": [("spec.ssh.limits", {}), ("spec.scan", {"interval": "1m"}), ("spec.ssh.hostKeys", {})],
+        "SystemVMTemplate": [("spec.livePatch", {})],
+        "PatchPolicy": [("spec.strategy", {"perHost": 1, "timeouts": {"vm": "20m"}}), ("spec.checks", {})],
+        "SystemVM": [("spec.hold", {"reason": "CHG-881"})],
+        "Rollout": [("spec.snapshot.strategy", {"maxUnavailable": "5%"})],
+    }[kind.name]
+    content = manifest(kind.name, *partly)
+    filled = server.create(content)["spec"]
+    written = kind.model.model_validate(content).model_dump(mode="json", exclude_none=True)["spec"]
+    assert _without_empty(filled) == _without_empty(written)
+
+
+def _without_empty(value: Any) -> Any:
+    """Absent and empty mean the same; the server writes neither empty lists nor empty texts."""
+    if isinstance(value, dict):
+        parts = {name: _without_empty(part) for name, part in value.items()}
+        return {name: part for name, part in parts.items() if part not in ("", [], {})}
+    return [_without_empty(item) for item in value] if isinstance(value, list) else value
+
+
+@every_kind
+def test_an_object_that_no_operator_has_seen_is_not_ready(server: Server, kind: Kind) -> None:
+    server.create(manifest(kind.name))
+    assert server.get(kind.plural, "x")["status"].items() >= PENDING_STATUS.items()
+    wait = server.control_plane.try_kubectl(
+        "wait", f"--namespace={server.namespace}", "--for=condition=Ready", "--timeout=1s", f"{kind.plural}/x"
+    )
+    assert wait.returncode != 0
+    assert "timed out waiting for the condition" in wait.stderr
+
+
+@every_kind
+def test_a_status_is_written_only_through_its_own_resource(server: Server, kind: Kind) -> None:
+    ready = {"type": "Ready", "status": "True", "reason": "Forged", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    made = server.create({**manifest(kind.name), "status": {"observedGeneration": 1, "conditions": [ready]}})
+    assert made["status"]["conditions"][0]["reason"] == "Pending"
+    patch = json.dumps({"status": {"conditions": [ready]}})
+    server.kubectl("patch", kind.plural, "x", "--type=merge", "-p", patch)
+    assert server.get(kind.plural, "x")["status"]["conditions"][0]["reason"] == "Pending"
+    server.set_status(kind.plural, "x", {"observedGeneration": 1, "conditions": [ready]})
+    assert server.get(kind.plural, "x")["status"]["conditions"][0]["reason"] == "Forged"
+    server.kubectl("wait", "--for=condition=Ready", "--timeout=5s", f"{kind.plural}/x")
+
+
+def test_system_vms_are_found_by_what_they_are_and_do(server: Server) -> None:
+    for name, endpoint, zone, state in (("a", "prod", "ams-1", "Converged"), ("b", "lab", "ams-2", "Outdated")):
+        order = {"id": f"op-{name}", "rollout": f"run-{name}", "method": "LivePatch", "revision": "r", "epoch": 1}
+        server.create(
+            manifest(
+                "SystemVM",
+                ("spec.endpointRef.name", endpoint),
+                ("spec.operation", {**order, "template": "t"}),
+                name=name,
+            )
+        )
+        identity = {"name": name, "type": "router", "zone": zone, "host": f"host-{name}", "address": "192.0.2.1"}
+        plan = {"policy": "p", "revision": "r", "method": {"a": "None", "b": "Hold"}[name], "reason": "UpToDate"}
+        server.set_status("svm", name, {"state": state, "identity": identity, "plan": plan})
+    kind = next(kind for kind in KINDS if kind.name == "SystemVM")
+    both = {path: server.kubectl("get", "svm", "-o", f"jsonpath={{.items[*]{path}}}").split() for path in _paths(kind)}
+    for path, (of_a, of_b) in both.items():
+        for value, names in ((of_a, "a"), (of_b, "b")):
+            expected = "a b" if of_a == of_b else names
+            selector = f"--field-selector={path.removeprefix('.')}={value}"
+            assert server.kubectl("get", "svm", selector, "-o", "jsonpath={.items[*].metadata.name}") == expected, path
+
+
+def test_rollouts_are_found_by_policy_and_endpoint(server: Server) -> None:
+    for name in ("a", "b"):
+        edits = (("spec.policyRef.name", f"policy-{name}"), ("spec.endpointRef.name", f"endpoint-{name}"))
+        server.create(manifest("Rollout", *edits, name=name))
+    for selector in ("spec.policyRef.name=policy-b", "spec.endpointRef.name=endpoint-b"):
+        found = server.kubectl("get", "svr", f"--field-selector={selector}", "-o", "jsonpath={.items[*].metadata.name}")
+        assert found == "b"
+
+
+def _paths(kind: Kind) -> tuple[str, ...]:
+    return kind.selectable_fields
+
+
+def _condition(status: str, reason: str, message: str) -> Manifest:
+    return {
+        "type": "Ready",
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+
+
+IN_WORK: dict[str, Manifest] = {
+    "CloudStackEndpoint": {
+        "counts": {"systemVMs": 4, "unreachable": 1},
+        "conditions": [_condition("False", "VMsUnreachable", "r-104-VM does not answer")],
+    },
+    "SystemVMTemplate": {
+        "revision": "8c1f03ab" * 8,
+        "files": 188,
+        "conditions": [_condition("True", "PayloadReady", "188 files")],
+    },
+    "PatchPolicy": {
+        "counts": {"total": 4, "applicable": 4, "converged": 1, "updating": 1, "waiting": 2},
+        "progress": {"done": 1, "of": 4, "summary": "1/4"},
+        "lastRollout": {"name": "routers-8c1f03ab-1", "number": 1, "revision": "8c1f03ab" * 8},
+        "conditions": [_condition("False", "RollingOut", "1 of 4 at 8c1f03ab")],
+    },
+    "SystemVM": {
+        "state": "Updating",
+        "identity": {"name": "r-101-VM", "type": "router", "host": "rack-3", "address": "192.0.2.11"},
+        "redundancy": {"role": "BACKUP", "observedAt": "2026-01-01T00:00:00Z"},
+        "observed": {"at": "2026-01-01T00:00:00Z", "template": {"version": "4.20.1"}},
+        "plan": {"policy": "routers", "revision": "r", "method": "LivePatch", "reason": "ScriptsOutdated"},
+        "operation": {
+            "id": "op-1",
+            "method": "LivePatch",
+            "revision": "r",
+            "step": "Stage",
+            "startedAt": "2026-01-01T00:00:00Z",
+        },
+        "conditions": [_condition("False", "InWork", "Stage: 11 files")],
+    },
+    "Rollout": {
+        "phase": "Running",
+        "summary": "1/4",
+        "conditions": [_condition("False", "RollingOut", "1 of 4")],
+    },
+}
+
+
+def test_kubectl_get_says_whether_it_is_done_what_it_does_and_why_it_waits(server: Server) -> None:
+    """Before and in the middle of work, as in golden/kubectl-get.txt (ages are left out)."""
+    shown = []
+    for kind in KINDS:
+        server.create(manifest(kind.name, name="x"))
+        server.create(manifest(kind.name, name="y"))
+        server.set_status(kind.plural, "y", IN_WORK[kind.name])
+        for flags in ((), ("-o", "wide")):
+            listed = server.kubectl("get", kind.short_name, *flags)
+            shown += [f"$ kubectl get {' '.join((kind.short_name, *flags))}", *_without_ages(listed), ""]
+    text = "\n".join(shown)
+    golden = GOLDEN / "kubectl-get.txt"
+    assert text == golden.read_text(), f"if the change is meant, let {golden} say so:\n{text}"
+
+
+def _without_ages(listed: str) -> list[str]:
+    """Lines with an age of as many characters as its heading, so that columns stay where they are."""
+    lines = listed.splitlines()
+    start = re.search(r"\bAGE\b", lines[0])
+    assert start is not None
+    at = start.start()
+    aged = [re.sub(r"^\S+ *", lambda age: "-".ljust(len(age[0])), line[at:], count=1) for line in lines[1:]]
+    bodies = [lines[0], *(line[:at] + rest for line, rest in zip(lines[1:], aged, strict=True))]
+    return [line.rstrip() for line in bodies]
+
+
+def test_one_word_lists_all_kinds(server: Server) -> None:
+    for kind in KINDS:
+        server.create(manifest(kind.name))
+    listed = server.kubectl("get", "cloudstack", "-o", "name").split()
+    assert {line.split("/")[0] for line in listed} == {f"{kind.name.lower()}.sysvm.io" for kind in KINDS}
+
+
+def test_kubectl_explain_shows_the_choices(server: Server) -> None:
+    said = server.kubectl("explain", "cse.spec.management")
+    assert "change nothing" in said
+    assert "Observe" in said
+    assert "Full" in said
+
+
+def test_every_yaml_of_the_documentation_is_accepted(server: Server) -> None:
+    documents = list(documented())
+    assert len(documents) >= 7
+    for where, text in documents:
+        result = server.control_plane.try_kubectl(
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            f"--namespace={server.namespace}",
+            "-f",
+            "-",
+            stdin=text,
+        )
+        assert result.returncode == 0, f"{where}: {result.stderr}"
+        assert "Warning" not in result.stderr, f"{where}: {result.stderr}"
+
+
+def documented() -> list[tuple[str, str]]:
+    """Every YAML file below docs/ and every fenced block of YAML with a `kind` in docs/ and the README."""
+    found = [(str(path.relative_to(ROOT)), path.read_text()) for path in sorted((ROOT / "docs").rglob("*.yaml"))]
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        blocks = re.findall(r"^```ya?ml\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+        found += [(f"{path.relative_to(ROOT)}, block {n}", block) for n, block in enumerate(blocks, 1)]
+    return [(where, text) for where, text in found if _is_manifest(text)]
+
+
+def _is_manifest(text: str) -> bool:
+    """Not the values of a chart."""
+    return all(isinstance(document, dict) and "kind" in document for document in yaml.safe_load_all(text) if document)
