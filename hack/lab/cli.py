@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,11 @@ def control_plane_dir(run_dir: Path) -> Path:
 def operator_dir(run_dir: Path) -> Path:
     """Where a lab's operator keeps its record and its log."""
     return run_dir / "operator"
+
+
+def payloads_dir(run_dir: Path) -> Path:
+    """Where built payloads lie for the operator to read."""
+    return run_dir / "payloads"
 
 
 @contextlib.contextmanager
@@ -120,6 +126,10 @@ def down(lab: Lab) -> None:
     if operator is not None:
         operator.stop()
         removed.append("the operator")
+    for folder in (operator_dir(lab.run_dir), payloads_dir(lab.run_dir)):
+        if folder.exists():
+            shutil.rmtree(folder)
+            removed.append(f"folder {folder}")
     if control_plane_dir(lab.run_dir).exists():
         ControlPlane.stop(control_plane_dir(lab.run_dir))
         removed.append("the control plane")

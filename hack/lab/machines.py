@@ -472,6 +472,7 @@ class Lab:
 
     def fault(self, name: str, fault: Fault | str, *, delay_seconds: float = 0.0) -> None:
         """Breaks or heals the wire between the host and a VM: see `Fault`."""
+        self._record(self._open()[0], name)
         self._relay.fault(name, Fault(fault), delay_seconds=delay_seconds)
 
     def faults(self) -> dict[str, str]:
@@ -479,6 +480,7 @@ class Lab:
 
     def traffic(self, name: str) -> Traffic:
         """What the wire to a VM has carried since the VM was made."""
+        self._record(self._open()[0], name)
         return self._relay.traffic(name)
 
     # -- inner -----------------------------------------------------------------------------------------------------

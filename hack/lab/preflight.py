@@ -45,7 +45,7 @@ def check() -> None:
             raise LabUnavailable(f"The program {program} is missing: install util-linux.")
     if not _can_unshare():
         raise LabUnavailable(
-            "New namespaces are forbidden here (an unprivileged container?): start the container privileged, or use a VM."
+            "New namespaces are forbidden here (an unprivileged container?): start it privileged, or use a VM."
         )
     if not cgroups.hierarchies():
         raise LabUnavailable(

@@ -9,8 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from lab import LabUnavailable, SystemVMType, VMSpec, images, preflight
+from lab.cli import main
 from lab.images import Images, Recipe
 from lab.limits import InotifyLimits
 from lab.state import LabState, MachineRecord, Phase
@@ -147,3 +149,28 @@ def test_leftovers_of_a_running_build_are_not_swept(builder: Builder, tmp_path: 
     go.touch()
     thread.join()
     assert builder.images.ready(RECIPE)
+
+
+def test_down_takes_every_folder_of_the_lab_and_nothing_that_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYSVM_LAB_CACHE", str(tmp_path / "cache"))
+    for run_dir in (tmp_path / "lab", tmp_path / "home"):
+        for name in ("machines/vms/r-9-VM", "operator/cache", "payloads/old", "control-plane/etcd"):
+            (run_dir / name).mkdir(parents=True)
+    (tmp_path / "home" / "letter").write_text("dear")
+    for run_dir in ("lab", "home"):
+        done = CliRunner().invoke(main, ["--dir", str(tmp_path / run_dir), "down"])
+        assert done.exit_code == 0
+        assert "removed 1 VM (r-9-VM)" in done.output
+    assert not (tmp_path / "lab").exists()
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter"]
+    assert CliRunner().invoke(main, ["--dir", str(tmp_path / "lab"), "down"]).output == "nothing to remove\n"
+
+
+def test_a_command_that_needs_a_lab_says_that_none_is_up(tmp_path: Path) -> None:
+    for words in (["ssh", "r-9-VM"], ["fault", "r-9-VM", "cut"], ["exec", "r-9-VM", "true"], ["kubectl", "get", "ns"]):
+        done = CliRunner().invoke(main, ["--dir", str(tmp_path), *words])
+        assert done.exit_code == 1, words
+        assert "is up in" in done.output
+    assert CliRunner().invoke(main, ["--dir", str(tmp_path), "up", "--vms", "r-1-VM"]).exit_code == 2
