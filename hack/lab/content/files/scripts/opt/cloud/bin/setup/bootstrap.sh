@@ -5,8 +5,10 @@ CACHE=/var/cache/cloud
 AGENT=/usr/local/cloud/systemvm
 TYPE=$(grep -Po '(?<![a-z])type=\K[a-zA-Z]*' $CACHE/cmdline | head -1)
 
-config_sysctl() { # only the namespace's own keys: a lab VM shares the rest with the machine it runs on
-  local line
+config_sysctl() { # the file by memory size; set only what is the namespace's own: the rest is the whole machine's
+  local line pressure=200
+  [ "$(awk '/^MemTotal/ {print $2}' /proc/meminfo)" -gt 500000 ] || pressure=2000
+  sed -i "s/^vm.vfs_cache_pressure=.*/vm.vfs_cache_pressure=$pressure/" /etc/sysctl.conf
   grep -E '^net\.ipv4\.' /etc/sysctl.conf | while read -r line; do sysctl -qw "$line" 2>/dev/null; done
 }
 
