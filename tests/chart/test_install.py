@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,15 @@ async def answers(client: ApiClient, questions: list[Ask], namespace: str) -> di
     return found
 
 
+def system_vm(namespace: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "sysvm.io/v1alpha1",
+        "kind": "SystemVM",
+        "metadata": {"name": "prod-r-1", "namespace": namespace},
+        "spec": {"endpointRef": {"name": "prod"}, **spec},
+    }
+
+
 def whole_cluster(namespace: str) -> chart.Rendered:
     return chart.render("sysvm-operator", namespace, {"crds": {"enabled": False}})
 
@@ -167,6 +177,22 @@ class TestPermissions:
         # Every account may ask about itself; nothing of ours is among it.
         assert [question for question, allowed in there.items() if allowed] == []
 
+    def test_owned_objects_may_hold_up_their_owners_deletion(
+        self, control_plane: ControlPlane, installed: tuple[chart.Rendered, Path], namespace: str
+    ) -> None:
+        def owned_by(kind: str, obj: dict[str, Any]) -> str:
+            owner = {"apiVersion": "sysvm.io/v1alpha1", "kind": kind, "name": "owner", "uid": str(uuid.uuid4())}
+            obj["metadata"]["ownerReferences"] = [owner | {"controller": True, "blockOwnerDeletion": True}]
+            return json.dumps(obj)
+
+        create = ("create", "--dry-run=server", "-f", "-")
+        plan = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "plan", "namespace": namespace}}
+        vm = system_vm(namespace)
+        control_plane.kubectl(*create, stdin=owned_by("CloudStackEndpoint", vm), kubeconfig=installed[1])
+        control_plane.kubectl(*create, stdin=owned_by("Rollout", plan), kubeconfig=installed[1])
+        with pytest.raises(KubectlError, match="blockOwnerDeletion"):
+            control_plane.kubectl(*create, stdin=owned_by("SystemVMTemplate", plan), kubeconfig=installed[1])
+
     def test_an_editor_writes_policies_and_no_endpoint(
         self, control_plane: ControlPlane, installed: tuple[chart.Rendered, Path], namespace: str
     ) -> None:
@@ -191,27 +217,23 @@ class TestPermissions:
 class TestWorkIsHandedOutByTheOperatorAlone:
     """spec.operation of a SystemVM, asked with real identities."""
 
-    @staticmethod
-    def system_vm(namespace: str, operation: bool) -> dict[str, Any]:
-        spec: dict[str, Any] = {"endpointRef": {"name": "prod"}}
-        if operation:
-            spec["operation"] = OPERATION
-        metadata = {"name": "prod-r-1", "namespace": namespace}
-        return {"apiVersion": "sysvm.io/v1alpha1", "kind": "SystemVM", "metadata": metadata, "spec": spec}
-
     def test_even_an_administrator_is_told_what_to_do_instead(
         self, control_plane: ControlPlane, installed: tuple[chart.Rendered, Path], namespace: str
     ) -> None:
-        deadline = time.monotonic() + EFFECTIVE_SECONDS
-        with_work = json.dumps(self.system_vm(namespace, operation=True))
-        while (
-            tried := control_plane.try_kubectl("create", "--dry-run=server", "-f", "-", stdin=with_work)
-        ).returncode == 0:
-            assert time.monotonic() < deadline, "the policy never took effect"
-            time.sleep(0.1)
-        assert "only it may write it: make or change a PatchPolicy instead" in tried.stderr
-
+        with_work = json.dumps(system_vm(namespace, operation=OPERATION))
         operator = installed[1]
+
+        def tried(identity: Path | None) -> str:
+            ask = ("create", "--dry-run=server", "-f", "-")
+            return control_plane.try_kubectl(*ask, stdin=with_work, kubeconfig=identity).stderr
+
+        # A policy takes effect a moment after it was made, and that of another release ends a moment after it went.
+        deadline = time.monotonic() + EFFECTIVE_SECONDS
+        while not (tried(None) and not tried(operator)):
+            assert time.monotonic() < deadline, f"administrator: {tried(None)}; operator: {tried(operator)}"
+            time.sleep(0.1)
+        assert "only it may write it: make or change a PatchPolicy instead" in tried(None)
+
         control_plane.kubectl("create", "-f", "-", stdin=with_work, kubeconfig=operator)
         patch = ("patch", "systemvm", "prod-r-1", f"--namespace={namespace}", "--type=merge", "-p")
         with pytest.raises(KubectlError, match="PatchPolicy instead"):

@@ -110,3 +110,21 @@ def test_stop_ends_what_a_killed_parent_left(control_plane: ControlPlane, tmp_pa
     ControlPlane.stop(tmp_path / "cp")
     assert not any(process.alive() for process in left if process is not None)
     assert not (tmp_path / "cp").exists()
+
+
+def test_a_killed_test_run_leaves_nothing_that_the_next_does_not_end(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    if control_plane.external:
+        pytest.skip("SYSVM_KUBECONFIG is set: the lab starts no server of its own")
+    script = (
+        "import os, signal; from lab.controlplane import disposable; owner = disposable(); owner.__enter__(); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script], env=environment, check=False, timeout=120)
+        (root,) = tmp_path.glob("sysvm-lab-*")
+        (folder,) = root.iterdir()
+        assert ControlPlane.attach(folder / "run") is not None, "the first is still there, or the second never came"
+    ControlPlane.stop(folder / "run")

@@ -32,11 +32,11 @@ def disposable(*, progress: Progress = say) -> Iterator[ControlPlane]:
     root.mkdir(mode=0o700, exist_ok=True)
     if root.stat().st_uid != os.getuid():
         raise PermissionError(f"{root} belongs to somebody else")
-    with contextlib.ExitStack() as ours:
-        with _locked(root / ".lock", fcntl.LOCK_EX):  # else a folder is seen between its creation and its lock
-            _end_abandoned(root)
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-            ours.enter_context(_locked(folder / _LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    _end_abandoned(root)
+    # Under another name until it is locked: nobody may take it for abandoned in between.
+    nascent = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    with _owned(nascent):
+        folder = nascent.rename(root / f"{_PREFIX}{nascent.name.removeprefix('.new-')}")
         try:
             yield ControlPlane.start(folder / "run", progress=progress)
         finally:
@@ -46,13 +46,13 @@ def disposable(*, progress: Progress = say) -> Iterator[ControlPlane]:
 
 def _end_abandoned(root: Path) -> None:
     for folder in root.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(BlockingIOError), _locked(folder / _LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _owned(folder):
             ControlPlane.stop(folder / "run")
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(path: Path, operation: int) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, operation)
+def _owned(folder: Path) -> Iterator[None]:
+    with (folder / _LOCK).open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -20,9 +20,10 @@ from pathlib import Path
 
 _MARK = "SYSVM_LAB_RECORD"
 _POLL_SECONDS = 0.02
+_RECOGNISED_SECONDS = 10.0
 _SUFFIX = ".process.json"
 
-# Kept until reaped: a zombie of ours would keep its pid, and Popen warns when collected while its child runs.
+# A child's end is known for sure by its parent alone. Kept until then: Popen warns when it is collected first.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -39,18 +40,18 @@ class Recorded:
         return next(self._pids(), None) is not None
 
     def _pids(self) -> Iterator[int]:
+        child = _children.get(self.pid) if self.pid is not None else None
+        if child is not None:
+            if child.poll() is None:
+                yield child.pid
+            return
         if self.pid is not None:
             candidates: Iterator[int] = iter([self.pid])
         else:
             candidates = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        mark = f"{_MARK}={self.record}".encode()
         for pid in candidates:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-                if command == [os.fsencode(word) for word in self.argv] and mark in Path(
-                    f"/proc/{pid}/environ"
-                ).read_bytes().split(b"\0"):
-                    yield pid
+            if _is_ours(pid, self):
+                yield pid
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still runs."""
@@ -65,9 +66,8 @@ class Recorded:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_SECONDS)
-        child = _children.pop(self.pid, None) if self.pid is not None else None
-        if child is not None:
-            child.wait()
+        if self.pid is not None:
+            _children.pop(self.pid, None)
         return True
 
 
@@ -97,7 +97,12 @@ def start(
         )
     _children[child.pid] = child
     _write(record, command, child.pid)
-    return Recorded(record=record, argv=command, pid=child.pid)
+    started = Recorded(record=record, argv=command, pid=child.pid)
+    # Popen returns a moment before /proc shows the new program; until then others would take it for a stranger.
+    deadline = time.monotonic() + _RECOGNISED_SECONDS
+    while child.poll() is None and not _is_ours(child.pid, started) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return started
 
 
 def load(folder: Path, name: str) -> Recorded | None:
@@ -125,6 +130,16 @@ def stop(folder: Path, name: str, *, grace_seconds: float) -> bool:
         process.wait(grace_seconds)
     process.record.unlink(missing_ok=True)
     return gently
+
+
+def _is_ours(pid: int, process: Recorded) -> bool:
+    mark = f"{_MARK}={process.record}".encode()
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False
+    return command == [os.fsencode(word) for word in process.argv] and mark in environment
 
 
 def _write(record: Path, command: Sequence[str], pid: int | None) -> None:

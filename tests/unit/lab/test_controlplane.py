@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,23 @@ class TestRecordedProcesses:
         started.record.write_text(json.dumps({"argv": ["sleep", "60"], "pid": None}))
         assert processes.load(tmp_path, "sleeper").alive()  # type: ignore[union-attr]
         assert processes.stop(tmp_path, "sleeper", grace_seconds=5)
+        assert not started.alive()
+
+    def test_what_was_just_started_is_known_at_once(self, tmp_path: Path) -> None:
+        for number in range(40):
+            started = processes.start(tmp_path, f"sleeper-{number}", ["sleep", "60"], log=tmp_path / "log")
+            assert processes._is_ours(started.pid or 0, started), "another process would leave it running"
+            assert processes.stop(tmp_path, f"sleeper-{number}", grace_seconds=5)
+
+    def test_another_process_ends_it(self, tmp_path: Path) -> None:
+        started = processes.start(tmp_path, "sleeper", ["sleep", "60"], log=tmp_path / "log")
+        script = (
+            "import sys; from pathlib import Path; from lab.controlplane import processes; "
+            "sys.exit(not processes.stop(Path(sys.argv[1]), 'sleeper', grace_seconds=5))"
+        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        assert subprocess.run(command, env=environment, check=False, timeout=60).returncode == 0
         assert not started.alive()
 
     def test_what_ignores_a_request_is_killed(self, tmp_path: Path) -> None:
