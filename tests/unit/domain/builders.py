@@ -222,7 +222,9 @@ def template(*, ready: bool = True, conditions: tuple[Condition, ...] = ()) -> S
             "spec": {
                 "version": "4.20.2",
                 "payload": {
-                    "files": {"scripts": {"digest": "md5:" + "a" * 32, "source": {"mounted": {"path": "cloud-scripts.tgz"}}}}
+                    "files": {
+                        "scripts": {"digest": "md5:" + "a" * 32, "source": {"mounted": {"path": "cloud-scripts.tgz"}}}
+                    }
                 },
             },
             "status": {**status, "conditions": conditions},
@@ -230,7 +232,9 @@ def template(*, ready: bool = True, conditions: tuple[Condition, ...] = ()) -> S
     )
 
 
-def system_vm(name: str = "r-101-VM", *, generation: int = 5, spec: dict[str, Any] | None = None, **status: Any) -> SystemVM:
+def system_vm(
+    name: str = "r-101-VM", *, generation: int = 5, spec: dict[str, Any] | None = None, **status: Any
+) -> SystemVM:
     base: dict[str, Any] = {
         "identity": Identity(name=name, type=SystemVMType.ROUTER, address="192.0.2.1"),
         "observed": observed(),

@@ -16,7 +16,9 @@ from . import builders as b
 
 PRIMARY, BACKUP = RedundancyRole.PRIMARY, RedundancyRole.BACKUP
 
-seen = st.sampled_from([b.observed(), b.up_to_date(), b.observed(version="4.15.0"), b.observed(signature=b.ZEROS), None])
+seen = st.sampled_from(
+    [b.observed(), b.up_to_date(), b.observed(version="4.15.0"), b.observed(signature=b.ZEROS), None]
+)
 vms = st.lists(
     st.builds(
         lambda number, group, role, priority, what, hold: b.facts(
