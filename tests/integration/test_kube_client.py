@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -334,6 +336,48 @@ async def test_every_write_passes_the_one_door(control_plane: ControlPlane, name
         Verb.DELETE,
     ]
     assert [entry[1:] for entry in seen[::2]] == [entry[1:] for entry in seen[1::2]]
+
+
+WRITES_UNTIL_KILLED = """
+import asyncio, os, signal, sys
+from sysvm.kube.client import Cluster
+from sysvm.kube.objects import Resource
+
+kubeconfig, namespace, nth, moment = sys.argv[1:]
+
+class Killer:
+    seen = 0
+    def before(self, write):
+        self.seen += 1
+        self.kill("before")
+    def after(self, write, error):
+        self.kill("after")
+    def kill(self, now):
+        if (self.seen, now) == (int(nth), moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    kind = Resource("", "v1", "configmaps", "ConfigMap")
+    async with await Cluster.connect(kubeconfig=kubeconfig, writes=Killer()) as cluster:
+        for number in range(1, 6):
+            await cluster.create(kind, {"metadata": {"namespace": namespace, "name": f"w{number}"}})
+            await cluster.get(kind, namespace, f"w{number}")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("moment", "written"), [("before", ["w1", "w2"]), ("after", ["w1", "w2", "w3"])])
+async def test_a_process_can_be_killed_at_exactly_the_nth_write(
+    control_plane: ControlPlane, cluster: Cluster, namespace: str, moment: str, written: list[str]
+) -> None:
+    arguments = [str(control_plane.kubeconfig), namespace, "3", moment]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITES_UNTIL_KILLED, *arguments)
+    async with asyncio.timeout(60):
+        assert await process.wait() == -signal.SIGKILL
+    found = await cluster.list(CONFIG_MAP, namespace)
+    names = [item["metadata"]["name"] for item in found.items]
+    assert [name for name in names if name.startswith("w")] == written
 
 
 # The lease

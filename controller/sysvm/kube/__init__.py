@@ -25,7 +25,10 @@ The way through it::
     vms.subscribe(lambda change: queue.add(change.key))
 
     @kopf.on.event(...)                                       # in operator/: nothing but
-    def on_event(type, body): vms.observe(type, body)
+    async def on_event(event, **_): vms.observe(event["type"], event["object"])
+
+    await cluster.merge_patch(SYSTEM_VM, "cloud", "prod-r-4-vm", {"status": {...}}, subresource="status",
+                              resource_version=vms.entry(key).resource_version)
 
     relister = Relister(cluster, vms, namespace="cloud")
     await relister.once()                                     # before the workers start

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from kubernetes.aio.config import incluster_config
 
 from sysvm.kube import errors
 from sysvm.kube.cache import Store
-from sysvm.kube.client import Cluster, ClusterOptions, Write
+from sysvm.kube.client import Cluster, ClusterOptions, RequestObserver, Write
 from sysvm.kube.errors import KubeError
 from sysvm.kube.login import Login
 from sysvm.kube.objects import Key, Object, Resource
@@ -86,7 +87,13 @@ def kubeconfig_for(path: Path, url: str, user: Object) -> Path:
 
 @asynccontextmanager
 async def connected(
-    server: Server, tmp_path: Path, *, timeout: float = 5.0, witness: Witness | None = None, user: Object | None = None
+    server: Server,
+    tmp_path: Path,
+    *,
+    timeout: float = 5.0,
+    witness: Witness | None = None,
+    counts: RequestObserver | None = None,
+    user: Object | None = None,
 ) -> AsyncIterator[Cluster]:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
@@ -98,7 +105,9 @@ async def connected(
     kubeconfig = kubeconfig_for(tmp_path / "kubeconfig", f"http://127.0.0.1:{port}", user or {"token": "secret"})
     options = ClusterOptions(request_timeout=timeout, trust_environment_proxy=False)
     try:
-        async with await Cluster.connect(kubeconfig=kubeconfig, options=options, writes=witness) as cluster:
+        async with await Cluster.connect(
+            kubeconfig=kubeconfig, options=options, writes=witness, requests=counts
+        ) as cluster:
             yield cluster
     finally:
         await runner.cleanup()
@@ -366,6 +375,51 @@ async def test_a_token_is_read_again_every_minute_and_kept_while_its_file_is_awa
     seconds[0] = 130.0
     await login.refresh()
     assert login.token == "Bearer second"
+
+
+async def test_in_a_pod_the_service_account_is_who_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token, authority = tmp_path / "token", tmp_path / "ca.crt"
+    token.write_text("first\n")
+    authority.write_text("a certificate")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(authority))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    login = Login(kubeconfig=None)
+    configuration = await login.open()
+    assert (configuration.host, configuration.ssl_ca_cert) == ("https://[fd00::1]:443", str(authority))
+    assert login.token == "bearer first"
+    token.write_text("second\n")
+    assert await login.replace("bearer first")
+    assert login.token == "bearer second"
+    assert not await login.replace("bearer second")
+
+
+async def test_every_answer_is_counted_and_also_when_there_is_none(tmp_path: Path) -> None:
+    counted: list[tuple[str, str, int]] = []
+
+    class Counts:
+        def answered(self, verb: str, resource: Resource, status: int, seconds: float) -> None:
+            assert 0 <= seconds < 5
+            counted.append((verb, str(resource), status))
+
+    async def cut(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    server = Server(said(200, widget()), refused(409, "Conflict", "no"), cut)
+    async with connected(server, tmp_path, counts=Counts()) as cluster:
+        await cluster.get(WIDGET, "n", "a")
+        with pytest.raises(errors.Conflict):
+            await cluster.apply(WIDGET, widget())
+        with pytest.raises(errors.Unavailable):
+            await cluster.create(WIDGET, widget())
+    assert counted == [
+        ("get", "widgets.example.io", 200),
+        ("patch", "widgets.example.io", 409),
+        ("create", "widgets.example.io", 0),
+    ]
 
 
 async def test_outside_a_pod_there_is_no_service_account(monkeypatch: pytest.MonkeyPatch) -> None:

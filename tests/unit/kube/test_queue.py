@@ -336,3 +336,41 @@ def test_no_wish_is_lost_and_no_key_runs_twice_at_once(
         assert all(ended <= started for (_, ended), (started, _) in itertools.pairwise(spans))
     for wish in wishes:
         assert any(started >= wish.at for started, _ in runs[wish.key]), f"lost: {wish}"
+
+
+def expected_runs(wishes: list[Wish]) -> dict[str, list[float]]:
+    """When keys run if nothing takes time: the contract of ``add`` and ``add_after`` in ten lines."""
+    runs: dict[str, set[float]] = defaultdict(set)
+    due: dict[str, float] = {}
+    for wish in [*sorted(wishes, key=lambda wish: wish.at), *(Wish(1e6, key, 0.0) for key in "abc")]:
+        if wish.key in due and due[wish.key] <= wish.at:
+            runs[wish.key].add(due.pop(wish.key))
+        if wish.at == 1e6:
+            continue
+        if wish.after == 0:
+            runs[wish.key].add(wish.at)
+        else:
+            due[wish.key] = min(round(wish.at + wish.after, 1), due.get(wish.key, 1e9))
+    return {key: sorted(times) for key, times in runs.items() if times}
+
+
+@settings(max_examples=100, deadline=None)
+@given(WISHES)
+def test_keys_run_exactly_when_they_were_wished_for(wishes: list[Wish]) -> None:
+    log = Log()
+
+    async def scenario() -> None:
+        queue: WorkQueue[str] = WorkQueue("q", observer=log)
+        async with working(queue, nothing):
+            for wish in sorted(wishes, key=lambda wish: wish.at):
+                await asyncio.sleep(wish.at - now())
+                queue.add_after(wish.key, wish.after)
+                await asyncio.sleep(0)
+            await asyncio.sleep(1000)
+
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        runner.run(scenario())
+    runs: dict[str, set[float]] = defaultdict(set)
+    for key, at in log.runs:
+        runs[key].add(round(at, 1))
+    assert {key: sorted(times) for key, times in runs.items()} == expected_runs(wishes)
