@@ -1,0 +1,195 @@
+"""The table of what a PatchPolicy says, and what Flux, Helm and kubectl make of it."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sysvm.api.policy import LastRollout, PatchPolicy, PatchPolicyStatus
+from sysvm.api.reasons import Reason
+from sysvm.api.rollout import RolloutResult
+from sysvm.api.systemvm import ContentState, OperationResult
+from sysvm.domain.facts import VMFacts, release_of
+from sysvm.domain.planner import decide_all
+from sysvm.domain.policy_status import PolicySituation, policy_status
+from sysvm.domain.rollout import spec_digest
+from sysvm.domain.selection import select
+
+from . import builders as b
+from .kstatus import assert_contract, kstatus
+
+GOOD = b.facts("r-1-VM", observed=b.up_to_date())
+OLD = b.facts("r-2-VM")
+AT_WORK = b.facts("r-3-VM", order=b.order())
+LOST = b.facts("r-4-VM", observed=b.up_to_date(), reach=b.UNREACHABLE)
+DRIFTED = b.facts("r-5-VM", observed=b.observed(signature=b.NEW_SIGNATURE))
+FAILED = b.facts("r-6-VM", **b.done(OperationResult.ROLLED_BACK))
+BROKEN = b.facts("r-7-VM", observed=b.observed(signature=b.ZEROS), **b.done(OperationResult.INCONSISTENT))
+TOO_OLD = b.facts("r-8-VM", observed=b.observed(version="4.15.0"))
+ON_HOLD = b.facts("r-9-VM", hold=b.HOLD)
+UNKNOWN = b.facts("r-10-VM", observed=b.observed(files=ContentState.UNKNOWN))
+STALE = b.facts("r-11-VM", observed=b.up_to_date(), content_fresh=False)
+
+UNREACHABLE = b.condition("Reachable", "False", "CredentialsMissing", "there is no Secret cs-ssh")
+STALLED = (
+    b.condition("Ready", "False", "DigestMismatch", "not what was declared"),
+    b.condition("Stalled", "True", "DigestMismatch"),
+)
+
+
+def situation(*vms: VMFacts, **kwargs: Any) -> PolicySituation:
+    policy: PatchPolicy = kwargs.pop("policy", None) or b.policy()
+    template = kwargs.pop("template", b.template())
+    selection = select(policy, kwargs.pop("policies", []), vms)
+    release = release_of(template) if template else None
+    decisions = decide_all(policy.spec, release, selection.vms, excluded=selection.excluded) if release else {}
+    result = kwargs.pop("result", None)
+    if result is not None:
+        kwargs["last_rollout"] = LastRollout(
+            name="routers-1", number=1, revision=b.NEW, spec_digest=spec_digest(policy.spec), result=result
+        )
+    values: dict[str, Any] = {"endpoint": b.endpoint(), **kwargs}
+    return PolicySituation(policy=policy, template=template, selection=selection, decisions=decisions, **values)
+
+
+OBSERVE = {"endpoint": b.endpoint(management="Observe")}
+PAUSED = {"rollout": b.rollout(b.plan_for(OLD), state="Paused"), "result": ""}
+OLDER = {"policies": [b.policy("older", created=b.ago(days=9), selector={"names": ["r-2-VM"]})]}
+
+
+@pytest.mark.parametrize(
+    ("vms", "kwargs", "reason", "flag", "says"),
+    [
+        # converged
+        ([GOOD], {}, Reason.CONVERGED, "", "Current"),
+        ([GOOD, ON_HOLD], {}, Reason.CONVERGED, "", "Current"),
+        ([GOOD], {"result": "Failed"}, Reason.CONVERGED, "", "Current"),
+        ([GOOD], OBSERVE, Reason.CONVERGED, "", "Current"),
+        # rolling out
+        ([GOOD, OLD], {}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([GOOD, AT_WORK], {"result": ""}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([AT_WORK, FAILED], {"result": ""}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([AT_WORK, BROKEN], {"result": ""}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([AT_WORK], {"template": None}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([OLD], PAUSED, Reason.PAUSED, "", "InProgress"),
+        # nothing is known yet
+        ([GOOD, UNKNOWN], {}, Reason.NOT_OBSERVED, "Reconciling", "InProgress"),
+        ([GOOD, STALE], {}, Reason.NOT_OBSERVED, "Reconciling", "InProgress"),
+        # drift seen, healing not allowed; Observe
+        ([GOOD, DRIFTED], {}, Reason.DRIFTED, "", "InProgress"),
+        ([GOOD, OLD], OBSERVE, Reason.OBSERVE_ONLY, "", "InProgress"),
+        # suspended
+        ([GOOD], {"policy": b.policy(suspend=True)}, Reason.SUSPENDED, "", "InProgress"),
+        ([AT_WORK], {"policy": b.policy(suspend=True)}, Reason.SUSPENDED, "", "InProgress"),
+        ([GOOD], {"endpoint": b.endpoint(suspend=True)}, Reason.SUSPENDED, "", "InProgress"),
+        # unreachable
+        ([GOOD, LOST], {}, Reason.VMS_UNREACHABLE, "Reconciling", "InProgress"),
+        ([GOOD, LOST], {"policy": b.policy(readiness={"maxUnreachable": 1})}, Reason.CONVERGED, "", "Current"),
+        (
+            [GOOD],
+            {"endpoint": b.endpoint(conditions=(UNREACHABLE,))},
+            Reason.ENDPOINT_UNREACHABLE,
+            "Reconciling",
+            "InProgress",
+        ),
+        # failures
+        ([GOOD, FAILED, OLD], {"result": "Failed"}, Reason.VM_FAILED, "Stalled", "Failed"),
+        ([FAILED], {"result": ""}, Reason.VM_FAILED, "Stalled", "Failed"),
+        ([FAILED, LOST], {"result": "Failed"}, Reason.VM_FAILED, "Stalled", "Failed"),
+        ([OLD], {"result": "Aborted"}, Reason.NO_WAY_BACK, "Stalled", "Failed"),
+        ([OLD], {"result": Reason.ROLLOUT_DELETED}, Reason.NO_WAY_BACK, "Stalled", "Failed"),
+        ([GOOD, BROKEN], {"result": "Failed"}, Reason.ROLLBACK_FAILED, "Stalled", "Failed"),
+        # what it speaks of is not there
+        ([], {}, Reason.NO_VMS, "Stalled", "Failed"),
+        ([OLD], OLDER, Reason.CONFLICT, "Stalled", "Failed"),
+        ([GOOD, OLD], OLDER, Reason.CONFLICT, "Stalled", "Failed"),
+        ([AT_WORK, OLD], OLDER, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([GOOD], {"endpoint": None}, Reason.ENDPOINT_NOT_FOUND, "Stalled", "Failed"),
+        ([GOOD], {"template": None}, Reason.TEMPLATE_NOT_FOUND, "Stalled", "Failed"),
+        (
+            [GOOD],
+            {"template": b.template(ready=False, conditions=STALLED)},
+            Reason.TEMPLATE_NOT_READY,
+            "Stalled",
+            "Failed",
+        ),
+        ([GOOD], {"template": b.template(ready=False)}, Reason.TEMPLATE_NOT_READY, "Reconciling", "InProgress"),
+        # nobody may touch it
+        ([GOOD, TOO_OLD], {}, Reason.VMS_HELD, "", "InProgress"),
+        ([ON_HOLD], {}, Reason.VMS_HELD, "", "InProgress"),
+    ],
+)
+def test_one_line_of_the_table(
+    vms: list[VMFacts], kwargs: dict[str, Any], reason: Reason, flag: str, says: str
+) -> None:
+    seen = situation(*vms, **kwargs)
+    status = policy_status(seen, now=b.NOW)
+    generation = seen.policy.metadata.generation
+    by_type = {condition.type: condition for condition in status.conditions}
+    assert by_type["Ready"].reason == reason
+    assert {"Reconciling", "Stalled"} & set(by_type) == ({flag} if flag else set())
+    assert kstatus(generation, status) == says
+    assert_contract(generation, status)
+    assert status.counts is not None
+    assert status.counts.total == len(seen.selection.vms)
+
+
+def ready(status: PatchPolicyStatus) -> Any:
+    return next(condition for condition in status.conditions if condition.type == "Ready")
+
+
+def test_the_message_counts_the_rest() -> None:
+    policy = b.policy(readiness={"maxUnreachable": 1}, selector={"exclude": [{"name": "r-2-VM"}]})
+    status = policy_status(situation(GOOD, LOST, ON_HOLD, OLD, policy=policy), now=b.NOW)
+    assert ready(status).message == "1 at 8c1f03ab; 1 unreachable, 1 on hold, 1 excluded"
+    assert status.counts is not None
+    assert (status.counts.applicable, status.counts.converged, status.counts.held) == (2, 1, 1)
+    assert status.progress is not None
+    assert status.progress.summary == "1/2"
+
+
+def test_a_stalled_policy_names_vm_step_and_output() -> None:
+    told = ready(policy_status(situation(GOOD, FAILED, result="Failed"), now=b.NOW)).message
+    assert "r-6-VM was rolled back after step Services failed: dnsmasq: bad option at line 3" in told
+
+
+def test_a_changed_spec_ends_the_stall() -> None:
+    failed = situation(OLD, result="Failed")
+    assert failed.last_rollout is not None
+    mended = replace(failed, policy=b.policy(retryAt=b.NOW))
+    assert ready(policy_status(mended, now=b.NOW)).reason == Reason.ROLLING_OUT
+
+
+def test_a_conflict_is_not_accepted_and_says_whose_it_is() -> None:
+    status = policy_status(situation(GOOD, OLD, **OLDER), now=b.NOW)
+    accepted = next(condition for condition in status.conditions if condition.type == "Accepted")
+    assert (accepted.status, accepted.reason) == ("False", Reason.CONFLICT)
+    assert "r-2-VM (older)" in accepted.message
+
+
+def test_the_time_of_a_transition_moves_only_with_the_status() -> None:
+    first = policy_status(situation(OLD), now=b.NOW)
+    later = b.NOW + timedelta(hours=1)
+    known = b.policy().model_copy(update={"status": first})
+    same = policy_status(situation(OLD, FAILED, policy=known), now=later)
+    assert ready(same).last_transition_time == b.NOW
+    other = policy_status(situation(GOOD, policy=known), now=later)
+    assert ready(other).last_transition_time == later
+    assert policy_status(situation(OLD, policy=known), now=later) == first
+
+
+def test_the_status_stays_small_with_ten_thousand_vms() -> None:
+    long = "x" * 5000
+    vms = [
+        replace(b.facts(f"r-{number}-VM"), **b.done(OperationResult.FAILED, output=long[:1024]))
+        for number in range(2000)
+    ]
+    status = policy_status(situation(*vms, result=str(RolloutResult.FAILED)), now=b.NOW)
+    assert len(status.model_dump_json()) < 8192
+
+
+def test_an_object_that_was_edited_since_is_in_progress() -> None:
+    status = policy_status(situation(GOOD), now=b.NOW)
+    assert kstatus(3, status) == "Current"
+    assert kstatus(4, status) == "InProgress"
