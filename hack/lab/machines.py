@@ -124,6 +124,12 @@ class Lab:
         self.add(*specs, release=release)
         self._say(f"{_count(specs)} up ({time.monotonic() - started:.1f} s)")
 
+    def prepare(self) -> None:
+        """Builds the package roots if they are not there. Raises preflight.LabUnavailable."""
+        preflight.check()
+        self._images.get(TOOLBOX)
+        self._images.get(SYSTEM_VM)
+
     def _make_lab(self) -> None:
         state = LabState()
         state.save(self._state_file)
@@ -456,7 +462,9 @@ class Lab:
         _, toolbox = self._open()
         vm = self.vm(name)
         known = self._folder / "known_hosts"
-        known.write_text(self.known_hosts())
+        partial = known.with_name(f"known_hosts.{os.getpid()}.{threading.get_ident()}")
+        partial.write_text(self.known_hosts())
+        partial.replace(known)
         options = {
             "UserKnownHostsFile": str(known),
             "StrictHostKeyChecking": "yes",

@@ -277,13 +277,17 @@ class _Server:
                 inner.close()
                 raise
         vm_reader, vm_writer = await asyncio.open_connection(sock=inner, limit=_CHUNK)
+        broken = False
         try:
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._pump(wire, reader, vm_writer, toward_vm=True))
                     group.create_task(self._pump(wire, vm_reader, writer, toward_vm=False))
-            except* OSError as broken:
-                raise OSError(errno.ECONNRESET, "one side of the wire broke") from broken
+            except* OSError:
+                # Raised anew below: what is raised in here would come out as a group.
+                broken = True
+            if broken:
+                raise ConnectionResetError(errno.ECONNRESET, f"a connection to {wire.name} broke")
         except BaseException:
             _reset(vm_writer)
             raise

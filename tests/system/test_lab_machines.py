@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -58,6 +59,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     try:
         lab.up([ROUTER], release="4.20.1")
         yield lab
+        assert (lab.run_dir / "machines/lab.log").read_text() == "", "toolbox and relay have nothing to complain about"
     finally:
         lab.down()
 
@@ -198,6 +200,18 @@ def test_a_refusing_wire_refuses_only_new_connections(lab: Lab) -> None:
     lab.fault(NAME, Fault.HEAL)
     with connect(lab) as connection:
         assert banner(connection) == b"SSH-2.0-"
+
+
+def test_a_reset_by_one_end_reaches_the_other_and_the_relay_stays_calm(lab: Lab) -> None:
+    connection = connect(lab)
+    banner(connection)
+    connection.sendall(b"SSH-2.0-test\r\n")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    end = time.monotonic() + 10
+    while "Connection reset by" not in lab.exec(NAME, "journalctl --no-pager -b -u ssh").stdout:
+        assert time.monotonic() < end, "sshd did not see the reset"
+        time.sleep(0.1)
 
 
 def test_a_slow_wire_delays_and_loses_nothing(lab: Lab) -> None:
