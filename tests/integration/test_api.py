@@ -196,6 +196,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         manifest("CloudStackEndpoint", (f"{VM}.address", "root@192.0.2.11")),
         "must be an IP address or a host name",
     ),
+    "address with a port": (
+        manifest("CloudStackEndpoint", (f"{VM}.address", "192.0.2.11:3922")),
+        "must be an IP address or a host name, without a port",
+    ),
     "Strict without known hosts": (
         manifest("CloudStackEndpoint", ("spec.ssh.hostKeys", {"policy": "Strict"})),
         "policy Strict needs knownHostsRef",
@@ -259,6 +263,11 @@ def test_what_is_decided_cannot_be_edited(server: Server, case: str) -> None:
     kind, path, value, sentence = EDITS[case]
     server.create(manifest(kind))
     assert sentence in server.refusal("replace", manifest(kind, (path, value)))
+
+
+@pytest.mark.parametrize("address", ["192.0.2.11", "2001:db8::11", "r-101.example.com", "edge-1"])
+def test_an_address_may_be_of_either_family_or_a_name(server: Server, address: str) -> None:
+    server.create(manifest("CloudStackEndpoint", (f"{VM}.address", address)))
 
 
 def test_what_may_be_edited_of_a_release_can_be(server: Server) -> None:

@@ -12,7 +12,9 @@ from sysvm.api.base import (
     KeyRef,
     ObjectMeta,
     ObservedStatus,
+    Says,
     at_least,
+    cel_text,
     matching,
     rule,
 )
@@ -72,7 +74,10 @@ class StaticSystemVM(ApiModel):
     address: Annotated[
         str,
         Field(min_length=2, max_length=253, pattern=_ADDRESS),
-        matching(_ADDRESS, "must be an IP address or a host name, without a port"),
+        Says(
+            f"self.matches({cel_text(_ADDRESS)}) && (!self.contains(':') || isIP(self))",
+            "must be an IP address or a host name, without a port",
+        ),
     ]
     """Address the operator connects to."""
     group: Annotated[str, Field(min_length=1, max_length=63)] | None = None
