@@ -27,6 +27,7 @@ OTHERS = (
     VMSpec(name="r-3-VM", type=SystemVMType.DHCPSRVR, index=3, group="shared"),
     VMSpec(name="l-4-VM", type=SystemVMType.ELBVM, index=4),
 )
+HEARTBEAT = "/ramdisk/rrouter/keepalived.ts"
 WATCHED = {"ssh", "cloud", "haproxy", "apache2", "dnsmasq", "keepalived", "conntrackd"}
 ACTIVE = {
     SystemVMType.ROUTER: {"ssh", "haproxy", "apache2", "dnsmasq"},
@@ -48,6 +49,19 @@ class Answer(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("", {bootline.MEMBER_PORT}), Answer).serve_forever()
 """
 """A member of the load balancer that says on which address it was asked."""
+DISCOVER = """
+import socket, struct, sys
+mac = bytes.fromhex(sys.argv[1].replace(":", ""))
+wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+wire.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+wire.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+wire.bind(("", 68))
+wire.settimeout(5)
+head = struct.pack("!BBBBIHH", 1, 1, 6, 0, 7, 0, 0x8000) + bytes(16) + mac + bytes(10 + 64 + 128)
+wire.sendto(head + b"\\x63\\x82\\x53\\x63" + b"\\x35\\x01\\x01" + b"\\xff", ("255.255.255.255", 67))
+print(socket.inet_ntoa(wire.recv(1500)[16:20]))
+"""
+"""Asks for an address with the MAC of its argument, as a DHCP client does first, and prints what it is offered."""
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +163,7 @@ def test_of_a_pair_one_has_the_gateway_the_public_side_and_the_passwords(lab: La
         assert f'"redundant_state": "{state}"' in lab.read_bytes(name, "/etc/cloudstack/cmdline.json").decode()
         servers = lab.exec(name, "systemctl list-units --no-legend 'cloud-password-server@*'").stdout
         assert (gateway in servers) is holds
+        assert eventually(lambda vm=name: 0 <= time.time() - float(lab.read_bytes(vm, HEARTBEAT)) < 10)
 
 
 def test_a_failover_moves_everything_and_does_not_come_back_by_itself(lab: Lab) -> None:
@@ -169,6 +184,14 @@ def test_names_metadata_and_passwords_are_served_to_tenants(lab: Lab) -> None:
         assert status_of(lab, TENANT.name, f"http://{gateway}/latest/{path}", source=tenant) == "200", path
     ask = f"curl -s -m 3 --interface {tenant} -H 'DomU_Request: send_my_password' http://{gateway}:8080/"
     assert lab.exec(TENANT.name, f"{ask} -o /dev/null -w '%{{http_code}}'").stdout == "200"
+
+
+def test_a_tenant_is_offered_the_address_of_its_mac(lab: Lab) -> None:
+    address = lab.vm(SINGLE).nic(Segment.GUEST).address
+    assert address is not None
+    for tenant in bootline.tenants(address):
+        offered = lab.exec(TENANT.name, ["python3", "-c", DISCOVER, tenant.mac], check=False)
+        assert offered.stdout.strip() == str(tenant.address), offered.stderr
 
 
 def test_the_load_balancer_goes_round_its_members(lab: Lab) -> None:

@@ -34,7 +34,7 @@ _WEB_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMTyp
 _BOOT_UNITS = tuple(
     f"{name}.service" for name in ("cloud-preinit", "cloud-early-config", "cloud-postinit", "lab-management-push")
 )
-_MASKED_UNITS = ("nfs-common.service", "portmap.service")
+_MASKED_UNITS = ("nfs-common.service",)
 
 _SERVICES: dict[SystemVMType, tuple[str, str]] = {
     SystemVMType.SECSTORAGE: ("cloud apache2 nfs-common portmap\n", "conntrackd keepalived haproxy dnsmasq\n"),
