@@ -68,7 +68,6 @@ class Reason(StrEnum):
     ROLLOUT_DELETED = "Deleted"
     ACCEPTED = "Accepted"
     DELETING = "Deleting"
-    SKIPPED = "Skipped"
 
     # SystemVM, method and blockers
     UP_TO_DATE = "UpToDate"

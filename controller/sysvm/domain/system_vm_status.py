@@ -42,7 +42,7 @@ def _state(facts: VMFacts, release: Release | None, decision: Decision | None) -
     if facts.inconsistent:
         return VMState.FAILED, _stalled(Reason.INCONSISTENT, failure_of(facts))
     if facts.unreachable:
-        told = f"{facts.vm} cannot be reached: {facts.reach.message}" if facts.reach.message else ""
+        told = f"{facts.vm} cannot be reached: {facts.reach.message or facts.reach.reason}"
         needs_a_person = facts.reach.reason in NEEDS_A_PERSON
         return VMState.UNREACHABLE, (_stalled if needs_a_person else _working)(facts.reach.reason, told)
     if release is None or decision is None:

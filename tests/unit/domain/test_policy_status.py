@@ -76,6 +76,7 @@ OLDER = {"policies": [b.policy("older", created=b.ago(days=9), selector={"names"
         # nothing is known yet
         ([GOOD, UNKNOWN], {}, Reason.NOT_OBSERVED, "Reconciling", "InProgress"),
         ([GOOD, STALE], {}, Reason.NOT_OBSERVED, "Reconciling", "InProgress"),
+        ([OLD, UNKNOWN], {}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
         # drift seen, healing not allowed; Observe
         ([GOOD, DRIFTED], {}, Reason.DRIFTED, "", "InProgress"),
         ([GOOD, OLD], OBSERVE, Reason.OBSERVE_ONLY, "", "InProgress"),
