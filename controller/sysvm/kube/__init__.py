@@ -8,6 +8,7 @@ slow to import and only ``client`` needs it.
                conditions, owners, finalizers, no-op detection. Pure.
 ``errors``     what the API server (or the way to it) said, one class a reaction
 ``client``     ``Cluster``: dicts in, dicts out, every write through one door
+``transport``  how a request gets there and what can go wrong; ``login`` who we are
 ``cache``      ``Store``: the write-through cache of one kind
 ``queue``      ``WorkQueue``: which key is worked on next, and never twice at once
 ``informer``   ``Relister``: the LIST that catches what the watch missed

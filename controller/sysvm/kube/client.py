@@ -1,39 +1,52 @@
 """The one door to the API server: dicts in, dicts out, every call with a timeout, every refusal typed.
 
-The official asynchronous client is the transport and the login; its generated models are not used, because objects of
-our kinds have none and a dict keeps every field the server sent. What this module adds is what a reconciler needs and
-a generated client does not say: errors by what to do next, a single method that all writes go through (so a test can
-stop the process at exactly the n-th), and answers that go straight into the attached caches.
+The generated models of the official client are not used, because objects of our kinds have none and a dict keeps
+every field the server sent. What is here is what a reconciler needs and a generated client does not say: errors by
+what to do next, a single method that all writes go through (so a test can stop the process at exactly the n-th), and
+answers that go straight into the attached caches. ``transport`` carries the requests.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
-from urllib.parse import quote, urlencode
 
-import aiohttp
-from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
-from kubernetes.aio.client.exceptions import ApiException
 
-from sysvm.kube.errors import Expired, KubeError, Unauthorized, Unavailable, from_response
+from sysvm.kube.errors import Expired, KubeError, Unavailable
 from sysvm.kube.login import Login
 from sysvm.kube.objects import JsonPatch, Key, Object, Resource, is_deleting, key_of, metadata_of
+from sysvm.kube.transport import (
+    APPLY_PATCH,
+    JSON,
+    JSON_PATCH,
+    MERGE_PATCH,
+    ClusterOptions,
+    Request,
+    RequestObserver,
+    Transport,
+    path_of,
+    sentence_of,
+)
 
-FIELD_MANAGER = "sysvm-operator"
+__all__ = [
+    "PAGE_SIZE",
+    "Cluster",
+    "ClusterOptions",
+    "ObjectList",
+    "Propagation",
+    "RequestObserver",
+    "Verb",
+    "Write",
+    "WriteObserver",
+    "WriteThrough",
+]
+
 PAGE_SIZE = 500
-
-_MERGE_PATCH = "application/merge-patch+json"
-_JSON_PATCH = "application/json-patch+json"
-_APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
-_JSON = "application/json"
 
 
 class Verb(StrEnum):
@@ -65,7 +78,7 @@ class Write:
     subresource: str | None = None
 
     def __str__(self) -> str:
-        return _sentence(self.verb.value, self.resource, self.namespace, self.name, self.subresource)
+        return sentence_of(self.verb.value, self.resource, self.namespace, self.name, self.subresource)
 
 
 class WriteObserver(Protocol):
@@ -78,12 +91,6 @@ class WriteObserver(Protocol):
     def before(self, write: Write) -> None: ...
 
     def after(self, write: Write, error: KubeError | None) -> None: ...
-
-
-class RequestObserver(Protocol):
-    """Counts answers. ``status`` is the HTTP status, 0 when there was none; ``verb`` is RBAC's (``list``, ...)."""
-
-    def answered(self, verb: str, resource: Resource, status: int, seconds: float) -> None: ...
 
 
 class WriteThrough(Protocol):
@@ -106,34 +113,6 @@ class ObjectList:
     next_page: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterOptions:
-    """``connections`` bounds the requests in flight. Timeouts are in seconds; the request's includes connecting."""
-
-    connections: int = 32
-    request_timeout: float = 30.0
-    connect_timeout: float = 5.0
-    field_manager: str = FIELD_MANAGER
-    user_agent: str = FIELD_MANAGER
-    trust_environment_proxy: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    verb: str
-    method: str
-    resource: Resource
-    path: str
-    sentence: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    body: Object | JsonPatch | None = None
-    content_type: str = _JSON
-
-    @property
-    def is_write(self) -> bool:
-        return self.method != "GET"
-
-
 class Cluster:
     """A connection pool to one API server under one identity. Belongs to the event loop that first uses it.
 
@@ -149,17 +128,9 @@ class Cluster:
         writes: WriteObserver | None = None,
         requests: RequestObserver | None = None,
     ) -> None:
-        self._login = login
         self._options = options or ClusterOptions()
-        configuration.connection_pool_maxsize = self._options.connections
-        configuration.client_session_kwargs = {"trust_env": self._options.trust_environment_proxy}
-        self._api = ApiClient(configuration)
-        self._api.user_agent = self._options.user_agent
-        self._timeout = aiohttp.ClientTimeout(
-            total=self._options.request_timeout, sock_connect=self._options.connect_timeout
-        )
+        self._transport = Transport(login, configuration, options=self._options, observer=requests)
         self._writes = writes
-        self._requests = requests
         self._caches: dict[Resource, list[WriteThrough]] = {}
 
     @classmethod
@@ -188,7 +159,7 @@ class Cluster:
         await self.close()
 
     async def close(self) -> None:
-        await self._api.close()  # type: ignore[no-untyped-call]  # the client is typed in part only
+        await self._transport.close()
 
     def attach(self, cache: WriteThrough) -> None:
         """From now on what the server answers about this resource goes into the cache before the caller sees it."""
@@ -198,13 +169,13 @@ class Cluster:
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """The object as the server has it now, not as the cache remembers it."""
-        answer = await self._send(
-            _Request(
+        answer = await self._transport.send(
+            Request(
                 verb="get",
                 method="GET",
                 resource=resource,
-                path=_path(resource, namespace, name),
-                sentence=_sentence("get", resource, namespace, name, None),
+                path=path_of(resource, namespace, name),
+                sentence=sentence_of("get", resource, namespace, name, None),
             )
         )
         self._put(resource, answer)
@@ -228,13 +199,13 @@ class Cluster:
         if page_size:
             query["limit"] = str(page_size)
         while True:
-            answer = await self._send(
-                _Request(
+            answer = await self._transport.send(
+                Request(
                     verb="list",
                     method="GET",
                     resource=resource,
-                    path=_path(resource, namespace or "", None),
-                    sentence=_sentence("list", resource, namespace or "", "", None),
+                    path=path_of(resource, namespace or "", None),
+                    sentence=sentence_of("list", resource, namespace or "", "", None),
                     query=query,
                 )
             )
@@ -275,8 +246,8 @@ class Cluster:
     async def version(self) -> str:
         """The server's version, e.g. ``v1.37.2``. Needs no permission beyond being known."""
         resource = Resource("", "", "version", "Info", namespaced=False)
-        answer = await self._send(
-            _Request(verb="get", method="GET", resource=resource, path="/version", sentence="get /version")
+        answer = await self._transport.send(
+            Request(verb="get", method="GET", resource=resource, path="/version", sentence="get /version")
         )
         return str(answer.get("gitVersion") or "")
 
@@ -286,9 +257,11 @@ class Cluster:
         """Creates the object in the namespace of its metadata. Raises AlreadyExists."""
         metadata = metadata_of(obj)
         namespace = str(metadata.get("namespace") or "")
+        if resource.namespaced and not namespace:
+            raise ValueError(f"a new {resource.kind} needs a namespace")
         write = Write(Verb.CREATE, resource, namespace, str(metadata.get("name") or ""))
         return await self._write(
-            write, "POST", _path(resource, namespace, None), _with_kind(resource, obj), query=self._manager()
+            write, "POST", path_of(resource, namespace, None), _with_kind(resource, obj), query=self._manager()
         )
 
     async def replace(self, resource: Resource, obj: Object, *, subresource: str | None = None) -> Object:
@@ -296,7 +269,7 @@ class Cluster:
         key = key_of(obj)
         write = Write(Verb.REPLACE, resource, key.namespace, key.name, subresource)
         return await self._write(
-            write, "PUT", _path(resource, *key, subresource), _with_kind(resource, obj), query=self._manager()
+            write, "PUT", path_of(resource, *key, subresource), _with_kind(resource, obj), query=self._manager()
         )
 
     async def merge_patch(
@@ -322,9 +295,9 @@ class Cluster:
         return await self._write(
             write,
             "PATCH",
-            _path(resource, namespace, name, subresource),
+            path_of(resource, namespace, name, subresource),
             body,
-            content_type=_MERGE_PATCH,
+            content_type=MERGE_PATCH,
             query=self._manager(),
         )
 
@@ -347,9 +320,9 @@ class Cluster:
         return await self._write(
             write,
             "PATCH",
-            _path(resource, namespace, name, subresource),
+            path_of(resource, namespace, name, subresource),
             patch,
-            content_type=_JSON_PATCH,
+            content_type=JSON_PATCH,
             query=self._manager(),
         )
 
@@ -370,9 +343,9 @@ class Cluster:
         return await self._write(
             write,
             "PATCH",
-            _path(resource, *key, subresource),
+            path_of(resource, *key, subresource),
             _with_kind(resource, obj),
-            content_type=_APPLY_PATCH,
+            content_type=APPLY_PATCH,
             query={**self._manager(), "force": "true" if force else "false"},
         )
 
@@ -396,7 +369,7 @@ class Cluster:
         if preconditions:
             body["preconditions"] = preconditions
         write = Write(Verb.DELETE, resource, namespace, name)
-        answer = await self._write(write, "DELETE", _path(resource, namespace, name), body)
+        answer = await self._write(write, "DELETE", path_of(resource, namespace, name), body)
         return answer if _still_there(answer) else None
 
     async def _write(
@@ -406,11 +379,11 @@ class Cluster:
         path: str,
         body: Object | JsonPatch,
         *,
-        content_type: str = _JSON,
+        content_type: str = JSON,
         query: Mapping[str, str] | None = None,
     ) -> Object:
         """The one method that changes anything in the cluster."""
-        request = _Request(
+        request = Request(
             verb="patch" if write.verb is Verb.APPLY else write.verb.value,
             method=method,
             resource=write.resource,
@@ -423,7 +396,7 @@ class Cluster:
         if self._writes is not None:
             self._writes.before(write)
         try:
-            answer = await self._send(request)
+            answer = await self._transport.send(request)
         except KubeError as error:
             if self._writes is not None:
                 self._writes.after(write, error)
@@ -450,70 +423,6 @@ class Cluster:
             for cache in self._caches.get(resource, ()):
                 cache.put(answer)
 
-    # Sending
-
-    async def _send(self, request: _Request) -> Object:
-        """Sends once more with credentials read anew when the server does not accept the ones at hand."""
-        await self._login.refresh()
-        token = self._login.token
-        try:
-            return await self._send_once(request)
-        except Unauthorized:
-            if not await self._login.replace(token):
-                raise
-        return await self._send_once(request)
-
-    async def _send_once(self, request: _Request) -> Object:
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        status = 0
-        try:
-            status, body, retry_after = await self._exchange(request)
-        except TimeoutError as error:  # also aiohttp's own, which derive from it
-            raise Unavailable(
-                f"no answer within {self._options.request_timeout:g} s ({error or type(error).__name__})",
-                request=request.sentence,
-                outcome_unknown=request.is_write and not isinstance(error, aiohttp.ConnectionTimeoutError),
-            ) from error
-        except (aiohttp.ClientError, OSError, ApiException) as error:
-            raise Unavailable(
-                f"{error or type(error).__name__}",
-                request=request.sentence,
-                outcome_unknown=request.is_write and not isinstance(error, aiohttp.ClientConnectorError),
-            ) from error
-        finally:
-            if self._requests is not None:
-                self._requests.answered(request.verb, request.resource, status, clock() - started)
-        if not 200 <= status <= 299:
-            raise from_response(
-                status, body, request=request.sentence, retry_after=retry_after, is_write=request.is_write
-            )
-        return _decode(request, body)
-
-    async def _exchange(self, request: _Request) -> tuple[int, bytes, str | None]:
-        path = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
-        headers = {"Accept": _JSON}
-        if request.is_write:
-            headers["Content-Type"] = request.content_type
-        method, url, header_params, body, _ = await self._api.param_serialize(
-            request.method, path, header_params=headers, body=request.body, auth_settings=["BearerToken"]
-        )
-        response = await self._api.call_api(method, url, header_params, body, _request_timeout=self._timeout)
-        content: bytes = await response.read()  # type: ignore[no-untyped-call]
-        return int(response.status), content, response.headers.get("Retry-After")
-
-
-def _decode(request: _Request, body: bytes) -> Object:
-    try:
-        answer = json.loads(body)
-    except ValueError as error:
-        raise Unavailable(
-            f"the answer is not JSON but {body[:80]!r}", request=request.sentence, outcome_unknown=request.is_write
-        ) from error
-    if not isinstance(answer, dict):
-        raise Unavailable("the answer is not a JSON object", request=request.sentence, outcome_unknown=request.is_write)
-    return answer
-
 
 def _still_there(answer: Object) -> bool:
     """Whether a deletion's answer is an object that waits for its finalizers; some kinds answer with the dead one."""
@@ -522,22 +431,3 @@ def _still_there(answer: Object) -> bool:
 
 def _with_kind(resource: Resource, obj: Object) -> Object:
     return {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
-
-
-def _path(resource: Resource, namespace: str, name: str | None, subresource: str | None = None) -> str:
-    parts = ["apis", resource.group, resource.version] if resource.group else ["api", resource.version]
-    if namespace and resource.namespaced:
-        parts += ["namespaces", namespace]
-    elif name and resource.namespaced:
-        raise ValueError(f"{resource} {name}: a namespace is needed")
-    parts.append(resource.plural)
-    if name:
-        parts.append(name)
-    if subresource:
-        parts.append(subresource)
-    return "/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _sentence(verb: str, resource: Resource, namespace: str, name: str, subresource: str | None) -> str:
-    where = f"{resource}/{subresource}" if subresource else str(resource)
-    return " ".join(part for part in (verb, where, "/".join(part for part in (namespace, name) if part)) if part)

@@ -15,10 +15,11 @@ from kubernetes.aio.config import incluster_config
 
 from sysvm.kube import errors
 from sysvm.kube.cache import Store
-from sysvm.kube.client import Cluster, ClusterOptions, RequestObserver, Write
+from sysvm.kube.client import Cluster, Write
 from sysvm.kube.errors import KubeError
 from sysvm.kube.login import Login
 from sysvm.kube.objects import Key, Object, Resource
+from sysvm.kube.transport import ClusterOptions, RequestObserver
 
 WIDGET = Resource("example.io", "v1", "widgets", "Widget")
 NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
