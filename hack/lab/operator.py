@@ -43,7 +43,7 @@ class OperatorProcess:
     ) -> OperatorProcess:
         """Start it with the Deployment's environment and command (``lab.chart.Rendered``), as changed by the caller.
 
-        The log is appended to, so that several lives read as one story.
+        The log is appended to, so that several lives read as one story. It listens on loopback unless told otherwise.
 
         Raises:
             Unavailable: the project is not installed in this environment.
@@ -58,7 +58,7 @@ class OperatorProcess:
             run_dir,
             _NAME,
             [sys.executable, program, *command[1:]],
-            environment={**env, "KUBECONFIG": str(kubeconfig)},
+            environment={"SYSVM_HTTP_HOST": "127.0.0.1", **env, "KUBECONFIG": str(kubeconfig)},
             log=run_dir / f"{_NAME}.log",
         )
         return cls(run_dir=run_dir, process=process)

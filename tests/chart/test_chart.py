@@ -133,6 +133,12 @@ class TestDefaults:
         assert rendered.command == ("sysvm-operator", "run")
         assert rendered.environment["SYSVM_HTTP_PORT"] == str(container(rendered)["ports"][0]["containerPort"])
 
+    def test_the_schema_refuses_to_set_a_setting_twice(self) -> None:
+        for name in SETTINGS:
+            with pytest.raises(chart.ChartError, match=r"/extraEnv/0/name"):
+                chart.render("sysvm-operator", "cloud", {"extraEnv": [{"name": name, "value": "1"}]})
+        chart.render("sysvm-operator", "cloud", {"extraEnv": [{"name": "SYSVM_LOOKS", "value": "8"}]})
+
     def test_crds_stay_when_the_release_goes(self) -> None:
         for crd in chart.render("sysvm-operator", "cloud").of_kind("CustomResourceDefinition"):
             assert crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
