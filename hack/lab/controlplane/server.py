@@ -378,7 +378,7 @@ def _api_server_flags(url: str, port: int, etcd_port: int, keys: pki.Pki) -> lis
         f"--service-cluster-ip-range={_SERVICE_RANGE}",
         "--authorization-mode=RBAC",
         "--endpoint-reconciler-type=none",
-        # As OpenShift has it: who changes an owner needs delete, and a reference that blocks deletion a permission of its own.
+        # As OpenShift has it: who changes an owner needs delete, and to block its deletion is a permission of its own.
         "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         # It would refuse pods until a token controller runs; no pod runs here.
         "--disable-admission-plugins=ServiceAccount",
