@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -369,10 +371,13 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(("moment", "written"), [("before", ["w1", "w2"]), ("after", ["w1", "w2", "w3"])])
 async def test_a_process_can_be_killed_at_exactly_the_nth_write(
-    control_plane: ControlPlane, cluster: Cluster, namespace: str, moment: str, written: list[str]
+    control_plane: ControlPlane, cluster: Cluster, namespace: str, moment: str, written: list[str], tmp_path: Path
 ) -> None:
     arguments = [str(control_plane.kubeconfig), namespace, "3", moment]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITES_UNTIL_KILLED, *arguments)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # the client keeps certificates in files until it exits
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WRITES_UNTIL_KILLED, *arguments, env=environment
+    )
     async with asyncio.timeout(60):
         assert await process.wait() == -signal.SIGKILL
     found = await cluster.list(CONFIG_MAP, namespace)
