@@ -66,6 +66,7 @@ class Reason(StrEnum):
     PLAN_MISSING = "PlanMissing"
     ENDPOINT_UNREACHABLE = "EndpointUnreachable"
     ROLLOUT_DELETED = "Deleted"
+    NOT_NEEDED = "NotNeeded"
     ACCEPTED = "Accepted"
     DELETING = "Deleting"
 

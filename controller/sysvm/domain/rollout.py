@@ -146,6 +146,9 @@ def _result(rollout: Rollout, view: RolloutView, *, superseded: bool) -> Rollout
         return None
     if len(view.failed) > FAILURES_ALLOWED:
         return RolloutResult.FAILED
+    if view.size and len(view.missing) == view.size:
+        aborted = rollout.spec.state is DesiredState.ABORTED or rollout.metadata.deletion_timestamp is not None
+        return RolloutResult.ABORTED if aborted else RolloutResult.SUPERSEDED
     if not view.waiting and not view.skipped:
         return RolloutResult.SUCCEEDED
     if rollout.spec.state is DesiredState.ABORTED or rollout.metadata.deletion_timestamp is not None:
@@ -275,7 +278,7 @@ def may_start(last: LastRollout | None, revision: str, digest: str) -> Start:
     """No way back by accident: a revision whose last rollout ended Failed, Aborted or was deleted is not tried again
     until the policy's spec changes (`digest` = `spec_digest` now), retryAt included, or the revision does.
 
-    After Succeeded or Superseded another rollout of the same revision may begin: for VMs that are new, or answer again.
+    After Succeeded, Superseded or NotNeeded another rollout of the same revision may begin: for VMs that are new, or answer again.
     """
     if last is None:
         return Start(allowed=True)
@@ -283,7 +286,7 @@ def may_start(last: LastRollout | None, revision: str, digest: str) -> Start:
         return Start(
             allowed=False, running=True, reason=Reason.ROLLING_OUT, message=f"rollout {last.name} has not ended yet"
         )
-    if last.revision != revision or last.result in (RolloutResult.SUCCEEDED, RolloutResult.SUPERSEDED):
+    if last.revision != revision or last.result in _NO_FAILURE:
         return Start(allowed=True)
     if last.spec_digest != digest:
         return Start(allowed=True, cause=RolloutCause.RETRY)
@@ -294,6 +297,9 @@ def may_start(last: LastRollout | None, revision: str, digest: str) -> Start:
         message=f"{short(revision)} is not tried again by itself: rollout {last.name} {ended}. "
         "Set spec.retryAt, change the policy, or declare another release",
     )
+
+
+_NO_FAILURE = (RolloutResult.SUCCEEDED, RolloutResult.SUPERSEDED, Reason.NOT_NEEDED)
 
 
 def finished_to_prune(rollouts: Sequence[Rollout], limit: int) -> tuple[Rollout, ...]:

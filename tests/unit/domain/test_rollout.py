@@ -100,6 +100,11 @@ def test_nothing_ends_while_a_vm_is_in_work(
     assert kstatus(rollout.metadata.generation, status) == kstatus_says
 
 
+def test_a_rollout_whose_vms_are_all_gone_did_not_succeed() -> None:
+    _, status = status_of(gone=2)
+    assert status.result is RolloutResult.SUPERSEDED
+
+
 def test_the_numbers_add_up() -> None:
     _, status = status_of(vm(1, **DONE), vm(2, **WORK), vm(3, hold=b.HOLD), gone=1, strategy={"maxUnavailable": "50%"})
     (wave,) = status.waves
@@ -145,6 +150,7 @@ def last(result: str, revision: str = b.NEW, digest: str = "d1") -> LastRollout:
         (last("Failed"), "d2", True, RolloutCause.RETRY),
         (last("Succeeded"), "d1", True, RolloutCause.NEW_REVISION),
         (last("Superseded"), "d1", True, RolloutCause.NEW_REVISION),
+        (last(Reason.NOT_NEEDED), "d1", True, RolloutCause.NEW_REVISION),
     ],
 )
 def test_a_failed_revision_is_not_tried_again_by_itself(
