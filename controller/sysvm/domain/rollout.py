@@ -278,7 +278,8 @@ def may_start(last: LastRollout | None, revision: str, digest: str) -> Start:
     """No way back by accident: a revision whose last rollout ended Failed, Aborted or was deleted is not tried again
     until the policy's spec changes (`digest` = `spec_digest` now), retryAt included, or the revision does.
 
-    After Succeeded, Superseded or NotNeeded another rollout of the same revision may begin: for VMs that are new, or answer again.
+    After Succeeded, Superseded or NotNeeded another rollout of the same revision may begin: for VMs that are new, or
+    answer again.
     """
     if last is None:
         return Start(allowed=True)
