@@ -19,7 +19,8 @@ from typing import Concatenate, ParamSpec
 import click
 
 from lab import paths
-from lab.controlplane import ControlPlane, ControlPlaneError, Unavailable
+from lab.controlplane import ControlPlane, ControlPlaneError, Tool, Unavailable, binaries
+from lab.demo import PAYLOADS, DemoError, Story
 from lab.guest import GuestError
 from lab.machines import Lab, LabError
 from lab.operator import OperatorProcess
@@ -119,22 +120,40 @@ def up(lab: Lab, names: str, release: str, *, control_plane: bool) -> None:
 
 @main.command()
 @_with_lab
+def demo(lab: Lab) -> None:
+    """Run the whole story: old VMs, a release, a broken one, a mended one. The lab stays up."""
+    if _take_down(lab):
+        click.echo("  an earlier lab was taken down")
+    try:
+        Story(lab.run_dir, DEFAULT_FLEET, lambda line: click.echo(f"  {line}"), click.echo).tell()
+    except DemoError as problem:
+        raise click.ClickException(str(problem)) from problem
+
+
+@main.command()
+@_with_lab
+def prepare(lab: Lab) -> None:
+    """Build what is built once (programs, root file systems), so that tests and the demo start at once.
+
+    What this machine cannot have is said in a sentence and left out: the tests that need it are skipped with it.
+    """
+    with ThreadPoolExecutor(1) as beside:
+        programs = beside.submit(binaries.find, list(Tool))
+        try:
+            lab.prepare()
+        except LabUnavailable as lack:
+            click.echo(f"no system VMs here: {lack}", err=True)
+        try:
+            programs.result()
+        except Unavailable as lack:
+            click.echo(f"no API server here: {lack}", err=True)
+
+
+@main.command()
+@_with_lab
 def down(lab: Lab) -> None:
     """Take the lab away, also what a killed `up` left. Says what it removed; nothing there is fine."""
-    removed = []
-    operator = OperatorProcess.attach(operator_dir(lab.run_dir))
-    if operator is not None:
-        operator.stop()
-        removed.append("the operator")
-    for folder in (operator_dir(lab.run_dir), payloads_dir(lab.run_dir)):
-        if folder.exists():
-            shutil.rmtree(folder)
-            removed.append(f"folder {folder}")
-    if control_plane_dir(lab.run_dir).exists():
-        ControlPlane.stop(control_plane_dir(lab.run_dir))
-        removed.append("the control plane")
-    removed += lab.down()
-    click.echo("\n".join(f"removed {what}" for what in removed) or "nothing to remove")
+    click.echo("\n".join(f"removed {what}" for what in _take_down(lab)) or "nothing to remove")
 
 
 @main.command()
@@ -202,6 +221,24 @@ def kubectl(lab: Lab, arguments: Sequence[str]) -> None:
     if server is None:
         raise LabError(f"no API server is up in {lab.run_dir}: bring one up first")
     raise SystemExit(server.run_kubectl(arguments))
+
+
+def _take_down(lab: Lab) -> list[str]:
+    """Ends operator, control plane and VMs, in this order, and removes the run folder's files. What it removed."""
+    removed = []
+    operator = OperatorProcess.attach(operator_dir(lab.run_dir))
+    if operator is not None:
+        operator.stop()
+        removed.append("the operator")
+    shutil.rmtree(operator_dir(lab.run_dir), ignore_errors=True)
+    if control_plane_dir(lab.run_dir).exists():
+        ControlPlane.stop(control_plane_dir(lab.run_dir))
+        removed.append("the control plane")
+    shutil.rmtree(lab.run_dir / PAYLOADS, ignore_errors=True)
+    removed += lab.down()
+    with contextlib.suppress(OSError):
+        lab.run_dir.rmdir()
+    return removed
 
 
 def _print_status(lab: Lab) -> None:
