@@ -118,6 +118,18 @@ def one_namespace(namespace: str) -> chart.Rendered:
     return chart.render("sysvm-operator", namespace, {"crds": {"enabled": False}, "watchNamespaces": [namespace]})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_guarded_afterwards(control_plane: ControlPlane, crds: list[str]) -> Iterator[None]:
+    """A deleted admission policy works on for a moment, and the next module shares the server."""
+    yield
+    deadline = time.monotonic() + EFFECTIVE_SECONDS
+    ask = ("create", "--dry-run=server", "-f", "-")
+    with_work = json.dumps(system_vm("default", operation=OPERATION))
+    while control_plane.try_kubectl(*ask, stdin=with_work).returncode != 0:
+        assert time.monotonic() < deadline, "an admission policy of these tests is still there"
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def installed(control_plane: ControlPlane, crds: list[str], namespace: str) -> Iterator[tuple[chart.Rendered, Path]]:
     """The release with the default values, which give it the whole cluster."""
