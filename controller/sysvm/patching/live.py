@@ -43,6 +43,8 @@ _RESERVE_BYTES = 64 << 20
 _RESERVE_INODES = 500
 _MIN_MEMORY_BYTES = 96 << 20
 """A system VM that runs out of memory panics (CloudStack 4.21 sysctl.conf, vm.panic_on_oom), so it is asked before."""
+_NOT_YET_RUNNING = frozenset({JournalPhase.STAGING, JournalPhase.BUILT})
+"""Somebody may work on it in a session, and it ends with that session."""
 
 
 @dataclass
@@ -170,7 +172,7 @@ class _Attempt:
             self.known_to_vm = self.ours = True
             if JournalPhase(known["phase"]).is_final:
                 return self._result(known, session)
-            if known["alive"] and JournalPhase(known["phase"]) not in (JournalPhase.STAGING, JournalPhase.BUILT):
+            if known["alive"] and JournalPhase(known["phase"]) not in _NOT_YET_RUNNING:
                 return await self._attach(session)
         work = _Work(session)
         for name, step in OPERATOR_STEPS:
@@ -242,6 +244,12 @@ class _Attempt:
         if begun["state"] == "finished" and begun["report"] is not None:
             return self._result(begun["report"], work.session)
         if begun["state"] == "running":
+            report = begun["report"]
+            if report is None or JournalPhase(report["phase"]) in _NOT_YET_RUNNING:
+                raise Unreachable(
+                    f"An earlier session still holds operation {self._order.id} on {self._target.name}",
+                    reason=Reason.INTERRUPTED,
+                )
             return await self._attach(work.session)
         work.begun = self.ours = True
         wire_bytes = 0

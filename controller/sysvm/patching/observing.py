@@ -162,9 +162,6 @@ def operation_report(
 ) -> OperationReport:
     """The journal's words as the engine's. `before`: steps only the operator saw; `bytes_sent`: what it counted."""
     phase = JournalPhase(report["phase"])
-    message = report["message"]
-    if report["notes"]:
-        message = " ".join([*([message] if message else []), *(f"Note: {note}." for note in report["notes"])])
     return OperationReport(
         id=report["id"],
         revision=report["revision"],
@@ -174,7 +171,7 @@ def operation_report(
         services=tuple(_service_report(service) for service in report["services"]),
         bytes_sent=report["bytes_received"] if bytes_sent is None else bytes_sent,
         reason=Reason(report["reason"]) if report["reason"] is not None else None,
-        message=message,
+        message=report["message"] or "; ".join(report["notes"]),
         started_at=datetime.fromtimestamp(report["started_at"], UTC),
         finished_at=datetime.fromtimestamp(report["finished_at"], UTC) if report["finished_at"] is not None else None,
     )
@@ -185,8 +182,8 @@ def _step(step: protocol.ReportStep) -> StepReport:
 
 
 def _service_report(service: protocol.ReportService) -> ServiceReport:
-    words = {action.word: action.value for action in UnitAction}
-    action = words.get(service["action"], service["action"])  # type: ignore[call-overload]
+    words: dict[str, str] = {action.word: action.value for action in UnitAction}
+    action = words.get(service["action"], service["action"].capitalize())
     return ServiceReport(
         plain(service["unit"]),
         f"{action} (going back)" if service["restoring"] else action,
