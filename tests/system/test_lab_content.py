@@ -177,6 +177,19 @@ def test_a_failover_moves_everything_and_does_not_come_back_by_itself(lab: Lab) 
     assert role(lab, backup) == "Status: PRIMARY"
 
 
+def test_a_power_cut_of_the_primary_leaves_the_other_serving(lab: Lab) -> None:
+    primary, backup = primary_and_backup(lab)
+    gateway = guest_gateway(lab, primary)
+    lab.power_off(primary)
+    try:
+        assert eventually(lambda: role(lab, backup) == "Status: PRIMARY")
+        assert eventually(lambda: resolves(lab, backup, gateway))
+        assert "state UP" in lab.exec(backup, "ip link show dev eth2").stdout
+    finally:
+        lab.power_on(primary)
+    assert primary_and_backup(lab) == (backup, primary)
+
+
 def test_names_metadata_and_passwords_are_served_to_tenants(lab: Lab) -> None:
     gateway, tenant = guest_gateway(lab, SINGLE), tenant_addresses(lab)[0]
     assert resolves(lab, TENANT.name, gateway)
