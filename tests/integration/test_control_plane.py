@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.controlplane import ControlPlane, KubectlError, processes
+from lab.controlplane import ControlPlane, KubectlError, Unavailable, processes
 
 ENDS_WITHIN_SECONDS = 60.0
 
@@ -90,6 +90,37 @@ async def test_the_client_library_reaches_it(kube_client: object, namespace: str
 def test_a_second_start_gives_the_running_server(control_plane: ControlPlane) -> None:
     again = ControlPlane.start(control_plane.run_dir)
     assert again == control_plane
+
+
+def test_a_named_cluster_is_used_and_left_alone(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYSVM_KUBECONFIG", str(control_plane.kubeconfig))
+    monkeypatch.setenv("PATH", str(control_plane.kubectl_path.parent), prepend=os.pathsep)
+    adopted = ControlPlane.start(tmp_path / "cp")
+    assert adopted.external
+    assert adopted.url == control_plane.url
+    assert ControlPlane.attach(tmp_path / "cp") == adopted
+    adopted.kubectl("create", "serviceaccount", "somebody", f"--namespace={namespace}")
+    identity = adopted.kubeconfig_for("somebody", namespace)
+    who = adopted.kubectl("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}", kubeconfig=identity)
+    assert who == f"system:serviceaccount:{namespace}:somebody"
+    ControlPlane.stop(tmp_path / "cp")
+    assert not (tmp_path / "cp").exists()
+    assert control_plane.kubectl("get", "--raw=/readyz") == "ok"
+
+
+def test_a_named_cluster_that_does_not_answer_is_said_and_nothing_started(
+    control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = json.loads(control_plane.kubectl("config", "view", "--raw", "--flatten", "--minify", "-o", "json"))
+    dead["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    (tmp_path / "dead").write_text(json.dumps(dead))
+    monkeypatch.setenv("SYSVM_KUBECONFIG", str(tmp_path / "dead"))
+    monkeypatch.setenv("PATH", str(control_plane.kubectl_path.parent), prepend=os.pathsep)
+    with pytest.raises(Unavailable, match="does not answer"):
+        ControlPlane.start(tmp_path / "cp")
+    assert ControlPlane.attach(tmp_path / "cp") is None
 
 
 def test_stop_ends_what_a_killed_parent_left(control_plane: ControlPlane, tmp_path: Path) -> None:

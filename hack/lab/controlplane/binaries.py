@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -28,8 +29,9 @@ from lab import paths
 Progress = Callable[[str], None]
 
 _MODULE = paths.REPOSITORY / "hack" / "lab" / "tools"
+_GO_LINE = r"^go (\S+)$"
 _HEARTBEAT_SECONDS = 15.0
-_GO_QUESTION_SECONDS = 60.0
+_GO_QUESTION_SECONDS = 300.0  # an older go may first fetch the one that the module names
 
 
 class Unavailable(Exception):  # noqa: N818 - not a fault: the machine lacks something, and the message says what to do
@@ -134,35 +136,45 @@ class Toolchain:
         Raises:
             Unavailable: no Go, or one too old for the module.
         """
-        wanted = _pinned(r"^go (\S+)$")
         go = shutil.which("go") or next((str(p) for p in [Path("/usr/local/go/bin/go")] if _is_program(p)), None)
         if go is None:
             raise Unavailable(
-                f"No Kubernetes API server was found and no Go to build one: install Go {wanted} or newer "
+                f"No Kubernetes API server was found and no Go to build one: install Go {_pinned(_GO_LINE)} or newer "
                 "(https://go.dev/dl), or set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver, "
                 "or SYSVM_KUBECONFIG to the kubeconfig of a cluster."
             )
-        fits = _ask(go, "list", "-m")  # go env answers whatever the module demands, this does not
-        if fits.returncode != 0:
-            raise Unavailable(
-                f"The control plane cannot be built with {go}, install Go {wanted} or newer "
-                f"(https://go.dev/dl): {fits.stderr.strip()}"
-            )
-        answer = _ask(go, "env", "GOVERSION", "GOOS", "GOARCH")
-        version, *platform = answer.stdout.split()
-        return cls(go=Path(go), version=version, platform="/".join(platform))
+        return _toolchain(go)
+
+
+@functools.cache
+def _toolchain(go: str) -> Toolchain:
+    fits = _ask(go, "list", "-m")  # go env answers whatever the module demands, this does not
+    if fits.returncode != 0:
+        raise Unavailable(
+            f"The control plane cannot be built with {go}, install Go {_pinned(_GO_LINE)} or newer "
+            f"(https://go.dev/dl): {fits.stderr.strip()}"
+        )
+    answer = _ask(go, "env", "GOVERSION", "GOOS", "GOARCH")
+    version, *platform = answer.stdout.split()
+    return Toolchain(go=Path(go), version=version, platform="/".join(platform))
 
 
 def _ask(go: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [go, *arguments],
-        cwd=_MODULE,
-        env=_go_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_GO_QUESTION_SECONDS,
-    )
+    command = [go, *arguments]
+    try:
+        return subprocess.run(
+            command,
+            cwd=_MODULE,
+            env=_go_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_GO_QUESTION_SECONDS,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise Unavailable(
+            f"`{' '.join(command)}` gave no answer in {late.timeout:.0f} s: run it by hand in {_MODULE}."
+        ) from late
 
 
 def cached_folder(toolchain: Toolchain) -> Path:
