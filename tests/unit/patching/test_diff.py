@@ -254,6 +254,15 @@ def test_merged_lines_stand_where_they_work() -> None:
     ]
 
 
+def test_where_the_vm_has_put_its_lines_is_no_difference() -> None:
+    written_over = PACKAGED.replace(b"#ListenAddress 0.0.0.0", b"ListenAddress 10.0.0.1")
+    assert merge_sshd_config(written_over, PACKAGED) == written_over
+    at_the_end = b"Port 3922\nPubkeyAuthentication yes\nUsePAM yes\nListenAddress 10.0.0.1\n"
+    packaged = b"Port 3922\n#ListenAddress ::\nPubkeyAuthentication yes\nUsePAM yes\n"
+    assert merge_sshd_config(at_the_end, packaged) == at_the_end
+    assert merge_sshd_config(at_the_end, packaged + b"LoginGraceTime 9\n") != at_the_end
+
+
 _LINES = st.lists(
     st.sampled_from(
         [
@@ -285,7 +294,8 @@ def test_a_merge_keeps_what_is_the_vms_and_comes_to_rest(live: list[bytes], new:
 
 
 def _packaged_lines(text: bytes) -> list[bytes]:
-    return [line for line in text.splitlines() if not line.lower().startswith((b"listen", b"pubkeyaccepted"))]
+    own = (b"listen", b"#listen", b"pubkeyaccepted")
+    return [line for line in text.splitlines() if not line.lower().startswith(own)]
 
 
 def _before_match(lines: list[bytes]) -> list[bytes]:
