@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -261,3 +262,58 @@ async def test_the_agent_changes_by_its_members_and_keeps_its_own_configuration(
     assert not (vm.root / home / "stray-1.0.jar").exists()
     assert payload.agent is not None
     assert report.bytes_sent < 600_000 < payload.agent.size_bytes
+
+
+async def test_an_old_payload_that_was_cut_is_no_reason_to_stop(bench: Bench) -> None:
+    whole = bench.vm.read("usr/share/cloud/cloud-scripts.tgz")
+    bench.vm.write("usr/share/cloud/cloud-scripts.tgz", whole[: len(whole) // 2])
+    payload = payload_of(releases.new())
+    report = await bench.patch(payload)
+    assert report.phase is JournalPhase.COMMITTED, report
+    assert (bench.vm.root / "opt/cloud/bin/set_redundant.py").exists(), "nobody can tell whose file it is"
+    assert bench.vm.signature == payload.signature
+
+
+async def test_a_vm_that_lost_its_scripts_gets_them_again(bench: Bench) -> None:
+    shutil.rmtree(bench.vm.root / "opt/cloud")
+    payload = payload_of(releases.new())
+    report = await bench.patch(payload)
+    assert report.phase is JournalPhase.COMMITTED, report
+    seen = await bench.patcher.observe(bench.target, payload)
+    assert seen.content is not None
+    assert seen.content.state is ContentState.MATCHES
+
+
+async def test_a_folder_where_a_file_must_be_is_refused_untouched(bench: Bench) -> None:
+    place = bench.vm.root / "etc/apache2/conf-enabled/security.conf"
+    place.unlink()
+    (place / "deeper").mkdir(parents=True)
+    before = bench.vm.manifest()
+    try:
+        report = await bench.patch(payload_of(releases.new()))
+    except Refused as refused:
+        assert "security.conf" in str(refused)
+    else:
+        assert report.phase is JournalPhase.ABANDONED, report
+        assert "security.conf" in report.message
+    assert {name: fact for name, fact in bench.vm.manifest().items() if name in before} == before
+
+
+async def test_another_operation_holds_the_lock(bench: Bench) -> None:
+    started = asyncio.Event()
+
+    def progress(report: OperationReport) -> None:
+        if report.step == "Build":
+            started.set()
+
+    payload = payload_of(releases.new())
+    long = dataclasses.replace(ORDER, id="op-long", settle_seconds=3.0)
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(bench.patcher.patch(bench.target, payload, long, progress))
+        await started.wait()
+        await asyncio.sleep(0.5)
+        with pytest.raises(Refused) as caught:
+            await bench.patch(payload_of(releases.mended()), dataclasses.replace(ORDER, id="op-other"))
+    assert caught.value.reason in (Reason.LOCK_HELD, Reason.VM_BUSY)
+    assert "op-long" in str(caught.value)
+    assert first.result().phase is JournalPhase.COMMITTED
