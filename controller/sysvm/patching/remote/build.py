@@ -14,6 +14,7 @@ from . import files
 from . import order as orders
 from .failures import Failure
 from .host import TRANSIENT_FOLDERS
+from .store import times_of
 
 OWNED = ("kind", "mode", "uid", "gid", "size", "mtime_ns")
 
@@ -98,7 +99,7 @@ class Builder(object):
         self.old = {}
         self.changed = []
         self.notes = []
-        self.parents = set(os.path.dirname(stage) for stage in stages.values())
+        self.parents = set()
 
     def stage_for(self, real):
         return self.stages[self.host.mount_of(os.path.dirname(real))[0]]
@@ -121,11 +122,13 @@ class Builder(object):
         for number, tree in enumerate(self.order["trees"]):
             self.tree(number, tree)
         payload = self.payload()
+        # Where the staging folders lie, the times of before them are in the journal's first record.
+        self.parents -= set(os.path.dirname(stage) for stage in self.stages.values())
         plan = {
             "moves": self.moves,
             "payload": payload,
             "signature": self.signature(),
-            "times": self.times(),
+            "times": times_of(self.parents),
             "exchange": exchange,
             "changed": sorted(self.changed),
             "notes": self.notes,
@@ -150,15 +153,6 @@ class Builder(object):
             return False
         finally:
             files.remove_tree(os.path.join(stage, "try"))
-
-    def times(self):
-        """Times of the folders that renames will touch, so that going back leaves them as they were."""
-        rows = []
-        for folder in sorted(self.parents):
-            if os.path.isdir(folder):
-                found = os.stat(folder)
-                rows.append([folder, found.st_atime_ns, found.st_mtime_ns])
-        return rows
 
     # -------------------------------------------------------------------------------------- moves
 

@@ -162,10 +162,8 @@ def set_times(path, atime_ns, mtime_ns):
 
 
 def unlink_if_there(path):
-    try:
+    if os.path.lexists(path):
         unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def make_folders(path, mode):
@@ -186,8 +184,12 @@ def replace_with(path, content, mode):
     """
     beside = path + ".new"
     unlink_if_there(beside)
-    write_new(beside, [content], mode)
-    rename(beside, path)
+    try:
+        write_new(beside, [content], mode)
+        rename(beside, path)
+    except OSError:
+        unlink_if_there(beside)
+        raise
     sync_folder(os.path.dirname(path))
 
 

@@ -12,6 +12,7 @@ from . import order as orders
 from .failures import Failure, of
 from .host import cmdline_words
 from .journal import Journal
+from .store import times_of
 from .transaction import Transaction, recover_all, tidy
 from .wire import MAX_BYTES, VERSION, Closed
 
@@ -169,6 +170,7 @@ class Session(object):
             "epoch": order["epoch"],
             "revision": order["revision"],
             "stages": sorted(self.stages.values()),
+            "times": times_of(set(os.path.dirname(stage) for stage in self.stages.values())),
         }
         try:
             self.journal = Journal.create(operation.journal_path, first)
@@ -235,8 +237,6 @@ class Session(object):
         # Frames are on their way already: on a failure the rest is read and dropped, then the error is told.
         for item in items:
             try:
-                if failure is None:
-                    self.begun_operation()
                 total += self.receive(item, failure is not None)
             except (Failure, OSError) as error:
                 failure = failure or error
@@ -253,6 +253,7 @@ class Session(object):
                 pass
             return 0
         try:
+            self.begun_operation()
             size = self.content.size(item["sha256"])
             if size is None or size != item["size"] or size > MAX_CONTENT:
                 raise Failure("StageFailed", "content {0} was not ordered".format(item["sha256"]), False)

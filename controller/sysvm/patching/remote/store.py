@@ -227,6 +227,7 @@ class Store(object):
             return
         files.unlink_if_there(self.host.at(UNIT_LINK))
         files.unlink_if_there(self.host.at(UNIT))
+        files.unlink_if_there(self.host.at(UNIT) + ".new")
         files.remove_tree(os.path.join(self.home, "program"))
 
     # -------------------------------------------------------------------------------------- sweeping
@@ -265,6 +266,7 @@ class Store(object):
             files.remove_tree(stage)
         if report["phase"] in (journal.ROLLED_BACK, journal.ABANDONED):
             restore_times((operation.load("plan.json") or {}).get("times", []))
+            restore_times((journal.read(operation.journal_path) or [{}])[0].get("times", []))
             operation.save("report.json", report)
         for name in ("plan.json", "old.json", "baseline.json", "order.json"):
             files.unlink_if_there(operation.path(name))
@@ -274,6 +276,16 @@ class Store(object):
         """Remove all but the newest `keep` backups."""
         for operation, report in self.backups()[keep:]:
             self.forget(operation, report)
+
+
+def times_of(folders):
+    """What `restore_times` wants to know, of those that are there."""
+    rows = []
+    for folder in sorted(folders):
+        if os.path.isdir(folder):
+            found = os.stat(folder)
+            rows.append([folder, found.st_atime_ns, found.st_mtime_ns])
+    return rows
 
 
 def restore_times(times):

@@ -233,19 +233,19 @@ def invalidate(signature):
     live = signature["live"]
     if is_zeros(signature_text(signature)):
         return
+    if signature["old"]["kind"] == "file" and not files.exists(signature["backup"]):
+        # Without a backup what is live is the original: not yet replaced, or put back just before a restart.
+        files.link(live, signature["backup"])
+        sync_parents(signature["backup"])
     zeros = signature["zeros"]
     if not files.exists(zeros):
-        # Only when a committed patch is taken back: the first zeros were replaced by the new signature, and the backup
-        # holds the original already.
+        # The first zeros are used up when a commit, or a way back that was cut at its end, is gone back from.
         zeros += ".again"
         facts = files.facts_of(live)
         files.unlink_if_there(zeros)
         files.write_new(zeros, [b"0" * len(signature["new_text"]) + b"\n"], facts.get("mode", 0o644))
         if "uid" in facts:
             files.set_owner(zeros, facts["uid"], facts["gid"])
-    elif signature["old"]["kind"] == "file" and not files.exists(signature["backup"]):
-        files.link(live, signature["backup"])
-        sync_parents(signature["backup"])
     # A restart before this line finds the original bytes and nothing changed; after it zeros, and the original aside.
     files.rename(zeros, live)
     sync_parents(live)

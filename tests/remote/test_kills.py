@@ -1,0 +1,233 @@
+"""The program is killed before and after every change it makes, forward and on its way back. The VM is old or new.
+
+A change is a journal record, rename, exchange, link, unlink, folder, sync, owner, time, or a command to systemd. The
+numbers of trials are printed with `-s` and are large; each trial is a fork of this process on a scratch VM in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from tests.remote.vm import NEW_SIGNATURE, OLD_SIGNATURE, VM, in_child, make_order, send, with_file
+
+from sysvm.patching.remote import files
+from sysvm.patching.remote.failures import Failure
+
+MODES = ("kill-before", "kill-after")
+
+
+def broken() -> dict:
+    """An order that is rolled back: the service dies of its new file."""
+    return with_file(make_order(), "/etc/haproxy/haproxy.cfg", b"broken\n")
+
+
+def count_changes(vm: VM, work) -> list[str]:
+    """The names of the changes that `work` makes, found by running it once; the VM is then as after `work`."""
+    files.FAULTS.arm("count:0")
+    work()
+    names = list(files.FAULTS.names)
+    files.FAULTS.mode = None
+    return names
+
+
+def killed_at(work, mode: str, number: int) -> int:
+    def child() -> None:
+        files.FAULTS.arm(f"{mode}:{number}")
+        work()
+
+    return in_child(child)
+
+
+class Judge:
+    """Says whether a VM is the old or the new one, and nothing between."""
+
+    def __init__(self, vm: VM) -> None:
+        self.vm = vm
+        self.old = vm.state()
+        self.old_texts = vm.texts()
+        self.services = vm.systemd()
+
+    def learn_new(self) -> None:
+        self.new_texts = self.vm.texts()
+
+    def verdict(self, where: str) -> str:
+        if self.vm.signature() == NEW_SIGNATURE:
+            assert self.vm.texts().keys() == self.new_texts.keys(), where
+            for path, row in self.vm.texts().items():
+                # Without times: every build has its own
+                assert row[:5][:4] == self.new_texts[path][:5][:4], (where, path)
+                assert row[4:] == self.new_texts[path][4:], (where, path)
+            return "new"
+        messages = [report["message"] for _, report in self.vm.store().operations()]
+        assert self.vm.signature() == OLD_SIGNATURE, (where, messages)
+        now = self.vm.state()
+        differing = [key for key in now.keys() | self.old.keys() if now.get(key) != self.old.get(key)]
+        assert not differing, (where, differing)
+        return "old"
+
+    def settle_and_judge(self, where: str, *, at_boot: bool) -> str:
+        """What the next boot, or the next session, makes of the VM."""
+        vm = self.vm
+        if at_boot:
+            vm.recover()
+        else:
+            recover_by_next_session(vm)
+            assert vm.systemd() == self.services, where
+        phases = [report["phase"] for _, report in vm.store().operations()]
+        verdict = self.verdict(where)
+        assert phases in ([], ["Committed"]) if verdict == "new" else phases in ([], ["RolledBack"], ["Abandoned"]), (
+            where
+        )
+        return verdict
+
+
+def recover_by_next_session(vm: VM) -> None:
+    session = vm.session()
+    session.store.take_lock("next")
+    session.recover_others(None)
+    session.let_go()
+
+
+@pytest.fixture
+def built(vm: VM) -> tuple[VM, Judge]:
+    judge = Judge(vm)
+    vm.prepare(make_order())
+    vm.keep()
+    assert vm.run("op-1")["phase"] == "Committed"
+    judge.learn_new()
+    vm.reset()
+    return vm, judge
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("at_boot", [True, False], ids=["boot", "session"])
+def test_killed_at_any_change_of_the_switch_the_vm_is_old_or_new(built, mode, at_boot):
+    vm, judge = built
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    assert len(names) > 60
+    verdicts = []
+    for number in range(1, len(names) + 1):
+        vm.reset()
+        where = f"{mode} {number} {names[number - 1]}"
+        assert killed_at(lambda: vm.run("op-1"), mode, number) == 137, where
+        verdicts.append(judge.settle_and_judge(where, at_boot=at_boot))
+    print(f"\n{mode}: {len(names)} points, {verdicts.count('old')} old, {verdicts.count('new')} new")
+    # Once new, never old again: the decision is one moment.
+    assert verdicts == sorted(verdicts, reverse=True)
+    assert {"old", "new"} == set(verdicts)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_at_any_change_on_the_way_back_the_vm_is_old(vm, mode):
+    judge = Judge(vm)
+    vm.prepare(broken())
+    vm.keep()
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    assert vm.report("op-1")["phase"] == "RolledBack"
+    for number in range(1, len(names) + 1):
+        vm.reset()
+        where = f"{mode} {number} {names[number - 1]}"
+        assert killed_at(lambda: vm.run("op-1"), mode, number) == 137, where
+        assert judge.settle_and_judge(where, at_boot=number % 2 == 0) == "old", where
+    print(f"\n{mode}: {len(names)} points of a failing patch, all old")
+
+
+def test_killed_again_during_every_recovery_the_vm_is_still_old_or_new(built):
+    vm, judge = built
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    interesting = [
+        number for number, name in enumerate(names, 1) if name in ("exchange", "rename", "systemctl", "link")
+    ]
+    trials = 0
+    for first in interesting[::3] + interesting[-3:]:
+        vm.reset()
+        killed_at(lambda: vm.run("op-1"), "kill-after", first)
+        vm.base.joinpath("template").rename(vm.base / "first")
+        vm.keep()
+        # At boot no service is touched (systemd starts them all afterwards), so both recoveries are of one kind.
+        at_boot = bool(first % 2)
+        recover = vm.recover if at_boot else (lambda: recover_by_next_session(vm))
+        again = count_changes(vm, recover)
+        for second in range(1 + first // 2 % 2, len(again) + 1, 2):
+            vm.reset()
+            where = f"{first} {names[first - 1]}, then {second} {again[second - 1]}"
+            assert killed_at(recover, "kill-before", second) == 137, where
+            judge.settle_and_judge(where, at_boot=at_boot)
+            trials += 1
+        shutil.rmtree(vm.base / "template")
+        vm.base.joinpath("first").rename(vm.base / "template")
+    print(f"\n{trials} pairs of kills")
+    assert trials > 100
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_while_it_prepares_nothing_has_changed_and_the_same_order_still_works(vm, mode):
+    judge = Judge(vm)
+    vm.keep()
+    names = count_changes(vm, lambda: vm.prepare(make_order()))
+    for number in range(1, len(names) + 1):
+        vm.reset()
+        where = f"{mode} {number} {names[number - 1]}"
+        assert killed_at(lambda: vm.prepare(make_order()), mode, number) == 137, where
+        if number % 3 == 0:
+            session = vm.session()
+            begun = session.do_begin(1, {"order": make_order()})
+            assert begun["state"] == "staging", where
+            send(session, begun["missing"])
+            session.do_build(2, {})
+            session.let_go()
+            assert vm.run("op-1")["phase"] == "Committed", where
+        else:
+            assert judge.settle_and_judge(where, at_boot=number % 3 == 1) == "old", where
+    print(f"\n{mode}: {len(names)} points of preparing")
+
+
+def test_a_full_disk_at_any_change_leaves_the_old(vm):
+    judge = Judge(vm)
+    vm.prepare(make_order())
+    vm.keep()
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    judge.learn_new()
+    ends = []
+    for number, name in enumerate(names, 1):
+        vm.reset()
+        where = f"no space at {number} {name}"
+        files.FAULTS.arm(f"no-space:{number}")
+        try:
+            vm.run("op-1")
+        except OSError:
+            # The process died of it, as it would of a kill: somebody recovers.
+            pass
+        finally:
+            files.FAULTS.mode = None
+        report = vm.report("op-1")
+        if report["phase"] not in ("Committed", "RolledBack", "Abandoned"):
+            recover_by_next_session(vm)
+        verdict = judge.verdict(where) if vm.report("op-1")["phase"] == "Committed" else None
+        if verdict is None:
+            recover_by_next_session(vm)
+            verdict = judge.verdict(where)
+            assert vm.report("op-1")["phase"] in ("RolledBack", "Abandoned"), where
+            assert vm.report("op-1")["reason"] in ("DiskFull", "Interrupted"), where
+        assert vm.systemd() == judge.services, where
+        ends.append(verdict)
+    assert ends.count("old") > len(names) // 2
+
+
+def test_a_full_disk_while_preparing_is_told_and_changes_nothing(vm):
+    judge = Judge(vm)
+    vm.keep()
+    names = count_changes(vm, lambda: vm.prepare(make_order()))
+    for number, name in enumerate(names, 1):
+        vm.reset()
+        where = f"no space at {number} {name}"
+        files.FAULTS.arm(f"no-space:{number}")
+        try:
+            vm.prepare(make_order())
+        except (OSError, Failure) as error:
+            assert "No space" in str(error) or getattr(error, "reason", "") == "DiskFull", where
+        finally:
+            files.FAULTS.mode = None
+        recover_by_next_session(vm)
+        assert judge.verdict(where) == "old"
