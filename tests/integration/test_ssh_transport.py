@@ -162,15 +162,14 @@ async def test_a_closed_port_is_told_from_a_silent_host(cloud_key: Path) -> None
     assert silent.value.retryable
 
 
-async def test_a_silent_host_does_not_delay_the_others(server: OpenSSH, cloud_key: Path) -> None:
-    transport = SSHTransport(timeouts=SSHTimeouts(connect=3.0))
+async def test_silent_hosts_do_not_delay_the_others(server: OpenSSH, cloud_key: Path) -> None:
+    transport = SSHTransport(timeouts=SSHTimeouts(connect=3.0), handshakes=1)
     with server.running():
         async with silent_host() as port:
-            waiting = asyncio.create_task(_fails(transport, target(port, cloud_key)))
-            async with asyncio.timeout(2):
-                async with transport.connect(target(server.port, cloud_key)):
-                    assert not waiting.done()
-            assert (await waiting).reason is Reason.SSH_TIMEOUT
+            waiting = [asyncio.create_task(_fails(transport, target(port, cloud_key))) for _ in range(4)]
+            async with asyncio.timeout(2), transport.connect(target(server.port, cloud_key)):
+                assert not any(task.done() for task in waiting)
+            assert {(await task).reason for task in waiting} == {Reason.SSH_TIMEOUT}
 
 
 async def _fails(transport: SSHTransport, vm: Target) -> Unreachable:
@@ -178,6 +177,22 @@ async def _fails(transport: SSHTransport, vm: Target) -> Unreachable:
         async with transport.connect(vm):
             pass
     return caught.value
+
+
+async def test_a_host_that_closes_at_once_is_tried_again_and_told(cloud_key: Path) -> None:
+    asked = 0
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.close()
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with listener:
+        failure = await _fails(SSHTransport(), target(listener.sockets[0].getsockname()[1], cloud_key))
+    assert failure.reason is Reason.SSH_UNREACHABLE
+    assert "before the login" in str(failure)
+    assert asked == 3
 
 
 async def test_no_more_connections_than_the_endpoint_allows(server: OpenSSH, cloud_key: Path) -> None:

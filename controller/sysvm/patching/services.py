@@ -117,7 +117,7 @@ SERVICES: tuple[Service, ...] = (
         reload=True,
         validators=(("apache2ctl", "-t"),),
         questions=(Question("http", 80, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="/"),),
-        reload_loss="none; idle keep-alive connections are closed",
+        reload_loss="none lost; a request may wait up to a second",
         restart_loss="metadata requests of two to three seconds",
     ),
     Service(

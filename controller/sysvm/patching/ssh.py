@@ -182,15 +182,7 @@ class SSHTransport:
         checker = _checker(target)
         for attempt in range(1, _TRIES + 1):
             try:
-                async with self._handshakes:
-                    ssh = await asyncssh.connect(
-                        target.address,
-                        target.account.port,
-                        options=options,
-                        known_hosts=checker.known_hosts,
-                        server_host_key_algs=checker.algorithms,
-                        client_factory=lambda: _Client(checker),
-                    )
+                ssh = await self._shake_hands(target, options, checker)
             except (OSError, asyncssh.Error) as error:
                 failure = self._explain(target, checker, error)
                 if attempt == _TRIES or not _was_turned_away(error) or checker.rejected is not None:
@@ -204,6 +196,50 @@ class SSHTransport:
                 raise Unreachable(f"{_place(target)} showed no host key, so it is not known who it is.")
             return Connection(ssh, _seen(shown))
         raise AssertionError("the last attempt raises or returns")
+
+    async def _shake_hands(
+        self, target: Target, options: asyncssh.SSHClientConnectionOptions, checker: "_HostKeyChecker"
+    ) -> asyncssh.SSHClientConnection:
+        sock = await self._knock(target)
+        try:
+            await self._handshakes.acquire()
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            return await asyncssh.connect(
+                target.address,
+                target.account.port,
+                sock=sock,
+                options=options,
+                known_hosts=checker.known_hosts,
+                server_host_key_algs=checker.algorithms,
+                client_factory=lambda: _Client(checker),
+            )
+        finally:
+            self._handshakes.release()
+
+    async def _knock(self, target: Target) -> socket.socket:
+        """A TCP connection on which the other end has begun to speak: silent hosts hold up nobody's handshake."""
+        loop = asyncio.get_running_loop()
+        failure = OSError(f"{target.address} has no address")
+        async with asyncio.timeout(self.timeouts.connect):
+            found = await loop.getaddrinfo(target.address, target.account.port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, place in found:
+                sock = socket.socket(family, kind, protocol)
+                try:
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, place)
+                    await _readable(sock)
+                except OSError as error:
+                    sock.close()
+                    failure = error
+                except BaseException:
+                    sock.close()
+                    raise
+                else:
+                    return sock
+        raise failure
 
     async def _close(self, ssh: asyncssh.SSHClientConnection) -> None:
         ssh.close()
@@ -280,6 +316,22 @@ class _Client(asyncssh.SSHClient):
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         return self._checker.judge(key)
+
+
+async def _readable(sock: socket.socket) -> None:
+    """Until the first byte, or the end, has arrived."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[None] = loop.create_future()
+
+    def on_readable() -> None:
+        if not arrived.done():
+            arrived.set_result(None)
+
+    loop.add_reader(sock, on_readable)
+    try:
+        await arrived
+    finally:
+        loop.remove_reader(sock)
 
 
 def _checker(target: Target) -> _HostKeyChecker:
