@@ -1,9 +1,10 @@
-"""Admission: the one writer of `SystemVM.spec.operation`, one queue key an endpoint, so that no two rollouts can break a
-budget together.
+"""Admission: the one writer of `SystemVM.spec.operation`, one queue key an endpoint, so that no two rollouts can break
+a budget together.
 
-Each order is one write that carries the VM's resourceVersion and brings the finalizer with it: a restart finds a VM with
-an order and its finalizer, or without both. Before the first order the rollout gets its finalizer, so that the snapshot
-an order needs stays while a VM is in work; a restart that finds it there without any order goes on or takes it off.
+Each order is one write that carries the VM's resourceVersion and brings the finalizer with it: a restart finds a VM
+with an order and its finalizer, or without both. Before the first order the rollout gets its finalizer, so that the
+snapshot an order needs stays while a VM is in work; a restart that finds it there without any order goes on or takes
+it off.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """SSH logins of the endpoints, read from Secrets that the operator may get but neither list nor watch.
 
-A Secret is read when its endpoint is looked at and the last reading is older than `MAX_AGE`, so a rotated key is in use a
-little later without a restart and a burst of events costs one request. Private keys stay in memory and are never shown.
+A Secret is read when its endpoint is looked at and the last reading is older than `MAX_AGE`, so a rotated key is in
+use a little later without a restart and a burst of events costs one request. Private keys stay in memory and are never
+shown.
 """
 
 import base64

@@ -24,7 +24,7 @@ LOOK_SECONDS = 30.0
 
 
 class EndpointReconciler:
-    """One key: one CloudStackEndpoint. Deleting it forgets its VMs (garbage collection by owner), never destroys one."""
+    """One key: one CloudStackEndpoint. Deleting it forgets its VMs (they are owned), never destroys one."""
 
     def __init__(
         self,

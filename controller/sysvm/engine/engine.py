@@ -1,6 +1,5 @@
 """The engine: all reconcilers on one queue, put together from what the process brings (cluster, VM layer, clock)."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -119,10 +118,7 @@ class Engine:
 
     async def wait_for_operations(self, seconds: float) -> int:
         """Waits for VMs in work, at most so long. Returns how many still are."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self._operations.running and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.2)
-        return self._operations.running
+        return await self._operations.drain(seconds)
 
     async def _reconcile(self, job: Job) -> Again | None:
         return await self._reconcilers[job.role](job.key)

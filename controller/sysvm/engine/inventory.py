@@ -9,7 +9,7 @@ from sysvm.patching.results import SSHAccount, Target
 
 
 def listed(endpoint: CloudStackEndpoint) -> dict[str, StaticSystemVM]:
-    """Name of the SystemVM object -> entry. Of two entries with one name the first counts; `doubles` names the others."""
+    """Name of the SystemVM object -> entry. Of two with one name the first counts; `doubles` names the others."""
     found: dict[str, StaticSystemVM] = {}
     for entry in endpoint.spec.system_vms:
         found.setdefault(system_vm_name(endpoint.metadata.name, entry.name), entry)

@@ -1,4 +1,4 @@
-"""Telling people: one call writes the Kubernetes Event and the log line, so that neither says what the other does not."""
+"""Telling people: one call writes the Kubernetes Event and the log line, so that neither says more than the other."""
 
 import logging
 

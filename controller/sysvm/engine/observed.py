@@ -1,7 +1,7 @@
 """What a look found, as the status keeps it.
 
-A time of observation alone is not worth a write: ten thousand idle VMs would write ten thousand statuses an interval. So
-the old time stays while nothing else changed and it is not old, unless somebody waits for a newer one.
+A time of observation alone is not worth a write: ten thousand idle VMs would write ten thousand statuses an interval.
+So the old time stays while nothing else changed and it is not old, unless somebody waits for a newer one.
 """
 
 from datetime import datetime, timedelta
@@ -22,14 +22,19 @@ _ALGORITHMS = {32: "md5", 128: "sha512"}
 """Hex digits of the signature: MD5 up to CloudStack 4.21, SHA-512 from 4.22 on."""
 
 
-def observed_from(old: Observed | None, found: Observation, *, force_time: bool, refresh: timedelta) -> Observed:
-    """The observation as status keeps it; content that was not compared this time is the old one."""
+def observed_from(
+    old: Observed | None, found: Observation, *, force_time: bool, refresh: timedelta, ended: datetime | None
+) -> Observed:
+    """The observation as status keeps it; content that was not compared this time is the old one.
+
+    `ended`: when the last operation did. A time from before it says nothing about the VM as it is now.
+    """
     new = Observed(
         at=found.at,
         template=ObservedTemplate(version=found.release) if found.release else None,
         signature=_signature(found.signature),
         payload_checksum=_payload_checksum(found),
-        content=_content(old, found, refresh),
+        content=_content(old, found, force_time=force_time, refresh=refresh, ended=ended),
         services=tuple(
             ObservedService(name=service.name, active=service.active, sub=service.sub)
             for service in found.services
@@ -37,7 +42,7 @@ def observed_from(old: Observed | None, found: Observation, *, force_time: bool,
         )[:64],
         boot_id=found.boot_id or None,
     )
-    if old is None or force_time or found.at - old.at >= refresh:
+    if old is None or force_time or found.at - old.at >= refresh or (ended is not None and old.at <= ended):
         return new
     return new.model_copy(update={"at": old.at}) if _same(old, new) else new
 
@@ -61,7 +66,9 @@ def seen_host_key(old: HostKey | None, found: Observation, now: datetime) -> Hos
     return HostKey(type=seen.type, fingerprint=seen.fingerprint, public_key=seen.public_key, seen_at=now)
 
 
-def _content(old: Observed | None, found: Observation, refresh: timedelta) -> ObservedContent | None:
+def _content(
+    old: Observed | None, found: Observation, *, force_time: bool, refresh: timedelta, ended: datetime | None
+) -> ObservedContent | None:
     before = old.content if old is not None else None
     reports = [report for report in (found.content, found.agent_content) if report is not None]
     if found.content is None:
@@ -75,7 +82,9 @@ def _content(old: Observed | None, found: Observation, refresh: timedelta) -> Ob
         paths=tuple(path[:512] for report in reports for path in report.paths)[:10],
         observed_at=found.at,
     )
-    if before is None or before.observed_at is None or found.at - before.observed_at >= refresh:
+    if force_time or before is None or before.observed_at is None or found.at - before.observed_at >= refresh:
+        return new
+    if ended is not None and before.observed_at <= ended:
         return new
     unchanged = before.model_copy(update={"observed_at": None}) == new.model_copy(update={"observed_at": None})
     return before if unchanged else new

@@ -1,7 +1,7 @@
 """One operation as the SystemVM tells it: starting it, retrying what was refused, and translating the VM's own report.
 
-The journal on the VM is the truth; what is written into `status.operation` is its mirror. Nothing here decides whether a
-VM may be in work: admission did, and its order stands in `spec.operation` until a result answers it.
+The journal on the VM is the truth; what is written into `status.operation` is its mirror. Nothing here decides whether
+a VM may be in work: admission did, and its order stands in `spec.operation` until a result answers it.
 """
 
 import asyncio
@@ -160,7 +160,8 @@ def sentence(vm: str, operation: OperationStatus) -> str:
         actions = ", ".join(f"{action.name} {action.action.lower()}" for action in operation.services) or "no service"
         finished = operation.finished_at or operation.started_at
         seconds = (finished - operation.started_at).total_seconds()
-        return f"{vm} is at {operation.revision[:8]} and verified: {operation.bytes_sent} bytes sent, {actions}, {seconds:.0f} s"
+        done = f"{vm} is at {operation.revision[:8]} and verified"
+        return f"{done}: {operation.bytes_sent} bytes sent, {actions}, {seconds:.0f} s"
     return f"{vm}: {operation.message}" if vm not in operation.message else operation.message
 
 

@@ -42,9 +42,9 @@ class Plans:
         return plan
 
     async def store(self, policy: PatchPolicy, name: str, plan: Plan) -> Plan:
-        """Makes the ConfigMap. One that is there already is what a former process made right before it ended: it counts.
+        """Makes the ConfigMap. One that is there already was made by a process that ended right after: it counts.
 
-        It belongs to the policy until its rollout exists (`adopt`), so a crash in between leaves nothing behind for ever.
+        It belongs to the policy until its rollout exists (`adopt`), so a crash leaves nothing behind for ever.
         """
         metadata = policy.metadata
         try:
@@ -66,6 +66,13 @@ class Plans:
         except AlreadyExists:
             return await self._read(metadata.namespace, name, None)
         return plan
+
+    async def drop(self, namespace: str, name: str) -> None:
+        """Removes a plan whose rollout was never made."""
+        try:
+            await self._cluster.delete(CONFIG_MAP, namespace, name)
+        except NotFound:
+            return
 
     async def adopt(self, rollout: Rollout) -> None:
         """From now on the ConfigMap goes with its rollout."""

@@ -17,7 +17,7 @@ from sysvm.api.base import API_VERSION, ENDPOINT_LABEL, POLICY_LABEL, REQUESTED_
 from sysvm.api.endpoint import CloudStackEndpoint, Management
 from sysvm.api.names import plan_name, rollout_name
 from sysvm.api.policy import LastRollout, PatchPolicy
-from sysvm.api.reasons import EventReason
+from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import PlanRef, PolicySnapshot, Rollout, RolloutCause, RolloutSpec
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import Release, VMFacts, facts_of, release_of
@@ -36,11 +36,6 @@ from sysvm.kube.client import Cluster
 from sysvm.kube.errors import AlreadyExists, NotFound
 from sysvm.kube.objects import Key, owner_reference
 from sysvm.kube.queue import Again
-
-DELETED = "Deleted"
-"""Result of a rollout that somebody deleted."""
-NOT_NEEDED = "NotNeeded"
-"""Result of a rollout that was announced and never made: nothing was left to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +71,12 @@ class PolicyReconciler:
         now = self._clock()
         sight = await self._look(policy, now)
         announced = self._announce(sight)
+        if announced is not sight.last and announced is not None and announced.result == Reason.NOT_NEEDED:
+            await self._plans.drop(key.namespace, plan_name(announced.name))
         if not await self._report(sight, announced, now):
             return Again(0.1)
-        if announced is not None and not announced.uid and not announced.result:
-            await self._make(sight, announced)
-            return Again(0)
+        if announced is not None and _is_only_announced(announced):
+            return Again(0) if await self._make(sight, announced) else Again(1)
         await self._prune(key, policy)
         return None
 
@@ -126,6 +122,12 @@ class PolicyReconciler:
         policy, endpoint, release, last = sight.policy, sight.endpoint, sight.release, sight.last
         if endpoint is None or release is None or sight.template is None:
             return last
+        if last is not None and _is_only_announced(last):
+            if last.revision == release.revision and (
+                self._is_undecided(sight) or not self._plan(sight, release).is_empty
+            ):
+                return last
+            return last.model_copy(update={"result": str(Reason.NOT_NEEDED)})
         if endpoint.spec.management is not Management.FULL or endpoint.spec.suspend or policy.spec.suspend:
             return last
         if sight.template.metadata.deletion_timestamp is not None:
@@ -165,18 +167,20 @@ class PolicyReconciler:
 
     # Act
 
-    async def _make(self, sight: _Sight, announced: LastRollout) -> None:
+    async def _make(self, sight: _Sight, announced: LastRollout) -> bool:
+        """Plan, then Rollout. False: not now, because not all VMs were looked at."""
         policy, release = sight.policy, sight.release
-        if release is None or release.revision != announced.revision:
-            return  # the next look settles it: see _followed
+        if release is None or self._is_undecided(sight):
+            return False
         made = self._plan(sight, release)
+        if made.is_empty:
+            return False
         try:
             stored = await self._plans.store(policy, plan_name(announced.name), made)
-        except PlanMissing:
-            stored = made
-        if stored.is_empty:
-            return
+        except PlanMissing:  # it went between our create and our get
+            return False
         await self._create(policy, announced, stored)
+        return True
 
     async def _create(self, policy: PatchPolicy, announced: LastRollout, stored: Plan) -> None:
         spec = RolloutSpec(
@@ -253,6 +257,11 @@ class PolicyReconciler:
         return await write_status(self._cluster, POLICY, policy.metadata, policy.status, status)
 
 
+def _is_only_announced(last: LastRollout) -> bool:
+    """Named in the status, and its Rollout was not made yet."""
+    return not last.uid and not last.result
+
+
 def _followed(last: LastRollout | None, rollout: Rollout | None) -> LastRollout | None:
     """What lastRollout says after a look at the rollout itself."""
     if last is None or last.result:
@@ -261,5 +270,5 @@ def _followed(last: LastRollout | None, rollout: Rollout | None) -> LastRollout 
         result = str(rollout.status.result) if rollout.status.result is not None else ""
         return last.model_copy(update={"uid": rollout.metadata.uid, "result": result})
     if last.uid:
-        return last.model_copy(update={"result": DELETED})
+        return last.model_copy(update={"result": str(Reason.ROLLOUT_DELETED)})
     return last

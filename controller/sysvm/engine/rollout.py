@@ -143,7 +143,7 @@ class RolloutReconciler:
 
 
 def is_superseded(rollout: Rollout, policy: PatchPolicy | None, stores: Stores) -> bool:
-    """Its policy is gone, or wants another revision. A policy whose release is not readable yet wants what it wanted."""
+    """Its policy is gone, or wants another revision. One whose release is not readable yet wants what it wanted."""
     if policy is None or policy.metadata.deletion_timestamp is not None:
         return True
     template = stores.templates.get(template_of(policy))

@@ -1,7 +1,7 @@
 """SystemVM: look at it, carry out its order, say what is true. The only writer of its status.
 
-Two kinds of long work run beside: a look (`looks`) and an operation (`operations`). A reconcile starts one, or takes note
-of how far it is, and returns.
+Two kinds of long work run beside: a look (`looks`) and an operation (`operations`). A reconcile starts one, or takes
+note of how far it is, and returns.
 
 What a restart finds: an open order (spec.operation without an answer in status.operation) is taken up again by its id,
 and the VM says how far it is. A result that was written and a finalizer that was not yet taken off: it is taken off.
@@ -55,6 +55,8 @@ AFTER_OPERATION = timedelta(seconds=1)
 """Times in a status have whole seconds: a look in the same second could not be told from one before the end."""
 REFRESH = timedelta(hours=1)
 """A look that found nothing new is written down only when the last one written is older."""
+ASKED_LOOK = timedelta(seconds=3)
+"""Admission may ask for looks again and again while it waits for a pair to settle; this is how often it gets one."""
 ORPHAN_GRACE = timedelta(minutes=10)
 
 
@@ -63,6 +65,7 @@ class _Memory:
     """What is not worth a write: when to look again, and what the last look compared."""
 
     next_look: datetime
+    looked_at: datetime | None = None
     failures: int = 0
     reach: Reach | None = None
     compared: str | None = None
@@ -155,7 +158,10 @@ class SystemVMReconciler:
         written = await self._report(key, vm, status, owner, memory, now)
         if not written:
             return Again(0.1)
-        return Again(max(0.1, (memory.next_look - now).total_seconds()))
+        next_look = memory.next_look
+        if self._board.wants_look(key) and memory.failures == 0:
+            next_look = min(next_look, _asked_look(memory, now))
+        return Again(max(0.1, (next_look - now).total_seconds()))
 
     def _look_is_due(self, key: Key, vm: SystemVM, memory: _Memory, wants: Payload | None, now: datetime) -> bool:
         request = vm.metadata.annotations.get(REQUESTED_AT_ANNOTATION, "")
@@ -163,7 +169,7 @@ class SystemVMReconciler:
             memory.request = request
             memory.compare_next = True
             return True
-        if self._board.wants_look(key) and memory.failures == 0:
+        if self._board.wants_look(key) and memory.failures == 0 and now >= _asked_look(memory, now):
             return True
         if wants is not None and memory.compared != wants.revision and memory.failures == 0:
             return True
@@ -211,6 +217,7 @@ class SystemVMReconciler:
                 self._tell_unreachable(vm, memory.reach)
             return status
         found = handle.result
+        memory.looked_at = now
         self._observer.looked(result="Reached", seconds=seconds)
         if memory.reach is not None and memory.reach.reachable is False:
             note = f"{found_name(status, vm)} answers again"
@@ -229,10 +236,11 @@ class SystemVMReconciler:
         if ended is not None and found.at <= ended:  # it began before the operation ended: it says nothing about now
             memory.compare_next = True
             memory.next_look = now + AFTER_OPERATION
-        force = self._board.wants_look(key) or _older_than_operation(status)
+        force = self._board.wants_look(key)
         self._board.looked(key)
         old_signature = status.observed.signature if status.observed else None
-        observed = observed_from(status.observed, found, force_time=force, refresh=REFRESH)
+        refresh = min(REFRESH, endpoint.spec.scan.content)
+        observed = observed_from(status.observed, found, force_time=force, refresh=refresh, ended=ended)
         if found.content is None and observed.signature != old_signature:
             memory.compare_next = True
             memory.next_look = now
@@ -240,7 +248,7 @@ class SystemVMReconciler:
         return status.model_copy(
             update={
                 "observed": observed,
-                "redundancy": redundancy_from(status.redundancy, found, peers, force_time=force, refresh=REFRESH),
+                "redundancy": redundancy_from(status.redundancy, found, peers, force_time=force, refresh=refresh),
                 "host_key": seen_host_key(status.host_key, found, now),
             }
         )
@@ -506,6 +514,6 @@ def _remembered_reach(vm: SystemVM) -> Reach | None:
     return None if known is NEVER_TRIED else known
 
 
-def _older_than_operation(status: SystemVMStatus) -> bool:
-    ended = status.operation.finished_at if status.operation else None
-    return ended is not None and (status.observed is None or status.observed.at <= ended)
+def _asked_look(memory: _Memory, now: datetime) -> datetime:
+    """When admission gets the look that it asks for."""
+    return now if memory.looked_at is None else memory.looked_at + ASKED_LOOK

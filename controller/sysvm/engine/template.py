@@ -98,7 +98,8 @@ class TemplateReconciler:
         new: SystemVMTemplateStatus,
     ) -> None:
         if isinstance(outcome, PayloadFound) and old.revision != new.revision:
-            note = f"payload of release {template.spec.version} read: revision {outcome.revision[:8]}, {outcome.files} files"
+            found = f"revision {outcome.revision[:8]}, {outcome.files} files"
+            note = f"payload of release {template.spec.version} read: {found}"
             self._notices.tell(TEMPLATE, template.metadata, EventReason.PAYLOAD_READY, "Read", note)
         elif isinstance(outcome, Problem):
             self._notices.tell(

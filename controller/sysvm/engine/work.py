@@ -58,7 +58,7 @@ class Pool(Generic[P, R]):
         await self._group.__aexit__(kind, error, trace)
 
     def start(self, key: Key, purpose: str, work: Callable[[Callable[[P], None]], Awaitable[R]]) -> Handle[P, R]:
-        """The handle of this work: started now, or as it stands. Other unfinished work of the key is left to end first."""
+        """The handle of this work: started now, or as it stands. Other unfinished work of the key ends first."""
         known = self._handles.get(key)
         if known is not None and (known.purpose == purpose or not known.done):
             return known
@@ -79,6 +79,13 @@ class Pool(Generic[P, R]):
     @property
     def running(self) -> int:
         return sum(1 for handle in self._handles.values() if not handle.done)
+
+    async def drain(self, seconds: float) -> int:
+        """Waits for what runs, at most so long. Returns how many still run."""
+        tasks = [handle.task for handle in self._handles.values() if handle.task is not None and not handle.done]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        return self.running
 
     async def _run(self, key: Key, handle: Handle[P, R], work: Callable[[Callable[[P], None]], Awaitable[R]]) -> None:
         def progressed(progress: P) -> None:

@@ -1,8 +1,8 @@
 """The process from start to end: log in, lead, list, watch, reconcile, and stop without leaving a half-told story.
 
-Order matters. Probes answer first, so that a standby is seen to live. The lease comes before any list. Every cache holds
-a whole list before the first reconcile. The watch starts before the workers do. On SIGTERM no new work begins, VMs in
-work get the grace time to end (they would end alone, too), and the lease is given back last.
+Order matters. Probes answer first, so that a standby is seen to live. The lease comes before any list. Every cache
+holds a whole list before the first reconcile. The watch starts before the workers do. On SIGTERM no new work begins,
+VMs in work get the grace time to end (they would end alone, too), and the lease is given back last.
 """
 
 import asyncio

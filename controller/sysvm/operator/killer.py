@@ -1,7 +1,7 @@
 """A way to die at exactly the n-th write, for the test that proves that no write is a bad moment to die.
 
-`SYSVM_TEST_KILL_AT_WRITE=7:before` ends the process with SIGKILL right before its seventh write is sent, `7:after` right
-after it was answered and before anybody learns of the answer. Unset, nothing is counted.
+`SYSVM_TEST_KILL_AT_WRITE=7:before` ends the process with SIGKILL right before its seventh write is sent, `7:after`
+right after it was answered and before anybody learns of the answer. Unset, nothing is counted.
 """
 
 import os

@@ -1,9 +1,9 @@
 """kopf as the informer, in a thread with a loop of its own: its events become calls on ours, and nothing else.
 
-kopf lists, watches, reconnects and bookmarks better than a loop of our own would. It gets no handlers but `on.event`, so
-it writes nothing: no annotations, no finalizers, no progress. Its loop is apart from ours so that a storm of events
-delays neither a reconcile nor the lease, and so that its way of ending (it cancels every task that came after it) ends
-only itself.
+kopf lists, watches, reconnects and bookmarks better than a loop of our own would. It gets no handlers but `on.event`,
+so it writes nothing: no annotations, no finalizers, no progress. Its loop is apart from ours so that a storm of
+events delays neither a reconcile nor the lease, and so that its way of ending (it cancels every task that came after
+it) ends only itself.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from sysvm.kube.objects import Object, Resource
 logger = logging.getLogger(__name__)
 
 TOKEN_SECONDS = 600
-"""Credentials are asked for again this often: a token that was rotated is found before the server refuses the old one."""
+"""Credentials are asked for again this often: a rotated token is found before the server refuses the old one."""
 
 OnEvent = Callable[[Resource, str | None, Object], None]
 

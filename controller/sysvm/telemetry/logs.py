@@ -1,7 +1,7 @@
 """One line a record, as JSON for machines or text for people, always with what a record is about.
 
-The fields `rollout`, `systemvm`, `operation`, `endpoint`, `policy` are given with `extra=` where they are known, so that
-the story of one VM or one rollout is one filter in any log store.
+The fields `rollout`, `systemvm`, `operation`, `endpoint`, `policy` are given with `extra=` where they are known, so
+that the story of one VM or one rollout is one filter in any log store.
 """
 
 import json
