@@ -8,12 +8,12 @@ VMs in work get the grace time to end (they would end alone, too), and the lease
 import asyncio
 import logging
 import os
-import signal
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 from sysvm import __version__
 from sysvm.engine.engine import Engine, Sizes
+from sysvm.engine.ports import SystemVMs
 from sysvm.engine.resources import WATCHED
 from sysvm.engine.stores import Stores
 from sysvm.kube.client import Cluster, ClusterOptions
@@ -42,10 +42,11 @@ EXIT_LEADERSHIP_LOST = 3
 
 
 class App:
-    """One run of the operator."""
+    """One run of the operator. `vms` is the VM layer; None: live patch over SSH."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, vms: SystemVMs | None = None) -> None:
         self._settings = settings
+        self._vms = vms or LivePatcher()
         self._metrics = Metrics()
         self._stores = Stores()
         self._engine: Engine | None = None
@@ -54,11 +55,8 @@ class App:
         self._watch: WatchThread | None = None
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises what made going on impossible."""
+        """Until `stop`. Raises what made going on impossible."""
         settings = self._settings
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
         async with AsyncExitStack() as stack:
             probes = await stack.enter_async_context(
                 ProbeServer(
@@ -90,6 +88,10 @@ class App:
                 self._metrics.leader.set(0)
                 await leader.stop()
         logger.info("stopped")
+
+    def stop(self) -> None:
+        """Asks for a tidy end: what SIGTERM means. To be called on the loop of `run`."""
+        self._stopping.set()
 
     def _leader(self) -> LeaderThread:
         settings = self._settings
@@ -134,7 +136,7 @@ class App:
         engine = self._engine = Engine(
             cluster,
             self._stores,
-            LivePatcher(),
+            self._vms,
             PayloadSources(cache=settings.cache_dir / "payloads", mounted=settings.payloads_dir),
             recorder,
             self._metrics,

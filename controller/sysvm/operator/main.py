@@ -1,13 +1,18 @@
 """The command line of the process: `sysvm-operator run`."""
 
 import asyncio
+import signal
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from sysvm import __version__
 from sysvm.operator.settings import Settings, SettingsError
 from sysvm.telemetry import logs
+
+if TYPE_CHECKING:
+    from sysvm.operator.app import App
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,4 +48,12 @@ def run() -> None:
 async def _run(settings: Settings) -> None:
     from sysvm.operator.app import App
 
-    await App(settings).run()
+    await until_told(App(settings))
+
+
+async def until_told(app: "App") -> None:
+    """Runs the operator until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.stop)
+    await app.run()
