@@ -278,7 +278,7 @@ def entry(path: str, content: bytes, mode: int = 0o755, **more: object) -> dict:
 
 
 def service(unit: str, action: str, **more: object) -> dict:
-    return {"unit": unit, "action": action, "validators": [], "serving": [], "timeout_seconds": 0.3, **more}
+    return {"unit": unit, "action": action, "validators": [], "serving": [], "timeout_seconds": 10, **more}
 
 
 def make_order(name: str = "op-1", **more: object) -> dict:

@@ -15,6 +15,7 @@ CHUNK = 256 * 1024
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP, errno.EPERM)
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_SYSCALL_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "i686": 289, "armv7l": 314, "ppc64le": 273, "s390x": 282}
 _SYSCALL_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "i686": 353, "armv7l": 382, "ppc64le": 357, "s390x": 347}
 
 
@@ -174,7 +175,8 @@ def make_folders(path, mode):
     try:
         mkdir(path, mode)
     except FileExistsError:
-        pass
+        return
+    sync_folder(os.path.dirname(path))
 
 
 def replace_with(path, content, mode):
@@ -311,6 +313,20 @@ def walk(top, skip=("__pycache__",)):
 _libc = None
 
 
+def _system_call(number, *arguments):
+    global _libc
+    if _libc is None:
+        _libc = ctypes.CDLL(None, use_errno=True)
+    return _libc.syscall(ctypes.c_long(number), *arguments)
+
+
+def set_disk_priority(idle):
+    """The idle class of the disk scheduler for this process, or back to the usual. Ignored where there is none."""
+    number = _SYSCALL_IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        _system_call(number, ctypes.c_int(1), ctypes.c_int(0), ctypes.c_int((3 << 13) if idle else 0))
+
+
 def has_renameat2():
     """The kernel has the call: asked with a path that cannot exist, so that nothing is moved."""
     try:
@@ -321,15 +337,12 @@ def has_renameat2():
 
 
 def _renameat2(one, other, flags):
-    global _libc
     number = _SYSCALL_RENAMEAT2.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if _libc is None:
-        _libc = ctypes.CDLL(None, use_errno=True)
     # The raw call: glibc has a function for it only since 2.28, Debian 9 has 2.24.
-    result = _libc.syscall(
-        ctypes.c_long(number),
+    result = _system_call(
+        number,
         ctypes.c_int(_AT_FDCWD),
         ctypes.c_char_p(os.fsencode(one)),
         ctypes.c_int(_AT_FDCWD),

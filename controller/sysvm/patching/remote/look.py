@@ -1,5 +1,6 @@
 """What the VM is: facts only. Nothing here writes, locks or starts anything that stays."""
 
+import contextlib
 import fnmatch
 import os
 import stat
@@ -143,12 +144,20 @@ def abilities(host):
 # ------------------------------------------------------------------------------------------ digest, read
 
 
-def be_idle():
-    """Least priority for processor and disk, as far as this system lets us."""
+@contextlib.contextmanager
+def idle():
+    """Least priority for processor and disk, as far as it can be taken back afterwards."""
+    if os.getuid() != 0:
+        yield
+        return
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    files.set_disk_priority(True)
     try:
-        os.nice(19)
-    except OSError:
-        pass
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+        files.set_disk_priority(False)
 
 
 def digest(host, paths, roots, exclude):

@@ -87,7 +87,8 @@ class Session(object):
         return look.probe(self.host, self.store, args["units"], args["paths"])
 
     def do_digest(self, number, args):
-        return look.digest(self.host, args["paths"], args["roots"], args["exclude"])
+        with look.idle():
+            return look.digest(self.host, args["paths"], args["roots"], args["exclude"])
 
     def do_read(self, number, args):
         content, digest = look.read(self.host, args["path"])
