@@ -6,6 +6,8 @@ numbers of trials are printed with `-s` and are large; each trial is a fork of t
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -131,6 +133,25 @@ def test_killed_at_any_change_on_the_way_back_the_vm_is_old(vm, mode):
         assert killed_at(lambda: vm.run("op-1"), mode, number) == 137, where
         assert judge.settle_and_judge(where, at_boot=number % 2 == 0) == "old", where
     print(f"\n{mode}: {len(names)} points of a failing patch, all old")
+
+
+def test_killed_where_trees_cannot_be_exchanged_the_vm_is_old_or_new(vm, monkeypatch):
+    def refuse(one, other):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), one, None, other)
+
+    monkeypatch.setattr(files, "exchange", refuse)
+    shutil.rmtree(vm.root / "opt/cloud/bin/__pycache__")
+    judge = Judge(vm)
+    vm.prepare(make_order())
+    vm.keep()
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    judge.learn_new()
+    for number in range(1, len(names) + 1):
+        vm.reset()
+        where = f"{number} {names[number - 1]}"
+        assert killed_at(lambda: vm.run("op-1"), MODES[number % 2], number) == 137, where
+        judge.settle_and_judge(where, at_boot=number % 3 == 0)
+    print(f"\n{len(names)} points without exchange")
 
 
 def test_killed_again_during_every_recovery_the_vm_is_still_old_or_new(built):

@@ -6,6 +6,7 @@ that was torn by a crash is as if it had never been written, which is why each r
 in such a way that its absence is safe.
 """
 
+import errno
 import json
 import os
 import time
@@ -105,7 +106,7 @@ class Journal(object):
             line = encode(record)
         reserve = 0 if self.phase in (ROLLING_BACK, INCONSISTENT) or values.get("phase") == ROLLING_BACK else RESERVE
         if self._used + len(line) > self._size - reserve:
-            raise OSError(28, "the journal is full", self.path)
+            raise OSError(errno.ENOSPC, "the journal is full", self.path)
         files.write_at(self._descriptor, line, self._used)
         self._used += len(line)
         self.records.append(record)

@@ -53,6 +53,8 @@ def forward(move, journal, number):
                 raise
             text = "{0} cannot be exchanged ({1}): its files were renamed one by one"
             journal.add("note", text=text.format(move["live"], error.strerror))
+            # From this record on the tree is neither the one nor the other until all of its files are.
+            journal.add("singly", move=number)
             for single in one_by_one(move):
                 apply(single)
     else:
@@ -116,10 +118,14 @@ def one_by_one(move):
 # ------------------------------------------------------------------------------------------ back
 
 
-def back(move):
-    """Undo one move that was started. Does nothing where the old is in place already."""
+def back(move, singly=False):
+    """Undo one move that was started. Does nothing where the old is in place already. `singly`: an exchange that was
+    carried out one by one."""
     live = move["live"]
-    if move["op"] == "exchange":
+    if singly:
+        for single in reversed(one_by_one(move)):
+            back(single)
+    elif move["op"] == "exchange":
         _exchange_back(move)
     elif move["op"] in ("put", "put-tree"):
         if not files.exists(move["stage"]) and files.exists(live):
@@ -156,11 +162,6 @@ def _exchange_back(move):
         link_runtime(move["live"], move["stage"], move["runtime"])
         files.exchange(move["live"], move["stage"])
         sync_parents(move["live"], move["stage"])
-        return
-    singles = one_by_one(move)
-    if any(files.exists(single["backup"]) for single in singles if "backup" in single):
-        for single in reversed(singles):
-            back(single)
         return
     raise Lost("the backup of {0} is gone or was changed".format(move["live"]))
 
@@ -204,14 +205,19 @@ def link_runtime(source, target, patterns):
             files.unlink_if_there(path)
 
 
-def check_backup(plan):
+def done_singly(records):
+    """Numbers of the exchanges that became renames."""
+    return set(record["move"] for record in records if record["kind"] == "singly")
+
+
+def check_backup(plan, singly):
     """Raises `Failure` if a committed operation cannot be gone back from any more; nothing is changed."""
-    for move in plan["moves"] + ([plan["payload"]] if plan["payload"] else []):
-        if move["op"] == "exchange":
-            backups = [one["backup"] for one in one_by_one(move) if one["op"] in ("replace", "remove")]
-            whole = position_of(move) == "new" or (backups and all(files.exists(path) for path in backups))
+    for number, move in enumerate(plan["moves"] + ([plan["payload"]] if plan["payload"] else [])):
+        if move["op"] == "exchange" and number not in singly:
+            whole = position_of(move) == "new"
         else:
-            whole = "backup" not in move or move["op"] == "put" or files.exists(move["backup"])
+            singles = one_by_one(move) if move["op"] == "exchange" else [move]
+            whole = all(files.exists(one["backup"]) for one in singles if one["op"] in ("replace", "remove"))
         if not whole:
             text = "{0} was changed since, or its backup is gone: there is no way back"
             raise Failure("OtherActor", text.format(move["live"]), False)

@@ -242,9 +242,10 @@ class Transaction(object):
         begun = set(
             record["move"] for record in self.journal.records if record["kind"] == "move" and not record["back"]
         )
+        singly = switch.done_singly(self.journal.records)
         for number in sorted(begun, reverse=True):
             self.journal.add("move", move=number, state="start", back=True)
-            switch.back(self.plan["moves"][number])
+            switch.back(self.plan["moves"][number], number in singly)
             self.journal.add("move", move=number, state="done", back=True)
         if self.order["daemon_reload"] and begun:
             # systemd read the units before this ran at boot, too; a refusal there only means that it reads them later
@@ -318,7 +319,7 @@ class Transaction(object):
 
     def take_back(self):
         """Undo a committed operation because a person asks for it (R39)."""
-        switch.check_backup(self.plan)
+        switch.check_backup(self.plan, switch.done_singly(self.journal.records))
         self.refuse_other_actors()
         self.operation.save("baseline.json", self._baseline_now())
         self.go_back(None, "it was taken back by hand")
