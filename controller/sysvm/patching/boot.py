@@ -5,7 +5,7 @@ init.sh). They decide whether the machine that answers is the one that was meant
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sysvm.api.endpoint import SystemVMType
@@ -17,7 +17,7 @@ CMDLINE_PATH = "/var/cache/cloud/cmdline"
 class BootArguments:
     """`words` holds secrets (keystore password): never shown as a whole."""
 
-    words: Mapping[str, str]
+    words: Mapping[str, str] = field(repr=False)
 
     @property
     def type(self) -> SystemVMType | None:
