@@ -189,6 +189,10 @@ class Lab:
             self._say(f"the lab is down ({time.monotonic() - started:.1f} s)")
         return removed
 
+    def toolbox(self) -> Toolbox:
+        """The lab's mount namespace, for those who make more namespaces in it. Raises LabError when no lab is up."""
+        return self._open()[1]
+
     def is_up(self) -> bool:
         state = LabState.load(self._state_file)
         return state is not None and self._toolbox_of(state) is not None
