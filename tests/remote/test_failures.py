@@ -194,8 +194,7 @@ def test_a_signature_that_somebody_else_wrote_is_not_overwritten_by_going_back(v
 # ------------------------------------------------------------------------------------ by hand, and killed
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_killed_while_a_person_takes_it_back_the_vm_is_old_or_new(vm, mode):
+def test_killed_while_a_person_takes_it_back_the_vm_is_old_or_new(vm):
     judge = Judge(vm)
     vm.prepare(make_order())
     vm.run("op-1")
@@ -208,6 +207,7 @@ def test_killed_while_a_person_takes_it_back_the_vm_is_old_or_new(vm, mode):
     names = count_changes(vm, back)
     for number in range(1, len(names) + 1):
         vm.reset()
+        mode = MODES[number // 2 % 2]
         where = f"{mode} {number} {names[number - 1]}"
         assert killed_at(back, mode, number) == 137, where
         judge.settle_and_judge(where, at_boot=number % 2 == 0)

@@ -102,8 +102,7 @@ def built(vm: VM) -> tuple[VM, Judge]:
     return vm, judge
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("at_boot", [True, False], ids=["boot", "session"])
+@pytest.mark.parametrize(("mode", "at_boot"), [("kill-before", False), ("kill-after", True)])
 def test_killed_at_any_change_of_the_switch_the_vm_is_old_or_new(built, mode, at_boot):
     vm, judge = built
     names = count_changes(vm, lambda: vm.run("op-1"))
@@ -120,8 +119,7 @@ def test_killed_at_any_change_of_the_switch_the_vm_is_old_or_new(built, mode, at
     assert {"old", "new"} == set(verdicts)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_killed_at_any_change_on_the_way_back_the_vm_is_old(vm, mode):
+def test_killed_at_any_change_on_the_way_back_the_vm_is_old(vm):
     judge = Judge(vm)
     vm.prepare(broken())
     vm.keep()
@@ -129,10 +127,11 @@ def test_killed_at_any_change_on_the_way_back_the_vm_is_old(vm, mode):
     assert vm.report("op-1")["phase"] == "RolledBack"
     for number in range(1, len(names) + 1):
         vm.reset()
+        mode = MODES[number // 2 % 2]
         where = f"{mode} {number} {names[number - 1]}"
         assert killed_at(lambda: vm.run("op-1"), mode, number) == 137, where
         assert judge.settle_and_judge(where, at_boot=number % 2 == 0) == "old", where
-    print(f"\n{mode}: {len(names)} points of a failing patch, all old")
+    print(f"\n{len(names)} points of a failing patch, all old")
 
 
 def test_killed_where_trees_cannot_be_exchanged_the_vm_is_old_or_new(vm, monkeypatch):
@@ -182,13 +181,13 @@ def test_killed_again_during_every_recovery_the_vm_is_still_old_or_new(built):
     assert trials > 100
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_killed_while_it_prepares_nothing_has_changed_and_the_same_order_still_works(vm, mode):
+def test_killed_while_it_prepares_nothing_has_changed_and_the_same_order_still_works(vm):
     judge = Judge(vm)
     vm.keep()
     names = count_changes(vm, lambda: vm.prepare(make_order()))
     for number in range(1, len(names) + 1):
         vm.reset()
+        mode = MODES[number // 2 % 2]
         where = f"{mode} {number} {names[number - 1]}"
         assert killed_at(lambda: vm.prepare(make_order()), mode, number) == 137, where
         if number % 3 == 0:
@@ -201,7 +200,7 @@ def test_killed_while_it_prepares_nothing_has_changed_and_the_same_order_still_w
             assert vm.run("op-1")["phase"] == "Committed", where
         else:
             assert judge.settle_and_judge(where, at_boot=number % 3 == 1) == "old", where
-    print(f"\n{mode}: {len(names)} points of preparing")
+    print(f"\n{len(names)} points of preparing")
 
 
 def test_a_full_disk_at_any_change_leaves_the_old(vm):

@@ -156,8 +156,12 @@ def idle():
     try:
         yield
     finally:
-        os.setpriority(os.PRIO_PROCESS, 0, before)
         files.set_disk_priority(False)
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+        except PermissionError:
+            # A root without this right stays slow for the session; what changes the VM runs in a process of its own.
+            pass
 
 
 def digest(host, paths, roots, exclude):

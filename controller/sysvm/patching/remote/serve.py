@@ -19,6 +19,8 @@ from .wire import MAX_BYTES, VERSION, Closed
 FOLLOW_SECONDS = 0.1
 EVENT_SECONDS = 0.25
 START_SECONDS = 15.0
+OTHERWISE = {"begin": "StageFailed", "stage": "StageFailed", "build": "BuildFailed", "run": "SwitchFailed"}
+"""Reasons of what the system refuses, by verb."""
 MAX_CONTENT = 1024 * 1024 * 1024
 
 
@@ -60,7 +62,7 @@ class Session(object):
         except (Failure, OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, (KeyError, TypeError, ValueError)):
                 error = Failure("ProtocolError", "{0}: {1}: {2}".format(verb, type(error).__name__, error), False)
-            reason, message = of(error, {"build": "BuildFailed", "run": "SwitchFailed"}.get(verb, "StageFailed"))
+            reason, message = of(error, OTHERWISE.get(verb, "ProtocolError"))
             retryable = getattr(error, "retryable", True)
             value = {"reason": reason, "message": message, "retryable": retryable, "changed": False}
             self.wire.send({"id": number, "error": value})
