@@ -256,7 +256,7 @@ class Story:
         self._during(stage)
         self._heading("   ... until every VM is verified at the release")
         self._show(f"$ kubectl wait --for=condition=Ready spp/{POLICY}")
-        stage.kubectl("wait", "--for=condition=Ready", f"spp/{POLICY}", "--timeout=300s", timeout_seconds=310)
+        stage.kubectl("wait", "--for=condition=Ready", f"spp/{POLICY}", "--timeout=120s", timeout_seconds=130)
         self._table(stage, "svm,spp,svr")
         self._record(stage, "release 4.20.2", "all converged", began)
 

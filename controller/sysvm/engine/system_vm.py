@@ -164,6 +164,9 @@ class SystemVMReconciler:
         return Again(max(0.1, (next_look - now).total_seconds()))
 
     def _look_is_due(self, key: Key, vm: SystemVM, memory: _Memory, wants: Payload | None, now: datetime) -> bool:
+        ended = vm.status.operation.finished_at if vm.status.operation else None
+        if ended is not None and now < ended + AFTER_OPERATION:
+            return False
         request = vm.metadata.annotations.get(REQUESTED_AT_ANNOTATION, "")
         if request and request not in (memory.request, vm.status.last_handled_reconcile_at):
             memory.request = request
@@ -233,7 +236,7 @@ class SystemVMReconciler:
                 for action in found.actions
             )
         ended = status.operation.finished_at if status.operation else None
-        if ended is not None and found.at <= ended:  # it began before the operation ended: it says nothing about now
+        if ended is not None and found.at.replace(microsecond=0) <= ended:  # it began before the operation ended: it says nothing about now
             memory.compare_next = True
             memory.next_look = now + AFTER_OPERATION
         force = self._board.wants_look(key)
