@@ -21,7 +21,7 @@ class PatchingError(Exception):
             self.retryable = retryable
 
 
-class Unreachable(PatchingError):
+class Unreachable(PatchingError):  # noqa: N818  # says what the VM is
     """No SSH session could be had, or it was lost: refused, silent, authentication, host key."""
 
     reason = Reason.SSH_UNREACHABLE
@@ -38,7 +38,7 @@ class HostKeyRejected(Unreachable):
         self.fingerprint = fingerprint
 
 
-class Refused(PatchingError):
+class Refused(PatchingError):  # noqa: N818  # says what happened
     """The VM was reached and nothing was changed on it: lock held, old epoch, no space, another actor, wrong type."""
 
     reason = Reason.VM_BUSY

@@ -100,7 +100,7 @@ class JournalPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step of DESIGN's eleven. `name`: Connect Probe Diff Stage Build Fence Switch Services Verify Commit Restore."""
+    """One of the eleven steps: Connect Probe Diff Stage Build Fence Switch Services Verify Commit Restore."""
 
     name: str
     done: bool
