@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,13 @@ async def test_a_closed_port_is_told_from_a_silent_host(cloud_key: Path) -> None
                 pass
     assert silent.value.reason is Reason.SSH_TIMEOUT
     assert silent.value.retryable
+
+
+@pytest.mark.parametrize("address", ["no-such-host.invalid", "a..b", f"{'x' * 80}.example"])
+async def test_a_name_that_nobody_knows_is_told(cloud_key: Path, address: str) -> None:
+    failure = await _fails(SSHTransport(), dataclasses.replace(target(free_port(), cloud_key), address=address))
+    assert failure.reason is Reason.SSH_UNREACHABLE
+    assert "cannot be resolved" in str(failure)
 
 
 async def test_silent_hosts_do_not_delay_the_others(server: OpenSSH, cloud_key: Path) -> None:

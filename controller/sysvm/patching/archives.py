@@ -181,10 +181,16 @@ def read_agent(source: Path | bytes) -> Listing:
 
 
 def read_agent_member(source: Path | bytes, path: str) -> Iterator[bytes]:
-    """The content of one file of a zip archive that `read_agent` has accepted, in pieces of at most 256 KiB."""
-    with _opened(source) as stream, zipfile.ZipFile(stream) as archive, archive.open(path) as member:
-        while part := member.read(_CHUNK_BYTES):
-            yield part
+    """The content of one file of a zip archive that `read_agent` has accepted, in pieces of at most 256 KiB.
+
+    Raises `PayloadError` if the archive is not there any more or has changed.
+    """
+    try:
+        with _opened(source) as stream, zipfile.ZipFile(stream) as archive, archive.open(path) as member:
+            while part := member.read(_CHUNK_BYTES):
+                yield part
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise PayloadError(f"agent.zip cannot be read any more at {_shown(path)}: {error}", retryable=True) from error
 
 
 @contextlib.contextmanager

@@ -172,9 +172,16 @@ def operation_report(
         bytes_sent=report["bytes_received"] if bytes_sent is None else bytes_sent,
         reason=Reason(report["reason"]) if report["reason"] is not None else None,
         message=report["message"] or "; ".join(report["notes"]),
-        started_at=datetime.fromtimestamp(report["started_at"], UTC),
-        finished_at=datetime.fromtimestamp(report["finished_at"], UTC) if report["finished_at"] is not None else None,
+        started_at=_time(report["started_at"]),
+        finished_at=_time(report["finished_at"]) if report["finished_at"] is not None else None,
     )
+
+
+def _time(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError) as error:
+        raise protocol.ProtocolError(f"the VM's journal has the time {seconds!r}, which is none") from error
 
 
 def _step(step: protocol.ReportStep) -> StepReport:

@@ -242,6 +242,8 @@ class _Channel(asyncssh.SSHClientSession[bytes]):
             self._take(self._decoder.feed(data))
         except ProtocolError as error:
             self._finish(self._not_our_program(error))
+        except RecursionError:
+            self._finish(ProtocolError(f"{self._name} sends a message of endless depth"))
         self._news.set()
 
     def _take(self, frames: Iterable[Frame]) -> None:

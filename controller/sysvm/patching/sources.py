@@ -56,22 +56,26 @@ class PayloadSources:
         """
         async with self._locks.setdefault(file.digest, asyncio.Lock()):
             self._handed_out.add(_file_name(file.digest))
-            place = self.cache / _file_name(file.digest)
-            if await asyncio.to_thread(_holds, place, file.digest):
-                return place
-            source = file.source
-            if source.http is not None:
-                await self._download(source.http.url, file.digest, place)
-            elif source.mounted is not None:
-                await asyncio.to_thread(self._copy, source.mounted.path, file.digest, place)
-            elif content is not None:
-                await asyncio.to_thread(_keep, content, file.digest, place, _described(source))
-            else:
-                raise PayloadError(
-                    f"{_described(source)} is not there", reason=Reason.PAYLOAD_NOT_FOUND, retryable=True
-                )
-            await asyncio.to_thread(self._trim)
+            try:
+                return await self._fetch(file, content)
+            except OSError as error:
+                raise _failed(f"{self.cache} cannot keep the file: {error.strerror or error}") from error
+
+    async def _fetch(self, file: PayloadFile, content: bytes | None) -> Path:
+        place = self.cache / _file_name(file.digest)
+        if await asyncio.to_thread(_holds, place, file.digest):
             return place
+        source = file.source
+        if source.http is not None:
+            await self._download(source.http.url, file.digest, place)
+        elif source.mounted is not None:
+            await asyncio.to_thread(self._copy, source.mounted.path, file.digest, place)
+        elif content is not None:
+            await asyncio.to_thread(_keep, content, file.digest, place, _described(source))
+        else:
+            raise PayloadError(f"{_described(source)} is not there", reason=Reason.PAYLOAD_NOT_FOUND, retryable=True)
+        await asyncio.to_thread(self._trim)
+        return place
 
     def forget(self, digest: str) -> None:
         """Nobody uses the file with this digest any more: it may go when the cache is full."""

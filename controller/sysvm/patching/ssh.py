@@ -224,7 +224,10 @@ class SSHTransport:
         loop = asyncio.get_running_loop()
         failure = OSError(f"{target.address} has no address")
         async with asyncio.timeout(self.timeouts.connect):
-            found = await loop.getaddrinfo(target.address, target.account.port, type=socket.SOCK_STREAM)
+            try:
+                found = await loop.getaddrinfo(target.address, target.account.port, type=socket.SOCK_STREAM)
+            except UnicodeError as error:  # a name with an empty or endless label never gets as far as a resolver
+                raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
             for family, kind, protocol, _, place in found:
                 sock = socket.socket(family, kind, protocol)
                 try:

@@ -29,7 +29,7 @@ class Outgoing:
 
 
 def batches(payload: Payload, merged: Mapping[str, bytes], missing: tuple[str, ...]) -> Iterator[list[Outgoing]]:
-    """The contents that the VM lacks. KeyError: it asks for one that no file of the order has."""
+    """The contents that the VM lacks. Raises `ProtocolError` if it asks for one that no file of the order has."""
     batch: list[Outgoing] = []
     size = 0
     for digest in missing:
@@ -57,7 +57,10 @@ async def content_of(payload: Payload, batch: list[Outgoing]) -> AsyncIterator[b
 def _pack(payload: Payload, merged: Mapping[str, bytes], digest: str) -> Outgoing:
     if digest in merged:
         return _compressed(digest, merged[digest])
-    size, name = payload.described(digest)
+    try:
+        size, name = payload.described(digest)
+    except KeyError as error:
+        raise protocol.ProtocolError(f"the VM asks for content {digest}, which no file of its order has") from error
     if size > _COMPRESSED_BELOW_BYTES or posixpath.splitext(name)[1] in _PACKED_ALREADY:
         return Outgoing({"sha256": digest, "size": size, "encoding": "identity", "wire_size": size}, None)
     return _compressed(digest, b"".join(payload.content(digest)))

@@ -271,3 +271,13 @@ def test_a_damaged_zip_is_refused_or_read_never_worse(data: st.DataObject) -> No
         assert str(error).isprintable()
         return
     assert all(not {"", ".", ".."} & set(entry.path.split("/")) for entry in listing.files)
+
+
+def test_an_agent_that_goes_away_is_told_when_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "agent.zip"
+    path.write_bytes(payloads.build_agent(releases.old()))
+    payload = read_payload(small_scripts(), path)
+    path.unlink()
+    assert payload.agent is not None
+    with pytest.raises(PayloadError, match="cannot be read any more"):
+        b"".join(payload.content(payload.agent.entries["_run.sh"].sha256))

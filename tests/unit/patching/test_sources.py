@@ -173,6 +173,13 @@ async def test_a_config_map_is_taken_by_its_bytes(store: PayloadSources) -> None
     assert (await store.fetch(wanted, content=CONTENT)).read_bytes() == CONTENT
 
 
+async def test_a_cache_that_cannot_be_written_is_told(store: PayloadSources) -> None:
+    store.cache.write_text("a file where the folder must be")
+    with pytest.raises(PayloadError, match="cannot keep") as caught:
+        await store.fetch(file({"configMapRef": {"name": "c", "key": "k"}}), content=CONTENT)
+    assert caught.value.reason is Reason.PAYLOAD_FETCH_FAILED
+
+
 async def test_the_cache_stays_small_and_keeps_what_is_used(store: PayloadSources) -> None:
     store.cache_bytes = 250
     files = [file({"configMapRef": {"name": "c", "key": "k"}}, bytes([n]) * 100) for n in range(4)]
