@@ -235,6 +235,30 @@ def test_a_full_disk_at_any_change_leaves_the_old(vm):
     assert ends.count("old") > len(names) // 2
 
 
+def test_a_disk_that_stays_full_from_any_change_on_leaves_the_old_or_the_new(vm):
+    judge = Judge(vm)
+    vm.prepare(make_order())
+    vm.keep()
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    judge.learn_new()
+    verdicts = []
+    for number, name in enumerate(names, 1):
+        vm.reset()
+        files.FAULTS.arm(f"disk-full:{number}")
+        vm.run("op-1")
+        recover_by_next_session(vm)
+        files.FAULTS.mode = None
+        recover_by_next_session(vm)
+        verdicts.append(judge.verdict(f"disk full from {number} {name} on"))
+        ends = ("Committed",) if verdicts[-1] == "new" else ("RolledBack", "Abandoned")
+        assert vm.report("op-1")["phase"] in ends
+        assert vm.report("op-1")["reason"] in ((None,) if verdicts[-1] == "new" else ("DiskFull",))
+        assert vm.systemd() == judge.services
+    # Once every backup has its second name nothing needs space any more.
+    assert verdicts == sorted(verdicts, reverse=True)
+    assert {"old", "new"} == set(verdicts)
+
+
 def test_a_full_disk_while_preparing_is_told_and_changes_nothing(vm):
     judge = Judge(vm)
     vm.keep()

@@ -19,6 +19,10 @@ _SYSCALL_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "i686": 289, "armv7l": 314,
 _SYSCALL_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "i686": 353, "armv7l": 382, "ppc64le": 357, "s390x": 347}
 
 
+NEED_SPACE = ("write", "link", "symlink", "mkdir")
+"""Changes that a full disk refuses; a rename within a folder's own block and a record of the journal need none."""
+
+
 class Faults(object):
     """Stops the program at the n-th change: armed by tests only (`--root` and SYSVM_FAULT=MODE:N)."""
 
@@ -29,7 +33,7 @@ class Faults(object):
         self.names = []
 
     def arm(self, text):
-        """`kill-before:N`, `kill-after:N`, `no-space:N`, or `count:0`, which only counts."""
+        """`kill-before:N`, `kill-after:N`, `no-space:N` (once), `disk-full:N` (from then on), `count:0` (none)."""
         self.mode, at = text.split(":")
         self.at = int(at)
         self.count = 0
@@ -40,6 +44,8 @@ class Faults(object):
             return
         self.count += 1
         self.names.append(name)
+        if self.mode == "disk-full" and self.count >= self.at and name in NEED_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
         if self.count != self.at:
             return
         if self.mode == "kill-before":
@@ -136,7 +142,7 @@ def write_new(path, chunks, mode):
         os.close(descriptor)
 
 
-@point("write")
+@point("record")
 def write_at(descriptor, content, offset):
     """Overwrite bytes of an open file that has room for them, on the disk when this returns."""
     while content:

@@ -227,6 +227,10 @@ class Transaction(object):
 
     def _restore(self, at_boot):
         signature = self.plan["signature"]
+        if switch.matches(signature["live"], build.identity(signature["old"])) and not self.not_as_it_was():
+            # The original signature is there before the first change and after the last one of going back: nothing is
+            # left to do, and nothing is written, because the disk may be full.
+            return
         text = switch.signature_text(signature)
         known = switch.is_zeros(text) or text == signature["new_text"]
         if not known and not switch.matches(signature["live"], build.identity(signature["old"])):
@@ -257,12 +261,14 @@ class Transaction(object):
             less = services.compare()
             if less:
                 raise Failure("ServiceFailed", "less active than before: " + ", ".join(less))
-        self.verify_old()
+        wrong = self.not_as_it_was()
+        if wrong:
+            raise switch.Lost("not as it was: " + ", ".join(wrong[:5]))
         switch.restore_signature(signature)
         restore_times(self.plan["times"])
 
-    def verify_old(self):
-        """Byte for byte what `build` wrote down, but for the signature, which comes last."""
+    def not_as_it_was(self):
+        """Paths that are not, byte for byte, what `build` wrote down, but for the signature, which comes last."""
         old = self.operation.load("old.json")
         wrong = []
         for real in sorted(old):
@@ -273,8 +279,7 @@ class Transaction(object):
                 wrong += [] if now["kind"] == "folder" else [real]
             elif any(now.get(key) != value for key, value in old[real].items()):
                 wrong.append(real)
-        if wrong:
-            raise switch.Lost("not as it was: " + ", ".join(self.host.name(real) for real in wrong[:5]))
+        return [self.host.name(real) for real in wrong]
 
     def say_inconsistent(self, message, said, reason):
         """The end that needs a person. Tried hard: the phase must be on the disk, the signature must not match."""
