@@ -122,7 +122,7 @@ def up(lab: Lab, names: str, release: str, *, control_plane: bool) -> None:
 @_with_lab
 def demo(lab: Lab) -> None:
     """Run the whole story: old VMs, a release, a broken one, a mended one. The lab stays up."""
-    if _take_down(lab):
+    if take_down(lab):
         click.echo("  an earlier lab was taken down")
     try:
         Story(lab.run_dir, DEFAULT_FLEET, lambda line: click.echo(f"  {line}"), click.echo).tell()
@@ -153,7 +153,7 @@ def prepare(lab: Lab) -> None:
 @_with_lab
 def down(lab: Lab) -> None:
     """Take the lab away, also what a killed `up` left. Says what it removed; nothing there is fine."""
-    click.echo("\n".join(f"removed {what}" for what in _take_down(lab)) or "nothing to remove")
+    click.echo("\n".join(f"removed {what}" for what in take_down(lab)) or "nothing to remove")
 
 
 @main.command()
@@ -223,7 +223,7 @@ def kubectl(lab: Lab, arguments: Sequence[str]) -> None:
     raise SystemExit(server.run_kubectl(arguments))
 
 
-def _take_down(lab: Lab) -> list[str]:
+def take_down(lab: Lab) -> list[str]:
     """Ends operator, control plane and VMs, in this order, and removes the run folder's files. What it removed."""
     removed = []
     operator = OperatorProcess.attach(operator_dir(lab.run_dir))

@@ -220,8 +220,10 @@ class Act:
     title: str
     ending: str
     seconds: float
+    roles: Mapping[str, str]
+    """Redundancy roles when it began, by VM."""
     rows: list[tuple[str, str, str, str, str]]
-    """VM, result, seconds, bytes, service actions."""
+    """VM, result, seconds, bytes, service actions; in the order in which they began."""
 
 
 class Story:
@@ -230,7 +232,7 @@ class Story:
     def __init__(self, run_dir: Path, specs: Sequence[VMSpec], say: Say, show: Say) -> None:
         self._run_dir, self._specs, self._say, self._show = run_dir, specs, say, show
         self._began = time.monotonic()
-        self._acts: list[Act] = []
+        self.acts: list[Act] = []
 
     def tell(self) -> None:
         """From nothing to the summary. The lab stays up, to be looked at."""
@@ -251,14 +253,14 @@ class Story:
         self._apply(stage, secret(stage), endpoint(stage.lab.vms()), template(stage, release))
         wait_condition(stage, "cse", ENDPOINT, "Ready", seconds=60)
         self._table(stage, "cse,svt,svm")
-        began = time.monotonic()
+        began, roles = time.monotonic(), self._roles(stage)
         self._apply(stage, policy(release))
         self._during(stage)
         self._heading("   ... until every VM is verified at the release")
         self._show(f"$ kubectl wait --for=condition=Ready spp/{POLICY}")
         stage.kubectl("wait", "--for=condition=Ready", f"spp/{POLICY}", "--timeout=120s", timeout_seconds=130)
         self._table(stage, "svm,spp,svr")
-        self._record(stage, "release 4.20.2", "all converged", began)
+        self._record(stage, "release 4.20.2", "all converged", began, roles)
 
     def _broken(self, stage: Stage) -> None:
         release = releases.broken()
@@ -266,23 +268,23 @@ class Story:
             f"3. Release {release.version} breaks apache2: its validator accepts the file, the daemon dies on it"
         )
         before = self._snapshots(stage)
-        began = time.monotonic()
+        began, roles = time.monotonic(), self._roles(stage)
         self._apply(stage, template(stage, release), policy(release))
         stalled = wait_condition(stage, "spp", POLICY, "Stalled", seconds=120)
         self._table(stage, "svm,spp")
         message = next(each["message"] for each in stalled["status"]["conditions"] if each["type"] == "Stalled")
         self._show("The policy is Stalled, and says:\n" + _indented(message))
         self._untouched(stage, before)
-        self._record(stage, f"release {release.version} (broken)", "one VM rolled back, no other touched", began)
+        self._record(stage, f"release {release.version} (broken)", "one VM rolled back, no other touched", began, roles)
 
     def _mended(self, stage: Stage) -> None:
         release = releases.mended()
         self._heading(f"4. Release {release.version} mends it")
-        began = time.monotonic()
+        began, roles = time.monotonic(), self._roles(stage)
         self._apply(stage, template(stage, release), policy(release))
         wait_condition(stage, "spp", POLICY, "Ready", seconds=180)
         self._table(stage, "svm,spp,svr")
-        self._record(stage, f"release {release.version} (mended)", "all converged", began)
+        self._record(stage, f"release {release.version} (mended)", "all converged", began, roles)
 
     def _during(self, stage: Stage) -> None:
         """Shows the tables once in the middle of the rollout: when the second VM is in work."""
@@ -319,27 +321,34 @@ class Story:
             " xattrs):\nall the same, and no service has failed."
         )
 
-    def _record(self, stage: Stage, title: str, ending: str, began: float) -> None:
+    def _record(self, stage: Stage, title: str, ending: str, began: float, roles: Mapping[str, str]) -> None:
         rollout = stage.get("spp", POLICY)["status"]["lastRollout"]["name"]
-        rows = []
+        timed = []
         for vm in stage.get("svm")["items"]:
             for entry in vm["status"].get("history", []):
                 if entry["rollout"] == rollout:
                     actions = ", ".join(_action(action) for action in entry.get("services", [])) or "none"
-                    rows.append(
-                        (
-                            vm["status"]["identity"]["name"],
-                            entry["result"],
-                            f"{entry.get('seconds', 0):.0f}",
-                            f"{entry.get('bytesSent', 0):,}",
-                            actions,
-                        )
+                    row = (
+                        vm["status"]["identity"]["name"],
+                        str(entry["result"]),
+                        f"{entry.get('seconds', 0):.0f}",
+                        f"{entry.get('bytesSent', 0):,}",
+                        actions,
                     )
-        self._acts.append(Act(title, ending, time.monotonic() - began, rows))
+                    timed.append((entry["startedAt"], row))
+        rows = [row for _, row in sorted(timed)]
+        self.acts.append(Act(title, ending, time.monotonic() - began, roles, rows))
+
+    def _roles(self, stage: Stage) -> dict[str, str]:
+        return {
+            vm["status"]["identity"]["name"]: vm["status"]["redundancy"]["role"]
+            for vm in stage.get("svm")["items"]
+            if "redundancy" in vm.get("status", {})
+        }
 
     def _summary(self, stage: Stage) -> None:
         self._heading("5. What happened")
-        for act in self._acts:
+        for act in self.acts:
             self._show(f"{act.title}: {act.ending}, {act.seconds:.0f} s")
             for row in act.rows:
                 self._show("  {:10} {:11} {:>3} s {:>10} bytes sent  services: {}".format(*row))
