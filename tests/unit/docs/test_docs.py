@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from sysvm.api.reasons import Reason
 from sysvm.domain import admission, method, policy_status
+from sysvm.patching.remote.main import parser
 from sysvm.patching.results import JournalPhase
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -120,6 +121,22 @@ def test_reasons_said_never_to_be_given_are_never_given() -> None:
             name_of(path) for path in sources if re.search(rf"Reason\.{reason.name}\b|\"{reason}\"", path.read_text())
         ]
         assert not given, reason
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_metric_and_setting_named_is_in_the_code(page: Path) -> None:
+    named = set(re.findall(r"\b(?:SYSVM_[A-Z_]+|sysvm_[a-z_]+)\b", page.read_text()))
+    sources = [*(ROOT / "controller").rglob("*.py"), *(ROOT / "hack").rglob("*.py"), ROOT / "hack/bootstrap"]
+    code = "\n".join(path.read_text() for path in sources)
+    for name in named:
+        assert f'"{name.removesuffix("_total")}"' in code or f"{name}:-" in code, name
+
+
+def test_live_patch_tells_every_way_to_use_the_console() -> None:
+    page = (DOCS / "live-patch.md").read_text()
+    section = page.partition("\n## On the console\n")[2].partition("\n## ")[0]
+    options = {option for action in parser()._actions for option in action.option_strings if option.startswith("--")}
+    assert set(re.findall(r"--[a-z]+", section)) == options - {"--help", "--root"}
 
 
 def test_live_patch_names_every_phase_of_the_journal() -> None:
