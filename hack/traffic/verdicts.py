@@ -1,0 +1,42 @@
+"""Which loss breaks a promise. Pure.
+
+The plan speaks in words ("none lost; ...", "DNS and DHCP requests of about a tenth of a second"): what does not begin
+with "none" is a named loss, and what was named before is not broken.
+"""
+
+from __future__ import annotations
+
+from lab.tenants import Tally
+from traffic.measuring import Measurement
+from traffic.scenarios import Keep, Scenario
+
+
+def excused(scenario: Scenario, measured: Measurement) -> frozenset[str]:
+    """Services whose traffic may lose in this measurement."""
+    if scenario.must_keep is Keep.ALL:
+        return scenario.victims
+    named = {unit for unit, loss in measured.account.losses.items() if not loss.startswith("none")}
+    return scenario.victims | named
+
+
+def is_broken(scenario: Scenario, measured: Measurement, tally: Tally) -> bool:
+    """Whether this kind lost something that the plan had promised to keep."""
+    unit = tally.kind.unit
+    return bool(tally.lost or tally.failed) and (unit is None or unit not in excused(scenario, measured))
+
+
+def broken_promises(scenario: Scenario, measured: Measurement) -> tuple[str, ...]:
+    """A sentence for each; empty: all kept. CloudStack promises nothing, so ask only for ours."""
+    found = [
+        f"{scenario.name}: {tally.kind} lost {tally.lost} and failed {tally.failed} of {tally.sent}"
+        for tally in measured.tallies
+        if is_broken(scenario, measured, tally)
+    ]
+    if not measured.account.as_wanted:
+        found.append(f"{scenario.name}: ended {measured.account.ended} instead of {scenario.ends}")
+    return tuple(found)
+
+
+def without_effect(scenario: Scenario, measured: Measurement) -> bool:
+    """Whether it was reported as done and is not: cheap for traffic, but not what was ordered."""
+    return measured.account.as_wanted and not measured.works
