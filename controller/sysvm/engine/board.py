@@ -17,8 +17,9 @@ class Board:
         self._look_at: set[Key] = set()
         self._of: dict[Key, set[Key]] = {}
 
-    def blockers(self, vm: Key) -> tuple[Blocker, ...]:
-        return self._blockers.get(vm, ())
+    def blockers(self, endpoint: Key, vm: Key) -> tuple[Blocker, ...] | None:
+        """None: admission has not decided for this endpoint since the process began, so what is written stands."""
+        return self._blockers.get(vm, ()) if endpoint in self._of else None
 
     def wants_look(self, vm: Key) -> bool:
         """Admission cannot decide before this VM was looked at again."""

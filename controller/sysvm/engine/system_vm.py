@@ -236,7 +236,8 @@ class SystemVMReconciler:
                 for action in found.actions
             )
         ended = status.operation.finished_at if status.operation else None
-        if ended is not None and found.at.replace(microsecond=0) <= ended:  # it began before the operation ended: it says nothing about now
+        if ended is not None and found.at.replace(microsecond=0) <= ended:
+            # It began before the operation ended: it says nothing about now.
             memory.compare_next = True
             memory.next_look = now + AFTER_OPERATION
         force = self._board.wants_look(key)
@@ -294,7 +295,7 @@ class SystemVMReconciler:
         told = vm.model_copy(update={"status": status})
         scan = endpoint.spec.scan if endpoint is not None else None
         facts = facts_of(told, now=now, scan=scan)
-        decision, plan = self._decide(key, facts, reach, owner, memory)
+        decision, plan = self._decide(vm, facts, reach, owner, memory)
         status = status.model_copy(update={"plan": plan, "observed_generation": vm.metadata.generation})
         truth = system_vm_truth(
             vm.model_copy(update={"status": status}),
@@ -313,7 +314,7 @@ class SystemVMReconciler:
         return written
 
     def _decide(
-        self, key: Key, facts: VMFacts, reach: Reach, owner: _Owner | None, memory: _Memory
+        self, vm: SystemVM, facts: VMFacts, reach: Reach, owner: _Owner | None, memory: _Memory
     ) -> tuple[Decision | None, PlanEntry | None]:
         if owner is None or owner.release is None or facts.identity is None:
             return None, None
@@ -327,13 +328,21 @@ class SystemVMReconciler:
             heal=spec.drift.heal is not Heal.NEVER,
             excluded=exclusion(spec.selector, identity),
         )
-        actions = memory.actions if memory.compared == owner.release.revision else ()
+        written = vm.status.plan if vm.status.plan and vm.status.plan.revision == owner.release.revision else None
+        blockers = self._board.blockers(endpoint_of(vm), key_of(vm))
+        if blockers is None:
+            blockers = written.blocked_by if written is not None else ()
+        actions: tuple[PlannedAction, ...] = ()
+        if memory.compared == owner.release.revision:
+            actions = memory.actions
+        elif memory.compared is None and written is not None:
+            actions = written.services
         entry = plan_entry(
             owner.policy.metadata.name,
             owner.release,
             decision,
             services=actions,
-            blocked_by=self._board.blockers(key),
+            blocked_by=blockers,
         )
         return decision, entry
 

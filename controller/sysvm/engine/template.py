@@ -5,9 +5,10 @@ import base64
 import binascii
 from collections.abc import Callable
 
-from sysvm.api.base import REQUESTED_AT_ANNOTATION
-from sysvm.api.reasons import EventReason, Reason
+from sysvm.api.base import REQUESTED_AT_ANNOTATION, ConditionStatus
+from sysvm.api.reasons import ConditionType, EventReason, Reason
 from sysvm.api.template import PayloadFile, Signature, SystemVMTemplate, SystemVMTemplateStatus
+from sysvm.domain.conditions import find
 from sysvm.domain.source_status import PayloadFound, Problem, template_status
 from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
@@ -82,6 +83,8 @@ class TemplateReconciler:
         return None, None
 
     async def _report(self, template: SystemVMTemplate, outcome: PayloadFound | Problem | None) -> None:
+        if outcome is None and _is_known_good(template):
+            return  # read again after a restart: what a former process found stands until it is proven otherwise
         status = template_status(template, outcome, now=self._clock())
         requested = template.metadata.annotations.get(REQUESTED_AT_ANNOTATION)
         status = status.model_copy(update={"last_handled_reconcile_at": requested})
@@ -144,6 +147,15 @@ class TemplateReconciler:
                 f"ConfigMap {ref.name} has no key {ref.key}", reason=Reason.PAYLOAD_NOT_FOUND, retryable=True
             )
         return str(text).encode()
+
+
+def _is_known_good(template: SystemVMTemplate) -> bool:
+    ready = find(template.status.conditions, ConditionType.READY)
+    return (
+        ready is not None
+        and ready.status is ConditionStatus.TRUE
+        and ready.observed_generation == template.metadata.generation
+    )
 
 
 def _found(payload: Payload) -> PayloadFound:

@@ -1,0 +1,352 @@
+"""System VMs that are a file: a stand-in for SSH, honest about what matters to the engine.
+
+A real VM does not forget an operation because the operator died, and ends it alone. So the truth of this fleet lies in
+a JSON file beside the process: an operation is written there with the moments of its phases when it begins, and whoever
+reads the file later sees how far it is. Every VM can be told to misbehave, and keeps a journal of what was asked of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.reasons import Reason
+from sysvm.api.systemvm import ContentState, RedundancyRole
+from sysvm.engine.ports import Progress
+from sysvm.patching.errors import HostKeyRejected, Refused, Unreachable
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import (
+    ContentReport,
+    JournalPhase,
+    Observation,
+    OperationReport,
+    Order,
+    PlannedServiceAction,
+    SeenHostKey,
+    ServiceReport,
+    ServiceState,
+    StepReport,
+    Target,
+)
+
+PHASES = (
+    (0.0, JournalPhase.STAGING, "Stage"),
+    (0.4, JournalPhase.SWITCHING, "Switch"),
+    (0.6, JournalPhase.SERVICES, "Services"),
+    (0.8, JournalPhase.VERIFYING, "Verify"),
+)
+"""Share of the operation's time after which it is in that phase."""
+OUTPUT = "haproxy: [ALERT] cannot bind socket"
+"""What the service that breaks says."""
+_NEVER = 1e12
+_TICK_SECONDS = 0.03
+_PATIENCE_SECONDS = 1.0
+"""How long somebody talks to a silent VM."""
+_OLD_SIGNATURE = "0123456789abcdef" * 2
+
+State = dict[str, Any]
+"""One VM in the file: plain JSON."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One operation as the VM remembers it. Times are seconds since 1970."""
+
+    vm: str
+    id: str
+    revision: str
+    begun: float
+    ends: float
+    outcome: JournalPhase
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The file, for the test and for the process under test alike."""
+
+    file: Path
+
+    @classmethod
+    def of(cls, file: Path, roles: dict[str, RedundancyRole | None], *, seconds: float = 0.3) -> Fleet:
+        """VMs at an old payload; an operation takes `seconds`."""
+        fleet = cls(file)
+        fleet.file.parent.mkdir(parents=True, exist_ok=True)
+        fleet.file.write_text("{}")
+        for name, role in roles.items():
+            fleet.add(name, role, seconds=seconds)
+        return fleet
+
+    def add(self, name: str, role: RedundancyRole | None = None, *, seconds: float = 0.3) -> None:
+        with self._changing() as vms:
+            vms[name] = {
+                "revision": "old",
+                "signature": _OLD_SIGNATURE,
+                "checksum": _OLD_SIGNATURE,
+                "drifted": False,
+                "role": role,
+                "seconds": seconds,
+                "host_key": "AAAA1",
+                "unreachable": None,
+                "silent": False,
+                "refused": None,
+                "outcome": JournalPhase.COMMITTED,
+                "highest_epoch": 0,
+                "operations": [],
+                "looks": 0,
+                "patch_calls": 0,
+            }
+
+    # What a test does to a VM
+
+    def set(self, name: str, **changes: object) -> None:
+        """Changes fields of one VM; `unreachable=Reason`, `silent=bool`, `refused=(Reason, retryable)`,
+        `outcome=JournalPhase`, `host_key=str`, `drifted=bool`, `seconds=float`, `role=RedundancyRole`."""
+        with self._changing() as vms:
+            unknown = set(changes) - set(vms[name])
+            if unknown:
+                raise KeyError(f"a VM has no {', '.join(sorted(unknown))}")
+            vms[name].update(changes)
+
+    def never_end(self, name: str) -> None:
+        """Operations that begin from now on last until `end`."""
+        self.set(name, seconds=_NEVER)
+
+    def end(self, name: str) -> None:
+        """The operation in work ends now, and later ones are quick."""
+        with self._changing() as vms:
+            vms[name]["seconds"] = 0.3
+            for operation in vms[name]["operations"]:
+                operation["ends"] = min(operation["ends"], time.time())
+
+    # What a test asks
+
+    def patches(self) -> list[Patch]:
+        """Every operation that ever began, in the order of their beginning."""
+        found = [
+            Patch(name, one["id"], one["revision"], one["begun"], one["ends"], JournalPhase(one["outcome"]))
+            for name, state in self._read().items()
+            for one in state["operations"]
+        ]
+        return sorted(found, key=lambda patch: patch.begun)
+
+    def patches_of(self, name: str) -> list[Patch]:
+        return [patch for patch in self.patches() if patch.vm == name]
+
+    def patch_calls(self) -> int:
+        """How often anybody asked for a patch, also in vain."""
+        return sum(state["patch_calls"] for state in self._read().values())
+
+    def looks(self, name: str) -> int:
+        return int(self._read()[name]["looks"])
+
+    def revision(self, name: str) -> str:
+        return str(self._read()[name]["revision"])
+
+    # What the stand-in does
+
+    def begin(self, name: str, payload: Payload, order: Order) -> None:
+        """Raises `Refused`."""
+        with self._changing() as vms:
+            state = vms[name]
+            state["patch_calls"] += 1
+            if any(one["id"] == order.id for one in state["operations"]):
+                return
+            if state["refused"]:
+                reason, retryable = state["refused"]
+                raise Refused(f"{name} refuses: {reason}", reason=Reason(reason), retryable=retryable)
+            if order.epoch < state["highest_epoch"]:
+                raise Refused(f"{name}: old epoch", reason=Reason.EPOCH_REFUSED, retryable=False)
+            if any(one["ends"] > time.time() for one in state["operations"]):
+                raise Refused(f"{name}: in work for another", reason=Reason.LOCK_HELD, retryable=True)
+            state["highest_epoch"] = order.epoch
+            now = time.time()
+            state["operations"].append(
+                {
+                    "id": order.id,
+                    "revision": payload.revision,
+                    "signature": payload.signature,
+                    "begun": now,
+                    "ends": now + state["seconds"],
+                    "outcome": state["outcome"],
+                    "applied": False,
+                }
+            )
+
+    def look(self, name: str) -> State:
+        """The VM as it is now."""
+        with self._changing() as vms:
+            vms[name]["looks"] += 1
+            state: State = json.loads(json.dumps(vms[name]))
+            return state
+
+    def state(self, name: str) -> State:
+        state: State = self._read()[name]
+        return state
+
+    def _read(self) -> dict[str, State]:
+        vms: dict[str, State] = json.loads(self.file.read_text())
+        return vms
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, State]]:
+        with self.file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            vms = self._read()
+            for state in vms.values():
+                _settle(state)
+            try:
+                yield vms
+            finally:
+                fresh = self.file.with_suffix(".new")
+                fresh.write_text(json.dumps(vms))
+                os.replace(fresh, self.file)
+
+
+def _settle(state: State) -> None:
+    """What ended since somebody last looked has its effect."""
+    for one in state["operations"]:
+        if one["applied"] or one["ends"] > time.time():
+            continue
+        one["applied"] = True
+        if one["outcome"] == JournalPhase.COMMITTED:
+            state.update(revision=one["revision"], signature=one["signature"], checksum=one["signature"], drifted=False)
+        elif one["outcome"] == JournalPhase.INCONSISTENT:
+            state["signature"] = "0" * 32
+
+
+@dataclass(frozen=True)
+class SimulatedVMs:
+    """Implements `engine.ports.SystemVMs` over a `Fleet`."""
+
+    fleet: Fleet
+
+    async def observe(self, target: Target, payload: Payload | None) -> Observation:
+        key = await self._connect(target)
+        state = self.fleet.look(target.name)
+        content = None
+        if payload is not None:
+            same = state["revision"] == payload.revision and not state["drifted"]
+            content = ContentReport(
+                revision=payload.revision,
+                state=ContentState.MATCHES if same else ContentState.DRIFTED,
+                changed=0 if same else 1,
+                paths=() if same else ("/opt/cloud/bin/patched.sh",),
+            )
+        return Observation(
+            at=datetime.now(UTC).replace(microsecond=0),
+            host_key=key,
+            type=target.type,
+            release="4.20.1",
+            debian_version="12.9",
+            signature=state["signature"],
+            payload_checksums={"md5": state["checksum"]},
+            boot_id="b1",
+            booted=True,
+            services=(ServiceState("haproxy", "loaded", "active", "running", True, 77, 0),),
+            redundancy=RedundancyRole(state["role"]) if state["role"] else None,
+            failing_health_checks=(),
+            disk_available_bytes=1 << 30,
+            memory_available_bytes=1 << 30,
+            other_actors=(),
+            unfinished=None,
+            last_finished=None,
+            highest_epoch=state["highest_epoch"],
+            content=content,
+            agent_content=None,
+            actions=(PlannedServiceAction("haproxy", "Reload", "none"),) if content and content.changed else (),
+        )
+
+    async def patch(self, target: Target, payload: Payload, order: Order, progress: Progress) -> OperationReport:
+        await self._connect(target)
+        self.fleet.begin(target.name, payload, order)
+        told: JournalPhase | None = None
+        while True:
+            report = self._report(target.name, order.id)
+            if report is None:
+                raise Unreachable(f"{target.name}: the operation is gone")
+            if report.phase.is_final:
+                return report
+            if report.phase is not told:
+                told = report.phase
+                progress(report)
+            await asyncio.sleep(_TICK_SECONDS)
+
+    async def report(self, target: Target, operation_id: str) -> OperationReport | None:
+        await self._connect(target)
+        return self._report(target.name, operation_id)
+
+    async def _connect(self, target: Target) -> SeenHostKey:
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while (state := self.fleet.state(target.name))["silent"]:
+            if time.monotonic() > patience:
+                raise Unreachable(f"{target.name} lets in and stays silent", reason=Reason.SSH_TIMEOUT)
+            await asyncio.sleep(_TICK_SECONDS)
+        if state["unreachable"]:
+            raise Unreachable(f"{target.name} does not answer", reason=Reason(state["unreachable"]))
+        assert target.account.host_key_policy is HostKeyPolicy.TRUST_ON_FIRST_USE
+        shown = f"ssh-ed25519 {state['host_key']}"
+        fingerprint = f"SHA256:{state['host_key']}"
+        if target.pinned_host_key not in (None, shown) and target.accepted_fingerprint != fingerprint:
+            raise HostKeyRejected(f"{target.name} shows another host key, {fingerprint}", fingerprint=fingerprint)
+        return SeenHostKey("ssh-ed25519", fingerprint, shown)
+
+    def _report(self, name: str, operation: str) -> OperationReport | None:
+        state = self.fleet.state(name)
+        one = next((one for one in state["operations"] if one["id"] == operation), None)
+        if one is None:
+            return None
+        now = time.time()
+        if now >= one["ends"]:
+            return _final(name, one)
+        share = (now - one["begun"]) / (one["ends"] - one["begun"])
+        _, phase, step = next(found for found in reversed(PHASES) if share >= found[0])
+        return OperationReport(
+            id=operation,
+            revision=one["revision"],
+            phase=phase,
+            step=step,
+            steps=(StepReport(step, done=False, failed=False, seconds=0.0),),
+            services=(),
+            bytes_sent=100,
+        )
+
+
+def _final(name: str, one: State) -> OperationReport:
+    phase = JournalPhase(one["outcome"])
+    good = phase is JournalPhase.COMMITTED
+    failed = StepReport("Services", done=False, failed=True, seconds=0.1, message=OUTPUT)
+    messages = {
+        JournalPhase.COMMITTED: "",
+        JournalPhase.ROLLED_BACK: f"haproxy did not start: {OUTPUT}; {name} is as it was before",
+        JournalPhase.ABANDONED: f"nothing was changed on {name}",
+        JournalPhase.INCONSISTENT: f"haproxy did not start, and going back failed on {name}",
+    }
+    reasons = {
+        JournalPhase.COMMITTED: None,
+        JournalPhase.ROLLED_BACK: Reason.SERVICE_FAILED,
+        JournalPhase.ABANDONED: Reason.DISK_FULL,
+        JournalPhase.INCONSISTENT: Reason.INCONSISTENT,
+    }
+    return OperationReport(
+        id=one["id"],
+        revision=one["revision"],
+        phase=phase,
+        step="Commit" if good else "Services",
+        steps=(StepReport("Commit", done=True, failed=False, seconds=0.1),) if good else (failed,),
+        services=(ServiceReport("haproxy", "Reload", 0.0),),
+        bytes_sent=1234,
+        reason=reasons[phase],
+        message=messages[phase],
+        started_at=datetime.fromtimestamp(one["begun"], UTC),
+        finished_at=datetime.fromtimestamp(one["ends"], UTC),
+    )
