@@ -180,17 +180,35 @@ def read_agent(source: Path | bytes) -> Listing:
     return tally.listing()
 
 
-def read_agent_member(source: Path | bytes, path: str) -> Iterator[bytes]:
-    """The content of one file of a zip archive that `read_agent` has accepted, in pieces of at most 256 KiB.
+class AgentReader:
+    """Files of a zip archive that `read_agent` has accepted, one after the other. Close it.
 
-    Raises `PayloadError` if the archive is not there any more or has changed.
+    Exists because opening an archive costs more than reading most of its files: its whole list is parsed.
     """
-    try:
-        with _opened(source) as stream, zipfile.ZipFile(stream) as archive, archive.open(path) as member:
-            while part := member.read(_CHUNK_BYTES):
-                yield part
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise PayloadError(f"agent.zip cannot be read any more at {_shown(path)}: {error}", retryable=True) from error
+
+    def __init__(self, source: Path | bytes) -> None:
+        self._source = source
+        self._open = contextlib.ExitStack()
+        self._archive: zipfile.ZipFile | None = None
+
+    def read(self, path: str) -> Iterator[bytes]:
+        """The content of one file in pieces of at most 256 KiB. Blocking.
+
+        Raises `PayloadError` if the archive is not there any more or has changed.
+        """
+        try:
+            if self._archive is None:
+                stream = self._open.enter_context(_opened(self._source))
+                self._archive = self._open.enter_context(zipfile.ZipFile(stream))
+            with self._archive.open(path) as member:
+                while part := member.read(_CHUNK_BYTES):
+                    yield part
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+            text = f"agent.zip cannot be read any more at {_shown(path)}: {error}"
+            raise PayloadError(text, retryable=True) from error
+
+    def close(self) -> None:
+        self._open.close()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ compares it: the checksum of the archive as packed, in the algorithm that the pa
 boot.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -72,18 +73,20 @@ class Payload:
     def warnings(self) -> tuple[str, ...]:
         return self.scripts.warnings + (self.agent.warnings if self.agent is not None else ())
 
+    @contextlib.contextmanager
+    def contents(self) -> Iterator["Contents"]:
+        """For reading several files: agent.zip is opened at most once."""
+        reader = archives.AgentReader(self._agent_source) if self._agent_source is not None else None
+        try:
+            yield Contents(self, reader)
+        finally:
+            if reader is not None:
+                reader.close()
+
     def content(self, sha256: str) -> Iterator[bytes]:
         """The file with this digest, in pieces. Blocking where agent.zip has it. KeyError: not of this payload."""
-        if sha256 in self._contents:
-            yield self._contents[sha256]
-            return
-        if sha256 == self.scripts_sha256:
-            yield self.scripts_archive
-            return
-        path = self._agent_paths[sha256]
-        if self._agent_source is None:
-            raise KeyError(sha256)
-        yield from archives.read_agent_member(self._agent_source, path)
+        with self.contents() as contents:
+            yield from contents.read(sha256)
 
     def described(self, sha256: str) -> tuple[int, str]:
         """Size in bytes and name of a file with this digest. KeyError: not of this payload."""
@@ -99,6 +102,26 @@ class Payload:
     def script_text(self, path: str) -> bytes:
         """Content of one file of the scripts. KeyError: not of this payload."""
         return self._contents[self.scripts.entries[path].sha256]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Files of one payload by their digest, while `Payload.contents` is open."""
+
+    payload: Payload
+    _agent: archives.AgentReader | None
+
+    def read(self, sha256: str) -> Iterator[bytes]:
+        """As `Payload.content`."""
+        payload = self.payload
+        if sha256 in payload._contents:  # noqa: SLF001 - the other half of the same value
+            yield payload._contents[sha256]  # noqa: SLF001
+        elif sha256 == payload.scripts_sha256:
+            yield payload.scripts_archive
+        elif self._agent is not None:
+            yield from self._agent.read(payload._agent_paths[sha256])  # noqa: SLF001
+        else:
+            raise KeyError(sha256)
 
 
 def read_payload(scripts: Path | bytes, agent: Path | bytes | None) -> Payload:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 from sysvm.patching import protocol
-from sysvm.patching.payload import Payload
+from sysvm.patching.payload import Contents, Payload
 
 _BATCH_BYTES = 8 << 20
 _BATCH_ITEMS = 200
@@ -32,38 +32,40 @@ def batches(payload: Payload, merged: Mapping[str, bytes], missing: tuple[str, .
     """The contents that the VM lacks. Raises `ProtocolError` if it asks for one that no file of the order has."""
     batch: list[Outgoing] = []
     size = 0
-    for digest in missing:
-        outgoing = _pack(payload, merged, digest)
-        if batch and (size + outgoing.item["wire_size"] > _BATCH_BYTES or len(batch) >= _BATCH_ITEMS):
-            yield batch
-            batch, size = [], 0
-        batch.append(outgoing)
-        size += outgoing.item["wire_size"]
+    with payload.contents() as contents:
+        for digest in missing:
+            outgoing = _pack(contents, merged, digest)
+            if batch and (size + outgoing.item["wire_size"] > _BATCH_BYTES or len(batch) >= _BATCH_ITEMS):
+                yield batch
+                batch, size = [], 0
+            batch.append(outgoing)
+            size += outgoing.item["wire_size"]
     if batch:
         yield batch
 
 
 async def content_of(payload: Payload, batch: list[Outgoing]) -> AsyncIterator[bytes]:
     """The bytes of a batch, item after item; files of agent.zip are read in a thread."""
-    for outgoing in batch:
-        if outgoing.wire is not None:
-            yield outgoing.wire
-            continue
-        pieces = payload.content(outgoing.item["sha256"])
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
+    with payload.contents() as contents:
+        for outgoing in batch:
+            if outgoing.wire is not None:
+                yield outgoing.wire
+                continue
+            pieces = contents.read(outgoing.item["sha256"])
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                yield piece
 
 
-def _pack(payload: Payload, merged: Mapping[str, bytes], digest: str) -> Outgoing:
+def _pack(contents: Contents, merged: Mapping[str, bytes], digest: str) -> Outgoing:
     if digest in merged:
         return _compressed(digest, merged[digest])
     try:
-        size, name = payload.described(digest)
+        size, name = contents.payload.described(digest)
     except KeyError as error:
         raise protocol.ProtocolError(f"the VM asks for content {digest}, which no file of its order has") from error
     if size > _COMPRESSED_BELOW_BYTES or posixpath.splitext(name)[1] in _PACKED_ALREADY:
         return Outgoing({"sha256": digest, "size": size, "encoding": "identity", "wire_size": size}, None)
-    return _compressed(digest, b"".join(payload.content(digest)))
+    return _compressed(digest, b"".join(contents.read(digest)))
 
 
 def _compressed(digest: str, content: bytes) -> Outgoing:
