@@ -43,6 +43,13 @@ test-integration: $(STAMP) ## Reconcilers against a real API server, the transpo
 test-system: $(STAMP) ## Real system VMs (root on Linux)
 	@$(PYTEST) tests/system -q
 
+VMS ?= 20
+REPEATS ?= 3
+.PHONY: bench
+bench: $(STAMP) ## Ours beside Ansible, ssh loops and one VM after the other, on real system VMs (VMS=20 REPEATS=3; root on Linux)
+	@UV_PROJECT_ENVIRONMENT=.venv-bench uv sync --frozen --quiet --only-group bench
+	@BENCH_ANSIBLE=.venv-bench $(BIN)/python -m bench --vms $(VMS) --repeats $(REPEATS)
+
 .PHONY: check
 check: $(STAMP) ## Before a commit: ruff, mypy --strict, layers, generated files, the language of the on-VM program
 	@$(BIN)/ruff check .
