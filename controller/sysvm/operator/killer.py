@@ -4,7 +4,8 @@
 right after it was answered and before anybody learns of the answer. Unset, nothing is counted.
 
 Events are not counted: they are written beside the work whenever there is time, so they would move the n-th write from
-one run to the next, and nothing is ever decided from them.
+one run to the next, and nothing is ever decided from them. A write that the server refuses changes nothing, so there is
+nothing to die after: `after` takes the next one.
 """
 
 import os
@@ -41,7 +42,10 @@ class Killer:
             self._doomed = write
 
     def after(self, write: Write, error: KubeError | None) -> None:
-        if write is self._doomed:
+        if error is not None and self._moment == "after" and write.resource != EVENT:
+            self._begun -= 1
+            self._doomed = None if write is self._doomed else self._doomed
+        elif write is self._doomed:
             os.kill(os.getpid(), signal.SIGKILL)
         self._then.after(write, error)
 

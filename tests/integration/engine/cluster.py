@@ -20,7 +20,7 @@ from sysvm.kube.objects import Resource
 T = TypeVar("T")
 
 BY_KIND = {resource.kind: resource for resource in (CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE)}
-WITHIN_SECONDS = 30.0
+WITHIN_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 _OURS = (POLICY, ENDPOINT, TEMPLATE, ROLLOUT, SYSTEM_VM)
 
