@@ -14,6 +14,7 @@ from lab import Lab
 from lab.content import cloudstack_patch, payloads
 from lab.content.releases import Release
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
+from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import read_payload
 from sysvm.patching.results import JournalPhase, Order, SSHAccount, Target
@@ -78,7 +79,12 @@ class Ours:
         actions: list[str] = []
         as_wanted = True
         for name in names:
-            report = await self._patcher.patch(_target(lab, name), payload, _order(name), lambda _: None)
+            try:
+                report = await self._patcher.patch(_target(lab, name), payload, _order(name), lambda _: None)
+            except PatchingError as problem:
+                ended.append(f"{type(problem).__name__}: {problem}")
+                as_wanted = False
+                continue
             as_wanted &= report.phase is wanted
             ended.append(str(report.phase))
             if report.phase is not wanted:
