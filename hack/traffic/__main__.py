@@ -88,7 +88,7 @@ def main(names: tuple[str, ...], rate: float, *, only_ours: bool, markdown: Path
     except LookupError as problem:
         raise click.UsageError(str(problem)) from problem
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="sysvm-traffic-") as folder:
+    with measuring.undisturbed(), tempfile.TemporaryDirectory(prefix="sysvm-traffic-") as folder:
         lab = Lab(Path(folder) / "lab")
         try:
             lab.up([], release="old")
