@@ -92,6 +92,7 @@ class Reason(StrEnum):
     WAITING_FOR_SLOT = "WaitingForSlot"
     WAITING_FOR_HOST = "WaitingForHost"
     LAST_OF_ZONE = "LastOfZone"
+    SERVICES_FAILED = "ServicesFailed"
     NO_SINGLE_PRIMARY = "NoSinglePrimary"
     BACKUP_FIRST = "BackupFirst"
     PEER_UNHEALTHY = "PeerUnhealthy"

@@ -10,6 +10,7 @@ from datetime import datetime
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, DriftKind, OperationResult
 from sysvm.domain.facts import Release, VMFacts, is_partial, signature_contradicts_payload
+from sysvm.domain.running import failed_services
 from sysvm.domain.versions import is_older
 
 
@@ -21,7 +22,7 @@ class Drift:
     """What live patch would close."""
     notes: frozenset[Reason] = field(default=frozenset())
     """Findings beside it: NotObserved, NotCompared, ContentStale (then nothing is certain); PartialPatch,
-    SignatureMismatch, SignatureOnly, TemplateOutdated."""
+    SignatureMismatch, SignatureOnly, TemplateOutdated; ServicesFailed, NoSinglePrimary."""
     was_at_release: bool = False
     """It differs although it was at this release before: by what its signature says, or because we brought it there."""
 
@@ -46,6 +47,7 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
     | never compared, another release, stale | unknown | unknown | unknown |
 
     A signature that does not belong to the VM's own tgz is SignatureMismatch, and Scripts even if the files match.
+    Files that match and a service that has failed, or a pair without exactly one PRIMARY, are Services.
     """
     observed = facts.observed
     if observed is None:
@@ -63,13 +65,24 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
     same_files = observed.content is not None and observed.content.state is ContentState.MATCHES
     same_signature = observed.signature is not None and observed.signature.value == release.signature.value
     if same_files and not notes & {Reason.PARTIAL_PATCH, Reason.SIGNATURE_MISMATCH}:
-        return Drift(notes=frozenset(notes if same_signature else notes | {Reason.SIGNATURE_ONLY}))
+        return _running(facts, notes if same_signature else notes | {Reason.SIGNATURE_ONLY})
     kind = DriftKind.CONTENT if same_signature and not same_files else DriftKind.SCRIPTS
     return Drift(
         kinds=frozenset({kind}),
         notes=frozenset(notes),
         was_at_release=same_signature or facts.was_brought_to(release.revision),
     )
+
+
+def _running(facts: VMFacts, notes: set[Reason]) -> Drift:
+    """Every file is right: what is left is whether it runs."""
+    troubles: set[Reason] = set()
+    if failed_services(facts):
+        troubles.add(Reason.SERVICES_FAILED)
+    if facts.pair_trouble:
+        troubles.add(Reason.NO_SINGLE_PRIMARY)
+    kinds = frozenset({DriftKind.SERVICES}) if troubles else frozenset[DriftKind]()
+    return Drift(kinds=kinds, notes=frozenset(notes | troubles), was_at_release=bool(troubles))
 
 
 def _why_unknown(facts: VMFacts, release: Release) -> Reason | None:

@@ -106,6 +106,8 @@ class VMFacts:
     """status.operation: the operation in work, or the last one."""
     history: tuple[HistoryEntry, ...] = ()
     reach: Reach = NEVER_TRIED
+    pair_trouble: str | None = None
+    """What is wrong with the roles of its pair, as a sentence (`running.in_pairs`)."""
 
     @property
     def vm(self) -> str:

@@ -13,6 +13,7 @@ from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, DriftKind
 from sysvm.domain.drift import Drift, drift_of
 from sysvm.domain.facts import Release, VMFacts
+from sysvm.domain.running import failed_services
 from sysvm.domain.versions import Verdict, compatibility
 
 
@@ -159,6 +160,19 @@ def is_up_to_date(context: Context) -> Finding | None:
     return Finding(Method.NONE, Reason.UP_TO_DATE, f"{vm} is at {release.version} ({release.short})")
 
 
+def does_not_run(context: Context) -> Finding | None:
+    """Every file is right and something does not run: patching again would not help, so a person is told."""
+    if context.drift.kinds != {DriftKind.SERVICES}:
+        return None
+    vm, at = context.facts.vm, f"{context.release.version} ({context.release.short})"
+    failed = failed_services(context.facts)
+    if failed:
+        named = ", ".join(failed[:5])
+        sentence = f"{vm} is at {at}, but services have failed: {named}; look at systemctl status there"
+        return Finding(Method.HOLD, Reason.SERVICES_FAILED, sentence)
+    return Finding(Method.HOLD, Reason.NO_SINGLE_PRIMARY, f"{vm} is at {at}, but {context.facts.pair_trouble}")
+
+
 def is_not_compatible(context: Context) -> Finding | None:
     """The template decides what a live patch can install; a version that cannot be read is no licence."""
     if context.verdict.supported:
@@ -209,6 +223,7 @@ CHECKERS: tuple[Checker, ...] = (
     is_unreachable,
     is_not_known_yet,
     is_up_to_date,
+    does_not_run,
     is_not_compatible,
     is_drifted_without_leave_to_heal,
     needs_live_patch,

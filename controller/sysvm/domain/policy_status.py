@@ -73,6 +73,9 @@ def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicySt
     )
 
 
+DRIFT = frozenset({Reason.DRIFTED, Reason.SERVICES_FAILED, Reason.NO_SINGLE_PRIMARY})
+"""A VM that was at the release and well, and no longer is."""
+
 _NEEDED = (Method.LIVE_PATCH, Method.HOLD)
 
 
@@ -161,7 +164,7 @@ def _bucket(facts: VMFacts, decision: Decision | None, release: Release | None, 
         return "failed"
     if decision.method is Method.LIVE_PATCH:
         return "waiting"
-    return "drifted" if decision.reason is Reason.DRIFTED else "held"
+    return "drifted" if decision.reason in DRIFT else "held"
 
 
 # The table

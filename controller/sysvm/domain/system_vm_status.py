@@ -22,14 +22,20 @@ class VMTruth:
 
 
 def system_vm_truth(
-    vm: SystemVM, *, reach: Reach, release: Release | None, decision: Decision | None, now: datetime
+    vm: SystemVM,
+    *,
+    reach: Reach,
+    release: Release | None,
+    decision: Decision | None,
+    now: datetime,
+    pair_trouble: str | None = None,
 ) -> VMTruth:
     """State and conditions of a VM whose other status parts (observed, operation, ...) are already the new ones.
 
     `reach`: how the last try to reach it went (not the condition, which is written here). `decision` and `release` are
-    None while no policy owns the VM or its release is not known.
+    None while no policy owns the VM or its release is not known. `pair_trouble`: see `VMFacts`.
     """
-    facts = replace(facts_of(vm, now=now), reach=reach)
+    facts = replace(facts_of(vm, now=now), reach=reach, pair_trouble=pair_trouble)
     state, said = _state(facts, release, decision)
     said = [*said, _reachable(facts), *_consistent(facts), *_template_outdated(facts, release, decision)]
     return VMTruth(state, conditions.merged(vm.status.conditions, said, generation=vm.metadata.generation, now=now))
@@ -57,6 +63,8 @@ def _state(facts: VMFacts, release: Release | None, decision: Decision | None) -
         return VMState.CONVERGED, [conditions.true(READY, Reason.CONVERGED, decision.message)]
     if facts.result_at(release.revision) not in (None, OperationResult.SUCCEEDED):
         return VMState.FAILED, _stalled(Reason.VM_FAILED, failure_of(facts))
+    if decision.reason in (Reason.SERVICES_FAILED, Reason.NO_SINGLE_PRIMARY):
+        return VMState.FAILED, [conditions.false(READY, decision.reason, decision.message)]
     held = decision.method is Method.HOLD and decision.reason is not Reason.DRIFTED
     return VMState.HELD if held else VMState.OUTDATED, [conditions.false(READY, decision.reason, decision.message)]
 
@@ -107,6 +115,8 @@ def _consistent(facts: VMFacts) -> list[Wanted]:
             "one of the two was changed by hand or by another tool"
         )
         return [conditions.false(ConditionType.CONSISTENT, Reason.SIGNATURE_MISMATCH, told)]
+    if facts.pair_trouble:
+        return [conditions.false(ConditionType.CONSISTENT, Reason.NO_SINGLE_PRIMARY, facts.pair_trouble)]
     return [conditions.true(ConditionType.CONSISTENT, Reason.CONSISTENT)]
 
 

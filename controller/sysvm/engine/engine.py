@@ -8,6 +8,7 @@ from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.board import Board
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.endpoint import EndpointReconciler
+from sysvm.engine.looking import Looks
 from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.plans import Plans
@@ -82,7 +83,7 @@ class Engine:
             payloads,
             board,
             vms,
-            self._looks,
+            Looks(stores, board, vms, self._looks, notices, observer),
             self._operations,
             notices,
             observer,

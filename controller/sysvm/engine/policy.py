@@ -25,6 +25,7 @@ from sysvm.domain.method import Decision
 from sysvm.domain.planner import Plan, decide_all, plan
 from sysvm.domain.policy_status import PolicySituation, policy_status
 from sysvm.domain.rollout import finished_to_prune, may_start, spec_digest
+from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import Selection, select
 from sysvm.engine.notices import Notices, reference
 from sysvm.engine.plans import PlanMissing, Plans
@@ -100,7 +101,8 @@ class PolicyReconciler:
     def _facts(self, policy: PatchPolicy, endpoint: CloudStackEndpoint | None, now: datetime) -> list[VMFacts]:
         if endpoint is None:
             return []
-        return [facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key_of(endpoint))]
+        vms = self._stores.vms_of(key_of(endpoint))
+        return list(in_pairs(facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in vms))
 
     async def _rollout(self, policy: PatchPolicy, last: LastRollout | None) -> Rollout | None:
         """The last rollout. One that the cache lacks is asked for: missing means deleted, and that is remembered."""

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 BY_ENDPOINT = "endpoint"
 BY_POLICY = "policy"
+BY_GROUP = "group"
 BY_TEMPLATE = "template"
 
 BATCH_SECONDS = 0.2
@@ -57,6 +58,13 @@ def _value(namespace: str, name: str) -> str:
     return f"{namespace}/{name}"
 
 
+def _group(vm: SystemVM) -> list[str]:
+    identity = vm.status.identity
+    if identity is None or identity.group is None:
+        return []
+    return [f"{vm.metadata.namespace}/{vm.spec.endpoint_ref.name}/{identity.group}"]
+
+
 class Stores:
     """The caches of all five kinds."""
 
@@ -74,7 +82,10 @@ class Stores:
         self.system_vms: Store[SystemVM] = Store(
             resources.SYSTEM_VM,
             _read(SystemVM.model_validate),
-            indices={BY_ENDPOINT: lambda vm: [_value(vm.metadata.namespace, vm.spec.endpoint_ref.name)]},
+            indices={
+                BY_ENDPOINT: lambda vm: [_value(vm.metadata.namespace, vm.spec.endpoint_ref.name)],
+                BY_GROUP: _group,
+            },
         )
         self.rollouts: Store[Rollout] = Store(
             resources.ROLLOUT,
@@ -91,6 +102,15 @@ class Stores:
 
     def vms_of(self, endpoint: Key) -> list[SystemVM]:
         return self.system_vms.values(index=BY_ENDPOINT, value=str(endpoint))
+
+    def group_of(self, vm: SystemVM) -> list[SystemVM]:
+        """The other VMs of its group."""
+        return [
+            other
+            for value in _group(vm)
+            for other in self.system_vms.values(index=BY_GROUP, value=value)
+            if other.metadata.name != vm.metadata.name
+        ]
 
     def policies_of(self, endpoint: Key) -> list[PatchPolicy]:
         return self.policies.values(index=BY_ENDPOINT, value=str(endpoint))

@@ -8,13 +8,13 @@ and the VM says how far it is. A result that was written and a finalizer that wa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sysvm.api.base import OPERATION_FINALIZER, REQUESTED_AT_ANNOTATION
+from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.policy import Checks, Heal, LivePatchOptions, PatchPolicy, Timeouts
-from sysvm.api.reasons import EventReason, Reason
+from sysvm.api.reasons import EventReason
 from sysvm.api.systemvm import (
     OperationOrder,
     OperationResult,
@@ -25,16 +25,17 @@ from sysvm.api.systemvm import (
     SystemVMStatus,
     VMState,
 )
-from sysvm.domain.facts import NEVER_TRIED, Reach, Release, VMFacts, facts_of, reach_of, release_of
+from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
 from sysvm.domain.method import Decision, decide
+from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import exclusion, owner_of
 from sysvm.domain.system_vm_status import plan_entry, system_vm_truth
 from sysvm.engine import operations
 from sysvm.engine.board import Board
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.inventory import entry_for, identity_of, target_of
+from sysvm.engine.looking import Looks, Memory
 from sysvm.engine.notices import Notices
-from sysvm.engine.observed import observed_from, redundancy_from, seen_host_key
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.ports import Clock, EngineObserver, SystemVMs
 from sysvm.engine.resources import SYSTEM_VM
@@ -46,35 +47,11 @@ from sysvm.kube.errors import Conflict, NotFound
 from sysvm.kube.objects import Key
 from sysvm.kube.queue import Again
 from sysvm.patching.payload import Payload
-from sysvm.patching.results import Observation, OperationReport, Order, SSHAccount, Target
+from sysvm.patching.results import OperationReport, Order, SSHAccount
 
 MIRROR_SECONDS = 2.0
 """A running operation is mirrored at most this often."""
-FIRST_RETRY = timedelta(seconds=5)
-AFTER_OPERATION = timedelta(seconds=1)
-"""Times in a status have whole seconds: a look in the same second could not be told from one before the end."""
-REFRESH = timedelta(hours=1)
-"""A look that found nothing new is written down only when the last one written is older."""
-ASKED_LOOK = timedelta(seconds=3)
-"""Admission may ask for looks again and again while it waits for a pair to settle; this is how often it gets one."""
 ORPHAN_GRACE = timedelta(minutes=10)
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What is not worth a write: when to look again, and what the last look compared."""
-
-    next_look: datetime
-    looked_at: datetime | None = None
-    failures: int = 0
-    reach: Reach | None = None
-    compared: str | None = None
-    compare_next: bool = True
-    actions: tuple[PlannedAction, ...] = ()
-    request: str = ""
-    mirrored_at: datetime | None = None
-    told_unreachable: bool = False
-    look_started: dict[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +74,7 @@ class SystemVMReconciler:
         payloads: Payloads,
         board: Board,
         vms: SystemVMs,
-        looks: Pool[None, Observation],
+        looks: Looks,
         running: Pool[OperationReport, OperationReport],
         notices: Notices,
         observer: EngineObserver,
@@ -116,12 +93,12 @@ class SystemVMReconciler:
         self._observer = observer
         self._wake_admission = wake_admission
         self._clock = clock
-        self._memories: dict[Key, _Memory] = {}
+        self._mirrored_at: dict[Key, datetime] = {}
 
     async def reconcile(self, key: Key) -> Again | None:
         vm = self._stores.system_vms.get(key)
         if vm is None:
-            self._memories.pop(key, None)
+            self._mirrored_at.pop(key, None)
             self._looks.forget(key)
             self._running.forget(key)
             return None
@@ -139,136 +116,19 @@ class SystemVMReconciler:
 
     async def _observe(self, key: Key, vm: SystemVM, endpoint: CloudStackEndpoint) -> Again | None:
         now = self._clock()
-        memory = self._memories.setdefault(key, _Memory(next_look=now, reach=_remembered_reach(vm)))
         owner = self._owner(vm, endpoint, now)
         entry = entry_for(endpoint, vm.metadata.name)
         account = self._accounts.get(key_of(endpoint))
         status = vm.status
         if entry is not None:
             status = status.model_copy(update={"identity": identity_of(entry)})
-        handle = self._looks.get(key)
-        if handle is not None and handle.done:
-            status = self._take_note(key, vm, endpoint, memory, handle, status, now)
-            self._looks.forget(key)
-        elif entry is not None and isinstance(account, SSHAccount) and not endpoint.spec.suspend:
+        noted = self._looks.take_note(key, vm, endpoint, status, now)
+        if noted is None and entry is not None and isinstance(account, SSHAccount) and not endpoint.spec.suspend:
             wants = owner.payload if owner is not None else None
-            if self._look_is_due(key, vm, memory, wants, now):
-                compare = wants if self._must_compare(vm, endpoint, memory, wants, now) else None
-                self._start_look(key, target_of(vm, entry, account), compare, memory, now)
-        written = await self._report(key, vm, status, owner, memory, now)
-        if not written:
+            self._looks.begin_if_due(key, vm, endpoint, target_of(vm, entry, account), wants, now)
+        if not await self._report(key, vm, noted or status, owner, now):
             return Again(0.1)
-        next_look = memory.next_look
-        if self._board.wants_look(key) and memory.failures == 0:
-            next_look = min(next_look, _asked_look(memory, now))
-        return Again(max(0.1, (next_look - now).total_seconds()))
-
-    def _look_is_due(self, key: Key, vm: SystemVM, memory: _Memory, wants: Payload | None, now: datetime) -> bool:
-        ended = vm.status.operation.finished_at if vm.status.operation else None
-        if ended is not None and now < ended + AFTER_OPERATION:
-            return False
-        request = vm.metadata.annotations.get(REQUESTED_AT_ANNOTATION, "")
-        if request and request not in (memory.request, vm.status.last_handled_reconcile_at):
-            memory.request = request
-            memory.compare_next = True
-            return True
-        if self._board.wants_look(key) and memory.failures == 0 and now >= _asked_look(memory, now):
-            return True
-        if wants is not None and memory.compared != wants.revision and memory.failures == 0:
-            return True
-        return now >= memory.next_look
-
-    @staticmethod
-    def _must_compare(
-        vm: SystemVM, endpoint: CloudStackEndpoint, memory: _Memory, wants: Payload | None, now: datetime
-    ) -> bool:
-        if wants is None:
-            return False
-        content = vm.status.observed.content if vm.status.observed else None
-        stale = (
-            content is None or content.observed_at is None or now - content.observed_at >= endpoint.spec.scan.content
-        )
-        return memory.compare_next or memory.compared != wants.revision or stale
-
-    def _start_look(self, key: Key, target: Target, compare: Payload | None, memory: _Memory, now: datetime) -> None:
-        purpose = f"look {compare.revision if compare else ''}"
-        memory.look_started = {purpose: now}
-        self._looks.start(key, purpose, lambda _: self._vms.observe(target, compare))
-
-    def _take_note(
-        self,
-        key: Key,
-        vm: SystemVM,
-        endpoint: CloudStackEndpoint,
-        memory: _Memory,
-        handle: Handle[None, Observation],
-        status: SystemVMStatus,
-        now: datetime,
-    ) -> SystemVMStatus:
-        """The status with what a finished look found."""
-        started = memory.look_started.pop(handle.purpose, now)
-        seconds = (now - started).total_seconds()
-        if handle.result is None:
-            error = handle.error
-            reason = error.reason if error is not None else Reason.PROTOCOL_ERROR
-            self._observer.looked(result=str(reason), seconds=seconds)
-            memory.failures += 1
-            memory.reach = Reach(False, reason, str(error))
-            wait = min(FIRST_RETRY * 2 ** min(memory.failures - 1, 8), endpoint.spec.scan.interval)
-            memory.next_look = now + wait
-            if memory.failures == 1:
-                self._tell_unreachable(vm, memory.reach)
-            return status
-        found = handle.result
-        memory.looked_at = now
-        self._observer.looked(result="Reached", seconds=seconds)
-        if memory.reach is not None and memory.reach.reachable is False:
-            note = f"{found_name(status, vm)} answers again"
-            self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.REACHABLE, "Look", note)
-        memory.failures = 0
-        memory.reach = Reach(True, Reason.REACHABLE)
-        memory.next_look = now + endpoint.spec.scan.interval
-        if found.content is not None:
-            memory.compared = found.content.revision
-            memory.compare_next = False
-            memory.actions = tuple(
-                PlannedAction(name=action.name, action=action.action, expected_loss=action.expected_loss)
-                for action in found.actions
-            )
-        ended = status.operation.finished_at if status.operation else None
-        if ended is not None and found.at.replace(microsecond=0) <= ended:
-            # It began before the operation ended: it says nothing about now.
-            memory.compare_next = True
-            memory.next_look = now + AFTER_OPERATION
-        force = self._board.wants_look(key)
-        self._board.looked(key)
-        old_signature = status.observed.signature if status.observed else None
-        refresh = min(REFRESH, endpoint.spec.scan.content)
-        observed = observed_from(status.observed, found, force_time=force, refresh=refresh, ended=ended)
-        if found.content is None and observed.signature != old_signature:
-            memory.compare_next = True
-            memory.next_look = now
-        peers = self._peers(vm)
-        return status.model_copy(
-            update={
-                "observed": observed,
-                "redundancy": redundancy_from(status.redundancy, found, peers, force_time=force, refresh=refresh),
-                "host_key": seen_host_key(status.host_key, found, now),
-            }
-        )
-
-    def _peers(self, vm: SystemVM) -> tuple[str, ...]:
-        group = vm.status.identity.group if vm.status.identity else None
-        if group is None:
-            return ()
-        others = self._stores.vms_of(endpoint_of(vm))
-        return tuple(
-            other.status.identity.name
-            for other in others
-            if other.status.identity
-            and other.status.identity.group == group
-            and other.metadata.name != vm.metadata.name
-        )[:16]
+        return Again(self._looks.seconds_to_next(key, vm, now))
 
     # Deciding and reporting
 
@@ -287,15 +147,15 @@ class SystemVMReconciler:
         vm: SystemVM,
         status: SystemVMStatus,
         owner: _Owner | None,
-        memory: _Memory,
         now: datetime,
     ) -> bool:
+        memory = self._looks.memory(key, vm, now)
         endpoint = self._stores.endpoints.get(endpoint_of(vm))
         reach = memory.reach or NEVER_TRIED
         told = vm.model_copy(update={"status": status})
         scan = endpoint.spec.scan if endpoint is not None else None
-        facts = facts_of(told, now=now, scan=scan)
-        decision, plan = self._decide(vm, facts, reach, owner, memory)
+        facts = self._in_pair(replace(facts_of(told, now=now, scan=scan), reach=reach), told, now)
+        decision, plan = self._decide(vm, facts, owner, memory)
         status = status.model_copy(update={"plan": plan, "observed_generation": vm.metadata.generation})
         truth = system_vm_truth(
             vm.model_copy(update={"status": status}),
@@ -303,6 +163,7 @@ class SystemVMReconciler:
             release=owner.release if owner is not None else None,
             decision=decision,
             now=now,
+            pair_trouble=facts.pair_trouble,
         )
         handled = memory.request or vm.status.last_handled_reconcile_at
         status = status.model_copy(
@@ -313,14 +174,18 @@ class SystemVMReconciler:
             self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.HELD, "Hold", plan.message)
         return written
 
+    def _in_pair(self, facts: VMFacts, vm: SystemVM, now: datetime) -> VMFacts:
+        """The facts with what is wrong with the roles of its pair."""
+        others = [facts_of(other, now=now) for other in self._stores.group_of(vm)]
+        return next(each for each in in_pairs([facts, *others]) if each.name == facts.name)
+
     def _decide(
-        self, vm: SystemVM, facts: VMFacts, reach: Reach, owner: _Owner | None, memory: _Memory
+        self, vm: SystemVM, facts: VMFacts, owner: _Owner | None, memory: Memory
     ) -> tuple[Decision | None, PlanEntry | None]:
         if owner is None or owner.release is None or facts.identity is None:
             return None, None
         spec = owner.policy.spec
         identity = facts.identity
-        facts = replace(facts, reach=reach)
         decision = decide(
             facts,
             owner.release,
@@ -350,7 +215,6 @@ class SystemVMReconciler:
 
     async def _operate(self, key: Key, vm: SystemVM, order: OperationOrder) -> Again | None:
         now = self._clock()
-        memory = self._memories.setdefault(key, _Memory(next_look=now, reach=_remembered_reach(vm)))
         handle = self._running.get(key)
         if handle is None or handle.purpose != order.id:
             work = self._prepare(vm, order)
@@ -358,7 +222,7 @@ class SystemVMReconciler:
                 return await self._orphaned(key, vm, now)
             status = vm.status.operation
             fresh = status is None or status.id != order.id
-            if fresh and not await self._mirror(key, vm, operations.begun(order, now), memory, now):
+            if fresh and not await self._mirror(key, vm, operations.begun(order, now), now):
                 return Again(0.1)
             if fresh:
                 note = f"live patch to {order.revision[:8]} begins ({order.id})"
@@ -370,13 +234,14 @@ class SystemVMReconciler:
             return None
         current = vm.status.operation or operations.begun(order, now)
         if handle.done:
-            return await self._end(key, vm, current, handle, memory, now)
+            return await self._end(key, vm, current, handle, now)
         if handle.progress is None:
             return None
-        since = (now - memory.mirrored_at).total_seconds() if memory.mirrored_at else MIRROR_SECONDS
+        mirrored = self._mirrored_at.get(key)
+        since = (now - mirrored).total_seconds() if mirrored is not None else MIRROR_SECONDS
         if since < MIRROR_SECONDS:
             return Again(MIRROR_SECONDS - since)
-        await self._mirror(key, vm, operations.mirrored(current, handle.progress), memory, now)
+        await self._mirror(key, vm, operations.mirrored(current, handle.progress), now)
         return None
 
     def _prepare(self, vm: SystemVM, order: OperationOrder) -> operations.Work | None:
@@ -430,7 +295,6 @@ class SystemVMReconciler:
         vm: SystemVM,
         current: OperationStatus,
         handle: Handle[OperationReport, OperationReport],
-        memory: _Memory,
         now: datetime,
     ) -> Again | None:
         if handle.result is not None:
@@ -440,9 +304,8 @@ class SystemVMReconciler:
             final = operations.failed(last, handle.error, now)
         else:
             return None
-        memory.next_look = now + AFTER_OPERATION
-        memory.compare_next = True
-        if not await self._mirror(key, vm, final, memory, now):
+        self._looks.after_operation(key, vm, now)
+        if not await self._mirror(key, vm, final, now):
             return Again(0.1)
         self._running.forget(key)
         self._observer.operated(
@@ -455,13 +318,13 @@ class SystemVMReconciler:
         self._wake_admission(endpoint_of(vm))
         return Again(0)
 
-    async def _mirror(self, key: Key, vm: SystemVM, operation: OperationStatus, memory: _Memory, now: datetime) -> bool:
-        memory.mirrored_at = now
+    async def _mirror(self, key: Key, vm: SystemVM, operation: OperationStatus, now: datetime) -> bool:
+        self._mirrored_at[key] = now
         history = operations.remembered(vm.status.history, operation)
         status = vm.status.model_copy(update={"operation": operation, "history": history})
         endpoint = self._stores.endpoints.get(endpoint_of(vm))
         owner = self._owner(vm, endpoint, now) if endpoint is not None else None
-        return await self._report(key, vm, status, owner, memory, now)
+        return await self._report(key, vm, status, owner, now)
 
     async def _let_go(self, key: Key, vm: SystemVM) -> Again | None:
         """Takes the finalizer off. Found again by a restart that comes before this write."""
@@ -481,12 +344,6 @@ class SystemVMReconciler:
         return Again(0)
 
     # Telling
-
-    def _tell_unreachable(self, vm: SystemVM, reach: Reach) -> None:
-        reason = EventReason.UNREACHABLE
-        if reach.reason is Reason.HOST_KEY_CHANGED:
-            reason = EventReason.HOST_KEY_CHANGED
-        self._notices.tell(SYSTEM_VM, vm.metadata, reason, "Look", reach.message, warning=True)
 
     def _tell_end(self, vm: SystemVM, operation: OperationStatus) -> None:
         reasons = {
@@ -518,14 +375,3 @@ def open_order(vm: SystemVM) -> OperationOrder | None:
 
 def found_name(status: SystemVMStatus, vm: SystemVM) -> str:
     return status.identity.name if status.identity else vm.metadata.name
-
-
-def _remembered_reach(vm: SystemVM) -> Reach | None:
-    """After a restart the last word of the former process counts until the first look of this one."""
-    known = reach_of(vm.status.conditions)
-    return None if known is NEVER_TRIED else known
-
-
-def _asked_look(memory: _Memory, now: datetime) -> datetime:
-    """When admission gets the look that it asks for."""
-    return now if memory.looked_at is None else memory.looked_at + ASKED_LOOK

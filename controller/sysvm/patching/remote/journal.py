@@ -181,6 +181,10 @@ def fold(records):
             )
         elif kind == "note":
             report["notes"].append(record["text"])
+        elif kind == "login":
+            report["awaiting"] = "login" if record["state"] == "await" else None
+    if report["phase"] != SERVICES:
+        report.pop("awaiting", None)
     return report
 
 

@@ -131,12 +131,10 @@ def held(folder):
 
 
 def abilities(host):
-    modules = host.proc("modules") or ""
-    queue = "nfnetlink_queue" in modules or host.proc("net/netfilter/nfnetlink_queue") is not None
     return {
         "systemd_run": host.has_program("systemd-run"),
         "renameat2": files.has_renameat2(),
-        "nfnetlink_queue": queue,
+        "nfnetlink_queue": hold.usable(host),
         "nft": host.has_program("nft"),
     }
 

@@ -5,7 +5,7 @@ import posixpath
 from .failures import Failure
 from .store import check_id
 
-ACTIONS = ("none", "reload", "restart", "stop-start")
+ACTIONS = ("none", "reload", "restart", "held-restart", "stop-start")
 FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/var", "/root", "/opt", "/lib", "/bin")
 SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
 
@@ -42,9 +42,24 @@ def check(order):
         for service in order["services"]:
             if service["action"] not in ACTIONS or service["unit"].startswith("-") or "/" in service["unit"]:
                 refuse("service {0!r} with action {1!r}".format(service["unit"], service["action"]))
+            _check_extras(service)
         return order
     except (KeyError, TypeError, AttributeError) as error:
         refuse("{0}: {1}".format(type(error).__name__, error))
+
+
+def _check_extras(service):
+    for held in service.get("hold", []):
+        ports = held["ports"]
+        if held["protocol"] not in ("udp", "tcp") or not all(isinstance(p, int) and 0 < p < 65536 for p in ports):
+            refuse("{0} holds {1!r}".format(service["unit"], held))
+        if held.get("binds") is not None:
+            _absolute(held["binds"], None)
+    drain = service.get("drain")
+    numbers = [drain[key] for key in ("max_old", "min_memory_bytes", "wait_seconds")] if drain else []
+    numbers.append(service.get("login_seconds", 0))
+    if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
+        refuse("{0} has {1!r}".format(service["unit"], numbers))
 
 
 def _check_tree(tree, seen):

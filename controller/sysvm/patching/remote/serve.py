@@ -6,7 +6,7 @@ import platform
 import time
 import zlib
 
-from . import actors, build, checks, files, look, worker
+from . import actors, build, checks, files, login, look, worker
 from . import journal as journals
 from . import order as orders
 from .failures import Failure, of
@@ -98,6 +98,9 @@ class Session(object):
 
     def do_checks(self, number, args):
         return checks.run(self.host, args["timeout_seconds"])
+
+    def do_prove_login(self, number, args):
+        return {"awaited": login.prove(self.store.operation(args["id"]))}
 
     def do_report(self, number, args):
         return {"report": self.store.report(self.store.operation(args["id"]))}

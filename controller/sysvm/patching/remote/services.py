@@ -1,19 +1,26 @@
 """systemd units: what they are, the least action, the proof that they serve again."""
 
 import http.client
+import json
 import os
 import socket
 import struct
 import threading
 import time
 
+from . import files, hold, login
 from .failures import Failure
 from .host import tail
 
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "Result")
 ENABLED = ("enabled", "enabled-runtime", "alias", "static", "generated", "indirect")
 ASK_EVERY = 0.02
-ASK_TIMEOUT = 0.5
+ASK_TIMEOUT = 2.0
+"""A connection that waits in the queue of a server that reloads is late and not lost: it is not given up at once."""
+ASK_DATAGRAM_TIMEOUT = 0.25
+"""A question that was lost gets no answer, however long one waits."""
+STOP_GAP_SECONDS = 4.0
+"""CloudStack 4.21 monitorServices.py starts what it misses for 5 s, apache2 with kill -9 (R34)."""
 
 
 def states(host, units):
@@ -80,7 +87,7 @@ def _dns(check):
     family = socket.AF_INET6 if ":" in check["host"] else socket.AF_INET
     asking = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        asking.settimeout(ASK_TIMEOUT)
+        asking.settimeout(ASK_DATAGRAM_TIMEOUT)
         asking.connect((check["host"], check["port"]))
         asking.send(asked)
         answer = asking.recv(4096)
@@ -90,14 +97,20 @@ def _dns(check):
 
 
 class GapMeter(object):
-    """Asks all the time while a unit is acted on; the gap is the longest time without an answer."""
+    """Asks all the time while a unit is acted on.
+
+    `gap`: the longest time without an answer, from the last one before a question that failed to the first one after;
+    0.0 if none failed. `slowest`: the longest time that one answer took. A server that reloads makes a request wait
+    and loses none, which is no gap.
+    """
 
     def __init__(self, checks):
         self.checks = checks
         self.gap = None
+        self.slowest = None
         self._done = threading.Event()
         self._threads = []
-        self._gaps = {}
+        self._found = {}
 
     def __enter__(self):
         for number, check in enumerate(self.checks):
@@ -110,27 +123,31 @@ class GapMeter(object):
     def _ask(self, number, check):
         answered = time.monotonic()
         failing = False
-        longest = 0.0
+        longest = slowest = 0.0
         while not self._done.is_set():
-            if answers(check):
-                now = time.monotonic()
+            asked = time.monotonic()
+            served = answers(check)
+            now = time.monotonic()
+            if served:
+                slowest = max(slowest, now - asked)
                 if failing:
                     longest = max(longest, now - answered)
                 failing = False
                 answered = now
             else:
                 failing = True
+            self._found[number] = (longest, slowest)
             self._done.wait(ASK_EVERY)
         if failing:
-            longest = max(longest, time.monotonic() - answered)
-        self._gaps[number] = longest
+            self._found[number] = (max(longest, time.monotonic() - answered), slowest)
 
     def __exit__(self, *ignored):
         self._done.set()
         for thread in self._threads:
-            thread.join(5.0)
-        if self._gaps:
-            self.gap = round(max(self._gaps.values()), 3)
+            thread.join(ASK_TIMEOUT + 1.0)
+        if self._found:
+            self.gap = round(max(longest for longest, _ in self._found.values()), 3)
+            self.slowest = round(max(slowest for _, slowest in self._found.values()), 3)
 
 
 # ------------------------------------------------------------------------------------------ acting
@@ -147,7 +164,13 @@ class Services(object):
 
     @staticmethod
     def measure(host, order):
-        """The baseline: states, and which questions have an answer now."""
+        """The baseline: states, and which questions have an answer now.
+
+        Raises `Failure` where a service cannot take its action now: nothing has been changed yet.
+        """
+        for service in order["services"]:
+            if service.get("drain") and service["action"] not in ("none", "stop-start"):
+                await_drained(host, service)
         units = [service["unit"] for service in order["services"]]
         serving = {}
         for service in order["services"]:
@@ -157,12 +180,18 @@ class Services(object):
     def was_active(self, service):
         return is_active(self.baseline["states"][service["unit"]])
 
+    def is_gate(self, service):
+        """Active before, and not restarting by itself then: only such a unit may decide anything."""
+        return self.was_active(service) and service["unit"] not in self.baseline.get("unsteady", ())
+
     def questions(self, service):
         """The questions that had an answer before; no other may be asked after."""
         answered = self.baseline["serving"].get(service["unit"], [])
         return [check for check, was in zip(service["serving"], answered) if was]  # noqa: B905
 
     def stop_first(self, back):
+        if back:
+            hold.clean(self.host, self.journal)
         for service in self.order["services"]:
             if service["action"] == "stop-start" and self.was_active(service):
                 if not back or service["unit"] in acted_on(self.journal.records):
@@ -179,7 +208,12 @@ class Services(object):
                 if not done.ok:
                     raise Failure("ServiceFailed", "{0}: {1}".format(service["unit"], done.sentence()), False)
             action = "start" if service["action"] == "stop-start" else service["action"]
-            self._act(service, action, False)
+            try:
+                self._act(service, action, False)
+            except Failure as failure:
+                if self.is_gate(service):
+                    raise
+                self.journal.add("note", text="restarting before the patch: " + tail(failure.message, 500))
 
     def act_back(self):
         """The same units once more, now with the old files (R17): reload what lives, start what died.
@@ -194,7 +228,8 @@ class Services(object):
             try:
                 self._restore(service)
             except Failure as failure:
-                failed.append(failure.message)
+                if self.is_gate(service):
+                    failed.append(failure.message)
         if failed:
             raise Failure("ServiceFailed", "; ".join(failed), False)
 
@@ -218,16 +253,55 @@ class Services(object):
         self.journal.add("unit", unit=unit, action=action, state="start", back=back)
         since = time.time()
         questions = [] if action == "stop" else self.questions(service)
+        held = self._hold(service) if action == "held-restart" else None
+        proof = None
+        if service.get("login_seconds") and not back:
+            proof = login.Proof(self.host, self.journal, service, self.backup_of(login.SSHD_CONFIG))
         problem = None
-        with GapMeter(questions) as meter:
-            done = self.host.run(["systemctl", action, "--", unit], service["timeout_seconds"])
-            if not done.ok:
-                problem = done.sentence()
-            elif action != "stop":
-                problem = self._await(service, questions)
-        self.journal.add("unit", unit=unit, action=action, state="done", back=back, ok=problem is None, gap=meter.gap)
+        try:
+            with GapMeter(questions) as meter:
+                if proof:
+                    proof.arm()
+                verb = "restart" if action == "held-restart" else action
+                done = self.host.run(["systemctl", verb, "--", unit], service["timeout_seconds"])
+                if not done.ok:
+                    problem = done.sentence()
+                elif action != "stop":
+                    problem = self._await(service, questions)
+        finally:
+            if held:
+                held.leave()
+        if action == "held-restart" and held is None:
+            action = "restart"
+        values = {"gap": meter.gap, "slowest": meter.slowest}
+        self.journal.add("unit", unit=unit, action=action, state="done", back=back, ok=problem is None, **values)
+        if meter.gap is not None and meter.gap > STOP_GAP_SECONDS:
+            text = "{0} did not serve for {1:.1f} s: longer than CloudStack's own monitoring waits"
+            self.note(text.format(unit, meter.gap))
+        if problem is None and proof:
+            problem = proof.wait()
         if problem is not None:
             raise Failure("ServiceFailed", self.explain(unit, problem, since), False)
+
+    def backup_of(self, path):
+        """Real path of what `path` was before the switch, None if the switch leaves it alone."""
+        plan = json.loads(files.read_bytes(os.path.join(os.path.dirname(self.journal.path), "plan.json")).decode())
+        live = self.host.at(path)
+        found = [move["backup"] for move in plan["moves"] if move["live"] == live and move.get("backup")]
+        return found[0] if found else None
+
+    def _hold(self, service):
+        """What asks for this unit waits from now on; None where it cannot, which is told."""
+        wanted = hold.Hold(self.host, self.journal, service["unit"], service.get("hold", []), self.order["vm_type"])
+        try:
+            wanted.enter()
+        except hold.NotHeld as reason:
+            self.note("{0} was restarted without holding its requests: {1}".format(service["unit"], reason))
+            return None
+        return wanted
+
+    def note(self, text):
+        self.journal.add("note", text=tail(text, 500))
 
     def _await(self, service, questions):
         """None as soon as the unit is active and answers, a sentence when its time is up."""
@@ -250,7 +324,7 @@ class Services(object):
 
     def settle(self, deadline):
         """Every unit that was active keeps its process for `settle_seconds` and is still active then (R31)."""
-        services = [service for service in self.order["services"] if self.was_active(service)]
+        services = [service for service in self.order["services"] if self.is_gate(service)]
         units = [service["unit"] for service in services]
         first = states(self.host, units)
         end = time.monotonic() + self.order["settle_seconds"]
@@ -258,6 +332,10 @@ class Services(object):
         while True:
             now = states(self.host, units)
             for unit in units:
+                if _restarted_by_other(first[unit], now[unit]):
+                    text = "RestartedByMonitor: {0} got another main process, {2} instead of {1}, not from this program"
+                    self.note(text.format(unit, first[unit]["main_pid"], now[unit]["main_pid"]))
+                    first[unit] = now[unit]
                 problem = _unstable(first[unit], now[unit])
                 if problem:
                     raise Failure("ServiceFailed", self.explain(unit, problem, since - 30), False)
@@ -272,10 +350,10 @@ class Services(object):
                     raise Failure("ServiceFailed", self.explain(service["unit"], problem, since - 30), False)
 
     def compare(self):
-        """Units that are less active than before, as a sentence; empty: none."""
-        units = [service["unit"] for service in self.order["services"] if self.was_active(service)]
+        """{unit: its state} of those that are less active than before; of units that were steady then."""
+        units = [service["unit"] for service in self.order["services"] if self.is_gate(service)]
         now = states(self.host, units)
-        return ["{0} is {1}".format(unit, now[unit]["active"]) for unit in units if not is_active(now[unit])]
+        return dict((unit, now[unit]["active"]) for unit in units if not is_active(now[unit]))
 
     def explain(self, unit, problem, since):
         """A sentence with the last words of the unit: what a person would look up first."""
@@ -284,6 +362,37 @@ class Services(object):
         said = self.host.run(argv, 10.0, merged=False)
         text = said.output.strip() if said.ok else ""
         return "{0}: {1}{2}".format(unit, tail(problem, 700), "; its last words: " + tail(text, 1200) if text else "")
+
+
+def await_drained(host, service):
+    """Wait until an haproxy of earlier reloads has given up its sessions and there is memory for one more (R35)."""
+    limits = service["drain"]
+    end = time.monotonic() + limits["wait_seconds"]
+    while True:
+        old = old_workers(host, service["unit"])
+        memory = host.memory_available()
+        if old <= limits["max_old"] and memory >= limits["min_memory_bytes"]:
+            return
+        if time.monotonic() >= end:
+            text = "{0} still has {1} old workers with sessions, and {2} MiB of memory are available"
+            raise Failure("HaproxyDraining", text.format(service["unit"], old, memory >> 20))
+        host.wait(0.5)
+
+
+def old_workers(host, unit):
+    """Workers beside the newest one below the main process of a unit; they end with their last session."""
+    main = states(host, [unit])[unit]["main_pid"]
+    if not main:
+        return 0
+    name = (host.proc("{0}/comm".format(main)) or "").strip()
+    children = (host.proc("{0}/task/{0}/children".format(main)) or "").split()
+    workers = [child for child in children if (host.proc(child + "/comm") or "").strip() == name]
+    return max(0, len(workers) - 1)
+
+
+def _restarted_by_other(before, now):
+    """Somebody restarted it and it runs: systemd itself would have counted a restart."""
+    return is_active(now) and now["restarts"] == before["restarts"] and now["main_pid"] != before["main_pid"]
 
 
 def _unstable(before, now):

@@ -13,12 +13,12 @@
 
 import time
 
-from . import actors, build, checks, files, switch
+from . import actors, build, checks, files, steady, switch
 from . import journal as journals
 from . import order as orders
 from .failures import Failure, of
 from .host import tail
-from .services import Services
+from .services import Services, acted_on
 from .store import restore_times
 
 QUIET_SECONDS = 30.0
@@ -118,7 +118,11 @@ class Transaction(object):
         baseline = Services.measure(self.host, self.order)
         baseline["checks"] = self.failing_checks()
         baseline["payload"] = self.payload_facts()
+        baseline["unsteady"] = steady.unsteady(self.host, [service["unit"] for service in self.order["services"]])
         self.operation.save("baseline.json", baseline)
+        if baseline["unsteady"]:
+            text = "restarting before the patch, so it decides nothing: " + ", ".join(baseline["unsteady"])
+            self.journal.add("note", text=text)
 
     def refuse_other_actors(self):
         others = actors.blocking(self.host)
@@ -168,7 +172,7 @@ class Transaction(object):
             raise Failure("VerifyFailed", "not as ordered: " + ", ".join(wrong[:5]), False)
         less = self.services().compare()
         if less:
-            raise Failure("VerifyFailed", "less active than before: " + ", ".join(less), False)
+            raise Failure("VerifyFailed", "less active than before: " + _told(less), False)
         known = set(self.operation.load("baseline.json")["checks"]) | set(self.order["ignored_checks"])
         worse = [name for name in self.failing_checks() if name not in known]
         if worse:
@@ -258,14 +262,24 @@ class Transaction(object):
                 raise Failure("ServiceFailed", done.sentence())
         if services and not at_boot:
             services.act_back()
-            less = services.compare()
-            if less:
-                raise Failure("ServiceFailed", "less active than before: " + ", ".join(less))
+            self.compare_back(services)
         wrong = self.not_as_it_was()
         if wrong:
             raise switch.Lost("not as it was: " + ", ".join(wrong[:5]))
         switch.restore_signature(signature)
         restore_times(self.plan["times"])
+
+    def compare_back(self, services):
+        """The units that were acted on are what they were (R17). A unit that nobody acted on runs with its old files
+        again: what became of it is told, and is no reason to call files that are right inconsistent."""
+        less = services.compare()
+        units = acted_on(self.journal.records)
+        ours = dict((unit, state) for unit, state in less.items() if unit in units)
+        if ours:
+            raise Failure("ServiceFailed", "less active than before: " + _told(ours))
+        if less:
+            text = "less active than before, though nothing was done to it: " + _told(less)
+            self.journal.add("note", text=text)
 
     def not_as_it_was(self):
         """Paths that are not, byte for byte, what `build` wrote down, but for the signature, which comes last."""
@@ -333,8 +347,13 @@ class Transaction(object):
         """What is active now must be active afterwards; what was acted on then is acted on again."""
         baseline = Services.measure(self.host, self.order)
         baseline["checks"] = []
+        baseline["unsteady"] = steady.unsteady(self.host, [service["unit"] for service in self.order["services"]])
         baseline["payload"] = self.payload_facts()
         return baseline
+
+
+def _told(states):
+    return ", ".join("{0} is {1}".format(unit, states[unit]) for unit in sorted(states))
 
 
 def recover_all(host, store, at_boot):

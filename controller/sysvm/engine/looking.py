@@ -1,0 +1,245 @@
+"""When a VM is looked at, whether its files are compared, and what a finished look adds to its status.
+
+What is not worth a write is remembered here and lost with the process: a restarted operator looks at every VM once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sysvm.api.base import REQUESTED_AT_ANNOTATION
+from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.api.reasons import EventReason, Reason
+from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
+from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
+from sysvm.domain.running import must_look_again
+from sysvm.engine.board import Board
+from sysvm.engine.notices import Notices
+from sysvm.engine.observed import observed_from, redundancy_from, seen_host_key
+from sysvm.engine.ports import EngineObserver, SystemVMs
+from sysvm.engine.resources import SYSTEM_VM
+from sysvm.engine.stores import Stores
+from sysvm.engine.work import Handle, Pool
+from sysvm.kube.objects import Key
+from sysvm.patching.payload import Payload
+from sysvm.patching.results import Observation, Target
+
+FIRST_RETRY = timedelta(seconds=5)
+AFTER_OPERATION = timedelta(seconds=1)
+"""Times in a status have whole seconds: a look in the same second could not be told from one before the end."""
+REFRESH = timedelta(hours=1)
+"""A look that found nothing new is written down only when the last one written is older."""
+ASKED_LOOK = timedelta(seconds=3)
+"""Admission may ask for looks again and again while it waits for a pair to settle; this is how often it gets one."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of the looks at one VM."""
+
+    next_look: datetime
+    looked_at: datetime | None = None
+    began_at: datetime | None = None
+    failures: int = 0
+    reach: Reach | None = None
+    compared: str | None = None
+    """Revision that the last comparison of this process was with."""
+    compare_next: bool = True
+    actions: tuple[PlannedAction, ...] = ()
+    request: str = ""
+    generation: int = 0
+
+    def asked(self, now: datetime) -> datetime:
+        """When somebody who waits for a look gets one."""
+        return now if self.looked_at is None else self.looked_at + ASKED_LOOK
+
+
+class Looks:
+    """Looks at the VMs of all endpoints, each when it is due, in a bounded pool."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        board: Board,
+        vms: SystemVMs,
+        pool: Pool[None, Observation],
+        notices: Notices,
+        observer: EngineObserver,
+    ) -> None:
+        self._stores = stores
+        self._board = board
+        self._vms = vms
+        self._pool = pool
+        self._notices = notices
+        self._observer = observer
+        self._memories: dict[Key, Memory] = {}
+
+    def memory(self, key: Key, vm: SystemVM, now: datetime) -> Memory:
+        """What is remembered of a VM. After a restart the former process's last word counts until the next look."""
+        known = self._memories.get(key)
+        if known is None:
+            reach = reach_of(vm.status.conditions)
+            known = Memory(
+                next_look=now, reach=None if reach is NEVER_TRIED else reach, generation=vm.metadata.generation
+            )
+            self._memories[key] = known
+        return known
+
+    def forget(self, key: Key) -> None:
+        self._memories.pop(key, None)
+        self._pool.forget(key)
+
+    def after_operation(self, key: Key, vm: SystemVM, now: datetime) -> None:
+        """An operation has ended: everything is to be looked at again."""
+        memory = self.memory(key, vm, now)
+        memory.next_look = now + AFTER_OPERATION
+        memory.compare_next = True
+
+    def seconds_to_next(self, key: Key, vm: SystemVM, now: datetime) -> float:
+        memory = self.memory(key, vm, now)
+        next_look = memory.next_look
+        if self._is_waited_for(key, vm, memory, now):
+            next_look = min(next_look, memory.asked(now))
+        return max(0.1, (next_look - now).total_seconds())
+
+    def begin_if_due(
+        self,
+        key: Key,
+        vm: SystemVM,
+        endpoint: CloudStackEndpoint,
+        target: Target,
+        wants: Payload | None,
+        now: datetime,
+    ) -> None:
+        """Starts a look if one is due and none runs. `wants`: the payload that the VM should be at."""
+        memory = self.memory(key, vm, now)
+        if not self._is_due(key, vm, memory, wants, now):
+            return
+        compare = wants if self._must_compare(vm, endpoint, memory, wants, now) else None
+        if self._pool.get(key) is None:
+            memory.began_at = now
+        self._pool.start(
+            key, f"look {compare.revision if compare else ''}", lambda _: self._vms.observe(target, compare)
+        )
+
+    def take_note(
+        self, key: Key, vm: SystemVM, endpoint: CloudStackEndpoint, status: SystemVMStatus, now: datetime
+    ) -> SystemVMStatus | None:
+        """The status with what a finished look found; None while none has finished."""
+        handle = self._pool.get(key)
+        if handle is None or not handle.done:
+            return None
+        self._pool.forget(key)
+        memory = self.memory(key, vm, now)
+        seconds = (now - (memory.began_at or now)).total_seconds()
+        if handle.result is None:
+            return self._failed(vm, endpoint, status, memory, handle, seconds, now)
+        return self._found(key, vm, endpoint, status, memory, handle.result, seconds, now)
+
+    def _is_due(self, key: Key, vm: SystemVM, memory: Memory, wants: Payload | None, now: datetime) -> bool:
+        ended = vm.status.operation.finished_at if vm.status.operation else None
+        if ended is not None and now < ended + AFTER_OPERATION:
+            return False
+        request = vm.metadata.annotations.get(REQUESTED_AT_ANNOTATION, "")
+        if request and request not in (memory.request, vm.status.last_handled_reconcile_at):
+            memory.request = request
+            memory.compare_next = True
+            return True
+        if vm.metadata.generation != memory.generation:  # a person accepted a host key, or ended a hold
+            memory.generation = vm.metadata.generation
+            return True
+        if now >= memory.next_look:
+            return True
+        if memory.failures:
+            return False
+        if wants is not None and memory.compared != wants.revision:
+            return True
+        return self._is_waited_for(key, vm, memory, now) and now >= memory.asked(now)
+
+    def _is_waited_for(self, key: Key, vm: SystemVM, memory: Memory, now: datetime) -> bool:
+        """Admission, or the judgement of its pair, cannot go on before this VM was looked at again."""
+        if memory.failures:
+            return False
+        return self._board.wants_look(key) or must_look_again(facts_of(vm, now=now), self._group(vm, now))
+
+    def _group(self, vm: SystemVM, now: datetime) -> Sequence[VMFacts]:
+        return [facts_of(other, now=now) for other in self._stores.group_of(vm)]
+
+    @staticmethod
+    def _must_compare(
+        vm: SystemVM, endpoint: CloudStackEndpoint, memory: Memory, wants: Payload | None, now: datetime
+    ) -> bool:
+        if wants is None:
+            return False
+        content = vm.status.observed.content if vm.status.observed else None
+        compared_at = content.observed_at if content is not None else None
+        stale = compared_at is None or now - compared_at >= endpoint.spec.scan.content
+        return memory.compare_next or memory.compared != wants.revision or stale
+
+    def _failed(
+        self,
+        vm: SystemVM,
+        endpoint: CloudStackEndpoint,
+        status: SystemVMStatus,
+        memory: Memory,
+        handle: Handle[None, Observation],
+        seconds: float,
+        now: datetime,
+    ) -> SystemVMStatus:
+        error = handle.error
+        reason = error.reason if error is not None else Reason.PROTOCOL_ERROR
+        self._observer.looked(result=str(reason), seconds=seconds)
+        memory.failures += 1
+        memory.reach = Reach(False, reason, str(error))
+        memory.next_look = now + min(FIRST_RETRY * 2 ** min(memory.failures - 1, 8), endpoint.spec.scan.interval)
+        if memory.failures == 1:
+            told = EventReason.HOST_KEY_CHANGED if reason is Reason.HOST_KEY_CHANGED else EventReason.UNREACHABLE
+            self._notices.tell(SYSTEM_VM, vm.metadata, told, "Look", memory.reach.message, warning=True)
+        return status
+
+    def _found(
+        self,
+        key: Key,
+        vm: SystemVM,
+        endpoint: CloudStackEndpoint,
+        status: SystemVMStatus,
+        memory: Memory,
+        found: Observation,
+        seconds: float,
+        now: datetime,
+    ) -> SystemVMStatus:
+        self._observer.looked(result="Reached", seconds=seconds)
+        if memory.reach is not None and memory.reach.reachable is False:
+            name = status.identity.name if status.identity else vm.metadata.name
+            self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.REACHABLE, "Look", f"{name} answers again")
+        waited_for = self._is_waited_for(key, vm, memory, now)
+        memory.looked_at, memory.failures = now, 0
+        memory.reach = Reach(True, Reason.REACHABLE)
+        memory.next_look = now + endpoint.spec.scan.interval
+        if found.content is not None:
+            memory.compared = found.content.revision
+            memory.compare_next = False
+            memory.actions = tuple(
+                PlannedAction(name=action.name, action=action.action, expected_loss=action.expected_loss)
+                for action in found.actions
+            )
+        ended = status.operation.finished_at if status.operation else None
+        if ended is not None and found.at.replace(microsecond=0) <= ended:
+            # It began before the operation ended: it says nothing about now.
+            memory.compare_next = True
+            memory.next_look = now + AFTER_OPERATION
+        self._board.looked(key)
+        refresh = min(REFRESH, endpoint.spec.scan.content)
+        observed = observed_from(status.observed, found, force_time=waited_for, refresh=refresh, ended=ended)
+        if found.content is None and status.observed is not None and observed.signature != status.observed.signature:
+            memory.compare_next = True
+            memory.next_look = now
+        peers = tuple(other.status.identity.name for other in self._stores.group_of(vm) if other.status.identity)
+        redundancy = redundancy_from(status.redundancy, found, peers[:16], force_time=waited_for, refresh=refresh)
+        return status.model_copy(
+            update={
+                "observed": observed,
+                "redundancy": redundancy,
+                "host_key": seen_host_key(status.host_key, found, now),
+            }
+        )
