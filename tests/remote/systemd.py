@@ -1,7 +1,7 @@
 """systemctl and systemd-run for a scratch VM. Also a script: the same behaviour for the program in its own process.
 
 A unit that `needs` a file dies when it is (re)started or reloaded while that file says `broken`, and starts again and
-again while it says `unstable`.
+again while it says `unstable`. A unit that `plays` a list of states shows one more of them at every look.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ def needs(root: str, unit: str, path: str) -> None:
     save(root, unit, {**load(root, unit), "needs": path})
 
 
+def plays(root: str, unit: str, states: list[dict]) -> None:
+    """What `show` says from now on, one state a look; the last one stays."""
+    save(root, unit, {**load(root, unit), "plays": states})
+
+
 def systemctl(root: str, argv: list[str]) -> tuple[int, str]:
     verb, units = argv[0], [word for word in argv[1:] if not word.startswith("-")]
     if verb == "show":
@@ -73,9 +78,15 @@ def _show(root: str, unit: str) -> str:
     if state.get("unstable"):
         state.update(restarts=state["restarts"] + 1, pid=state["pid"] + 1)
         save(root, unit, state)
+    if state.get("plays"):
+        shown = state["plays"][0]
+        if len(state["plays"]) > 1:
+            save(root, unit, {**state, "plays": state["plays"][1:]})
+        state = {**state, **shown}
     return (
-        f"Id={unit}.service\nLoadState={state['load']}\nActiveState={state['active']}\nSubState=running\n"
-        f"UnitFileState=enabled\nMainPID={state['pid']}\nNRestarts={state['restarts']}\nResult=success"
+        f"Id={unit}.service\nLoadState={state['load']}\nActiveState={state['active']}\n"
+        f"SubState={state.get('sub', 'running')}\nUnitFileState=enabled\nMainPID={state['pid']}\n"
+        f"NRestarts={state['restarts']}\nResult=success\nActiveEnterTimestampMonotonic={state.get('since', 1)}"
     )
 
 
