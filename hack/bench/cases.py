@@ -63,7 +63,10 @@ SIGNATURE_LOOP = "ssh loop, `cat` of the signature"
 
 def ten_file_change(fleet: Fleet, repeats: int, *, serial_vms: int, agent: Path) -> Case:
     """Case a."""
-    case = Case(f"a. A 10-file change on {len(fleet.vms)} routers", len(fleet.vms))
+    title = f"a. A 10-file change on {len(fleet.vms)} routers"
+    if len(fleet.vms) == 1:
+        title = "e. The same change on one router alone: nobody waits for a processor"
+    case = Case(title, len(fleet.vms))
     some = fleet.of(fleet.vms[:serial_vms])
     for repeat in range(repeats):
         print(f"{case.title}: {repeat + 1} of {repeats}", flush=True)
