@@ -6,7 +6,7 @@ import os
 import stat
 import time
 
-from . import actors, checks, files
+from . import actors, checks, files, hold
 from . import journal as journals
 from .failures import Failure
 from .host import cmdline_words

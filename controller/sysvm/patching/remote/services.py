@@ -190,8 +190,6 @@ class Services(object):
         return [check for check, was in zip(service["serving"], answered) if was]  # noqa: B905
 
     def stop_first(self, back):
-        if back:
-            hold.clean(self.host, self.journal)
         for service in self.order["services"]:
             if service["action"] == "stop-start" and self.was_active(service):
                 if not back or service["unit"] in acted_on(self.journal.records):
