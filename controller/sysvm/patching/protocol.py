@@ -6,7 +6,7 @@ down once. The program on the VM (`remote/`) cannot import this module; it has i
 
 A session is one SSH exec of `bundle.command()`:
 
-1. operator -> VM: `bundle.preamble()`: 4 bytes big-endian length and the bundle (a zip) itself.
+1. operator -> VM: `bundle.preamble()`: 4 bytes big-endian length and the bundle (a zip, compressed with zlib).
 2. VM -> operator: `MAGIC` (whatever a login script printed before it is skipped), then frames. The first is a `Hello`.
 3. operator -> VM: a `Request`; for `stage` byte frames follow at once, without waiting for an answer.
 4. VM -> operator: any number of `Event` with the request's `id`, then exactly one `Response` with that `id`; for
@@ -289,6 +289,7 @@ class Abilities(TypedDict):
     renameat2: bool
     """The kernel has the call."""
     nfnetlink_queue: bool
+    """A packet queue was had for a moment and there is iptables to send packets to it: restarts can be held."""
     nft: bool
     """The nft program is there (that sets expire is not tried in a probe)."""
 
@@ -472,12 +473,38 @@ class Validator(TypedDict):
     timeout_seconds: float
 
 
+class HeldPorts(TypedDict):
+    """What asks for a service on the guest networks, kept waiting while it restarts."""
+
+    protocol: Literal["udp", "tcp"]
+    """Of tcp only what opens a connection."""
+    ports: list[int]
+    binds: NotRequired[str]
+    """An haproxy configuration whose `bind` lines name more ports."""
+
+
+class DrainLimits(TypedDict):
+    """Looked at before anything is changed; where they do not hold in time: `HaproxyDraining` (R35)."""
+
+    max_old: int
+    """Workers of earlier reloads that may still have sessions."""
+    min_memory_bytes: int
+    wait_seconds: float
+
+
 class ServiceOrder(TypedDict):
     """What to do with one unit. A unit that was not active before is only compared, never started."""
 
     unit: str
-    action: Literal["none", "reload", "restart", "stop-start"]
-    """`none`: only watched. `stop-start`: stopped before the switch, started after it (the agent)."""
+    action: Literal["none", "reload", "restart", "held-restart", "stop-start"]
+    """`none`: only watched. `held-restart`: a restart for which what asks for it waits; where that turns out to be
+    impossible it is a `restart`, with a note. `stop-start`: stopped before the switch, started after it (the agent)."""
+    hold: NotRequired[list[HeldPorts]]
+    """For `held-restart`."""
+    drain: NotRequired[DrainLimits]
+    login_seconds: NotRequired[float]
+    """After the action the report's `awaiting` says `login`, and a `prove-login` over a connection opened from then on
+    has to come within this time, else it goes back (R32)."""
     validators: list[Validator]
     serving: list[ProbeCheck]
     timeout_seconds: float
@@ -550,7 +577,10 @@ class ReportService(TypedDict):
     action: str
     ok: bool
     unavailable_seconds: float | None
-    """Longest gap between two answers around the action; None: no `serving` question had an answer before."""
+    """From the last answer before a question that failed to the first one after it; 0.0: none failed; None: no `serving`
+    question had an answer before. Asked on the VM itself: of a `held-restart` it is how long requests waited."""
+    slowest_seconds: NotRequired[float | None]
+    """The longest that one answer took meanwhile."""
     restoring: bool
     """Done on going back."""
 
@@ -575,6 +605,8 @@ class Report(TypedDict):
     """A sentence with the output of what failed (bounded to 2 KiB)."""
     notes: list[str]
     """What a person may want to know and is no failure: a property that systemd refused, a fallback."""
+    awaiting: NotRequired[Literal["login"] | None]
+    """What the VM waits for before it goes on."""
     started_at: float
     finished_at: float | None
 
@@ -654,6 +686,17 @@ class AbandonArgs(TypedDict):
     """Give up an operation that was not run: remove what was staged; phase Abandoned. Needs `begin` in this session."""
 
     id: str
+
+
+class ProveLoginArgs(TypedDict):
+    """Said over a connection that was opened while the report's `awaiting` was `login`."""
+
+    id: str
+
+
+class ProveLoginResult(TypedDict):
+    awaited: bool
+    """False: nobody waits for it (any more)."""
 
 
 class ReportArgs(TypedDict):
