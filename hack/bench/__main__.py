@@ -41,8 +41,6 @@ def main() -> int:
         return 2
     print("\n" + page)
     print(f"all of it took {time.monotonic() - began:.0f} s")
-    if options.out is not None:
-        options.out.write_text(page)
     for line in failed:
         print(f"bench: {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -55,6 +53,8 @@ def _run(options: argparse.Namespace, run_dir: Path) -> tuple[str, list[str]]:
     storage = options.storage if set(options.cases) & set("bc") else 0
     done: dict[str, Case] = {}
     failed: list[str] = []
+    words = f"make bench VMS={options.vms} REPEATS={options.repeats}"
+    page = ""
     with tempfile.TemporaryDirectory(prefix="bench-agent-") as scratch, fleet(run_dir, routers, storage) as everything:
         print("building a full agent", flush=True)
         scripts, agent = cases.write_agent(Path(scratch), options.scale)
@@ -66,8 +66,10 @@ def _run(options: argparse.Namespace, run_dir: Path) -> tuple[str, list[str]]:
             except ContestFailed as failure:
                 # What was measured before it is still worth reading.
                 failed.append(f"case {key}: {failure}")
-    words = f"make bench VMS={options.vms} REPEATS={options.repeats}"
-    return report.page(done, command=words, idle_cores=idle.cores), failed
+            page = report.page(done, command=words, idle_cores=idle.cores)
+            if options.out is not None:
+                options.out.write_text(page)
+    return page, failed
 
 
 def _case(key: str, options: argparse.Namespace, routers: Fleet, storage: Fleet, scripts: Path, agent: Path) -> Case:
