@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -174,3 +175,10 @@ async def ask(port: int, path: str) -> tuple[int, str]:
             return answer.status, await answer.text()
     except (aiohttp.ClientError, OSError):
         return 0, ""
+
+
+async def writes(port: int) -> dict[str, float]:
+    """Writes of a process by verb and kind. Its Lease is not among them."""
+    _, text = await ask(port, "/metrics")
+    found = re.findall(r'^sysvm_kube_writes_total\{kind="(\w+)",verb="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return {f"{verb} {kind}": float(number) for kind, verb, number in found}

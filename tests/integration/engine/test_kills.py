@@ -5,21 +5,23 @@ by operators that are killed at their writes. Every time it must end as if nobod
 a release, never two of a group at once, BACKUP before PRIMARY, one Rollout a release, nothing left over.
 
 By default every write is tried in stories that die many times (`ONE_AFTER_THE_OTHER`), and a spread of them in stories
-that die once. `SYSVM_TEST_EVERY_KILL=1` tells one story for every write and both moments: a quarter of an hour.
+that die once. `SYSVM_TEST_EVERY_KILL=1` tells one for every write and both moments, in some twenty minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.integration.engine import objects
 from tests.integration.engine.cluster import kstatus, says, until
-from tests.integration.engine.lives import Lane, lane
+from tests.integration.engine.lives import Lane, free_port, lane, writes
 from tests.integration.engine.simulated_vms import Fleet, Patch
 
 from lab.controlplane import ControlPlane
@@ -29,6 +31,8 @@ from sysvm.kube.client import Cluster
 from sysvm.operator.killer import VARIABLE
 from sysvm.patching.payload import read_payload
 
+SPREAD = 5
+"""Writes after which a life ends in the short run; before a write half as many."""
 LANES = 3
 """Namespaces in which stories are told at once."""
 STORY_SECONDS = 180.0
@@ -177,6 +181,27 @@ class Teller(Lane):
             assert vm["spec"]["operation"]["attempt"] == 1, trial
         check_patches(fleet.patches(), trial)
 
+    async def count_writes(self) -> int:
+        """How many writes a story has that nobody disturbs, Events excepted."""
+        port = free_port()
+        self.nursery.environment = {**self.nursery.environment, "SYSVM_HTTP_PORT": str(port)}
+        counted = 0
+
+        async def count() -> None:
+            nonlocal counted
+            while True:
+                found = await writes(port)
+                counted = max(counted, int(sum(number for what, number in found.items() if what.split()[1] != "Event")))
+                await asyncio.sleep(0.2)
+
+        counting = asyncio.create_task(count())
+        try:
+            await self.tell(Trial(()))
+        finally:
+            counting.cancel()
+            self.nursery.environment = {**self.nursery.environment, "SYSVM_HTTP_PORT": "0"}
+        return counted
+
 
 def check_patches(patches: list[Patch], trial: str) -> None:
     """Once a VM and release; a pair one after the other, BACKUP first; one release after the other."""
@@ -189,25 +214,31 @@ def check_patches(patches: list[Patch], trial: str) -> None:
     assert len(patches) == 2 * len(ROLES), f"{trial}: {patches}"
 
 
-async def tell_all(control_plane: ControlPlane, folder: Path, prefix: str, trials: list[Trial]) -> list[Told]:
+@contextlib.asynccontextmanager
+async def teller(control_plane: ControlPlane, admin: Cluster, folder: Path) -> AsyncIterator[Teller]:
+    name = f"kills-{os.getpid()}-{time.monotonic_ns() % 10**9}"
+    async with lane(control_plane, admin, name, folder / name) as here:
+        await here.namespace.create(
+            *(objects.config_map(name, word, objects.scripts(word)) for word in ("first", "second"))
+        )
+        yield Teller(here.namespace, here.nursery, here.folder)
+
+
+async def tell_all(control_plane: ControlPlane, folder: Path, trials: list[Trial]) -> list[Told]:
     """The stories, several at once. Ends at the first that goes wrong."""
     waiting = iter(trials)
     told: list[Told] = []
 
-    async def worker(admin: Cluster, number: int) -> None:
-        async with lane(control_plane, admin, f"{prefix}-{number}-{os.getpid()}", folder / str(number)) as here:
-            await here.namespace.create(
-                *(objects.config_map(here.namespace.name, word, objects.scripts(word)) for word in ("first", "second"))
-            )
-            teller = Teller(here.namespace, here.nursery, here.folder)
+    async def worker(admin: Cluster) -> None:
+        async with teller(control_plane, admin, folder) as here:
             for trial in waiting:
-                one = await teller.tell(trial)
+                one = await here.tell(trial)
                 told.append(one)
                 print(f"{one.trial}: {one.lives} lives, {one.seconds:.1f} s", flush=True)
 
     async with await Cluster.connect(kubeconfig=control_plane.kubeconfig) as admin, asyncio.TaskGroup() as lanes:
-        for number in range(LANES):
-            lanes.create_task(worker(admin, number))
+        for _ in range(LANES):
+            lanes.create_task(worker(admin))
     return told
 
 
@@ -216,8 +247,27 @@ async def test_dying_at_every_write_one_after_the_other_changes_nothing(
     control_plane: ControlPlane, crds: list[str], tmp_path: Path
 ) -> None:
     trials = [Trial(at, again=True) for at in ONE_AFTER_THE_OTHER]
-    told = await tell_all(control_plane, tmp_path, "lives", trials)
+    told = await tell_all(control_plane, tmp_path, trials)
     assert all(one.was_killed for one in told)
     most = max(one.lives for one in told)
     assert most > 40, f"{most} lives are too few for a story of so many writes: is the variable still read?"
     print(f"{len(told)} stories, {sum(one.lives for one in told)} lives")
+
+
+@pytest.mark.timeout(3600)
+async def test_dying_once_changes_nothing(control_plane: ControlPlane, crds: list[str], tmp_path: Path) -> None:
+    async with (
+        await Cluster.connect(kubeconfig=control_plane.kubeconfig) as admin,
+        teller(control_plane, admin, tmp_path) as here,
+    ):
+        count = await here.count_writes()
+    every = bool(os.environ.get("SYSVM_TEST_EVERY_KILL"))
+    numbers = range(1, count + 1)
+    after = numbers if every else numbers[:: count // SPREAD]
+    before = numbers if every else numbers[2 :: 2 * count // SPREAD]
+    trials = [Trial((f"{number}:after",)) for number in after] + [Trial((f"{number}:before",)) for number in before]
+    told = await tell_all(control_plane, tmp_path, trials)
+    killed = sum(one.was_killed for one in told)
+    print(f"a story has {count} writes; {len(told)} stories, {killed} of them with a death")
+    # A life that starts over writes a little more or less, so the last numbers may never be reached.
+    assert killed > 0.9 * len(told)

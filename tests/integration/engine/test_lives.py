@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import pytest_asyncio
 from tests.integration.engine import objects
 from tests.integration.engine.cluster import says, until
-from tests.integration.engine.lives import Lane, Nursery, ask, free_port, lane
+from tests.integration.engine.lives import Lane, Nursery, ask, free_port, lane, writes
 from tests.integration.engine.simulated_vms import Fleet
 
 from lab.controlplane import ControlPlane
@@ -72,13 +71,6 @@ async def until_ready(port: int) -> None:
         return (await ask(port, "/readyz"))[0] == 200
 
     await until(ready, "ready")
-
-
-async def writes(port: int) -> dict[str, float]:
-    """Writes of a process by verb and kind. Its Lease is not among them."""
-    _, text = await ask(port, "/metrics")
-    found = re.findall(r'^sysvm_kube_writes_total\{kind="(\w+)",verb="(\w+)"\} (\S+)$', text, re.MULTILINE)
-    return {f"{verb} {kind}": float(number) for kind, verb, number in found}
 
 
 async def watch_idleness(port: int, since: dict[str, float]) -> None:
