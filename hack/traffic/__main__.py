@@ -19,15 +19,23 @@ import click
 from lab import Lab, LabUnavailable
 from lab.tenants import Tally
 from lab.tenants.tenancy import RATE
+from sysvm.patching.results import JournalPhase
 from traffic import measuring, table
 from traffic.scenarios import SCENARIOS, Scenario, find
 from traffic.table import Result
-from traffic.verdicts import broken_promises, without_effect
+from traffic.verdicts import broken_promises
 from traffic.ways import CloudStacks, Ours
 
 CANNOT_RUN = 3
 _FIRST_NUMBER = 10
 _NUMBERS_EACH = 2
+_EFFECTS = {
+    (False, True): "in effect",
+    (False, False): "NOT IN EFFECT",
+    (True, True): "as before",
+    (True, False): "NOT AS BEFORE",
+}
+"""By (it had to be rolled back, its check holds)."""
 
 
 async def _measure_all(
@@ -61,7 +69,7 @@ def _notes(results: list[Result]) -> list[str]:
         for each in measured:
             if each is None:
                 continue
-            effect = "works" if each.works else "HAS NO EFFECT" if without_effect(scenario, each) else "not in effect"
+            effect = _EFFECTS[scenario.ends is JournalPhase.ROLLED_BACK, each.works]
             acted = f"; {', '.join(each.account.actions)}" if each.account.actions else ""
             named = "; ".join(f"{unit}: {loss}" for unit, loss in each.account.losses.items())
             found.append(

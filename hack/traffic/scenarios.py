@@ -18,6 +18,8 @@ from sysvm.patching.results import JournalPhase
 
 _MARK = "SYSVM_LAB_MARK=1"
 _DROP_IN = f"[Service]\nEnvironment={_MARK}\n".encode()
+_DISK_MIB = 768
+"""In memory: dnsmasq syncs its leases to disk with every answer, and would wait for what else writes to the host's."""
 _HAPROXY_CONF = "etc/haproxy/haproxy.cfg"
 
 
@@ -31,10 +33,11 @@ class Shape(enum.StrEnum):
     def specs(self, number: int) -> tuple[VMSpec, ...]:
         """Fresh VMs; `number` makes their names, indexes and network their own."""
         if self is Shape.STORAGE:
-            return (VMSpec(name=f"s-{number}-VM", type=SystemVMType.SECSTORAGE, index=number),)
-        group = f"net-{number}"
+            name = f"s-{number}-VM"
+            return (VMSpec(name=name, type=SystemVMType.SECSTORAGE, index=number, tmpfs_mib=_DISK_MIB),)
+        group, name = f"net-{number}", f"r-{number}-VM"
         if self is Shape.ROUTER:
-            return (VMSpec(name=f"r-{number}-VM", type=SystemVMType.ROUTER, index=number, group=group),)
+            return (VMSpec(name=name, type=SystemVMType.ROUTER, index=number, group=group, tmpfs_mib=_DISK_MIB),)
         return tuple(
             VMSpec(
                 name=f"r-{number + place}-VM",
@@ -43,6 +46,7 @@ class Shape(enum.StrEnum):
                 group=group,
                 redundant=True,
                 priority=110 - 10 * place,
+                tmpfs_mib=_DISK_MIB,
             )
             for place in (0, 1)
         )
