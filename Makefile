@@ -50,6 +50,15 @@ bench: $(STAMP) ## Ours beside Ansible, ssh loops and one VM after the other, on
 	@UV_PROJECT_ENVIRONMENT=.venv-bench uv sync --frozen --quiet --only-group bench
 	@BENCH_ANSIBLE=.venv-bench $(BIN)/python -m bench --vms $(VMS) --repeats $(REPEATS)
 
+.PHONY: fuzz
+fuzz: $(STAMP) ## Coverage-guided fuzzing of everything that reads strange bytes (SECONDS=60 a target; borrows atheris)
+	@PYTHONPATH=controller:hack SECONDS_PER_TARGET=$(or $(SECONDS),60) \
+		uv run -q --no-project --python $(BIN)/python --with atheris python -m fuzz.run
+
+.PHONY: traffic
+traffic: $(STAMP) ## What patching costs tenants: ours beside CloudStack's, on real system VMs (root on Linux, 10 minutes)
+	@$(BIN)/python -m traffic
+
 .PHONY: check
 check: $(STAMP) ## Before a commit: ruff, mypy --strict, layers, generated files, the language of the on-VM program
 	@$(BIN)/ruff check .
