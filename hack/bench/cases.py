@@ -65,7 +65,7 @@ def ten_file_change(fleet: Fleet, repeats: int, *, serial_vms: int, agent: Path)
     """Case a."""
     title = f"a. A 10-file change on {len(fleet.vms)} routers"
     if len(fleet.vms) == 1:
-        title = "e. The same change on one router alone: nobody waits for a processor"
+        title = "e. The same 10-file change on one router alone"
     case = Case(title, len(fleet.vms))
     some = fleet.of(fleet.vms[:serial_vms])
     for repeat in range(repeats):
