@@ -114,7 +114,11 @@ def main(names: tuple[str, ...], rate: float, *, only_ours: bool, markdown: Path
     if markdown is not None:
         markdown.write_text(f"{today}, {machine}.\n\n{table.markdown(results)}\n")
     broken = [line for scenario, ours, _ in results for line in broken_promises(scenario, ours)]
-    broken += [f"baseline: {each.kind} lost {each.lost} of {each.sent}" for each in base if each.lost or each.failed]
+    broken += [
+        f"baseline, so this machine is too busy to judge: {each.kind} lost {each.lost} of {each.sent} {each.errors}"
+        for each in base
+        if each.lost or each.failed
+    ]
     print()
     print(table.text(results))
     for line in broken:
