@@ -9,7 +9,9 @@ the limits allow.
 import contextlib
 import hashlib
 import io
+import posixpath
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -27,6 +29,10 @@ SCRIPTS_ROOTS = ("etc", "opt", "root", "var/www")
 _CHUNK_BYTES = 1 << 18
 _RATIO_FREE_BYTES = 16 << 20
 _BLOCK = 512
+_HEADER_BYTES = 4096
+_HEADERS_BYTES = 16 << 20
+_COMMON_WORDS = 64
+_DIRECTORY_BYTES = 4 << 20
 _ODD_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 
@@ -73,7 +79,7 @@ class Listing:
 def read_scripts(packed: bytes) -> tuple[Listing, dict[str, bytes]]:
     """Lists a gzip'ed tar and returns its contents by sha256. Raises `PayloadError`."""
     tally = _Tally("cloud-scripts.tgz", SCRIPTS_LIMITS, SCRIPTS_ROOTS)
-    plain = io.BytesIO(_gunzip(packed, tally))
+    plain = _TarStream(_gunzip(packed, tally), tally)
     contents: dict[str, bytes] = {}
     # Errors of the header arrive as very different exceptions, depending on which field is bent.
     try:
@@ -86,8 +92,7 @@ def read_scripts(packed: bytes) -> tuple[Listing, dict[str, bytes]]:
                         tally.add_folder(FolderEntry(path, info.mode & 0o777))
                     continue
                 _judge_tar_kind(tally, info)
-                stream = tar.extractfile(info)
-                content = stream.read() if stream is not None else b""
+                content = plain.content(info.offset_data, info.size)
                 if len(content) != info.size:
                     raise tally.unreadable(f"ends in the middle of {_shown(path)}")
                 digest = hashlib.sha256(content).hexdigest()
@@ -107,11 +112,36 @@ def read_scripts(packed: bytes) -> tuple[Listing, dict[str, bytes]]:
 
 
 def _members(tar: tarfile.TarFile, tally: "_Tally") -> Iterator[tarfile.TarInfo]:
-    """The members, each with a size that is worth asking for."""
+    """The members, each with a size that is worth asking for. None is kept: a member may carry many words."""
     while (info := tar.next()) is not None:
+        tar.members.clear()
+        if len(tar.pax_headers) > _COMMON_WORDS:
+            raise tally.too_large(f"its headers hold more than {_COMMON_WORDS} words for all entries")
         if info.size < 0 or info.size > tally.limits.unpacked_bytes:
             raise tally.too_large(f"{_shown(info.name)} claims {info.size} bytes")
         yield info
+
+
+class _TarStream(io.BytesIO):
+    """The plain tar, of which `tarfile` is given headers only, and none that is larger than a payload has.
+
+    What tarfile does with a header may take the square of its length (CVE-2024-6232), and a negative size means all.
+    """
+
+    def __init__(self, plain: bytes, tally: "_Tally") -> None:
+        super().__init__(plain)
+        self._tally = tally
+        self._left = _HEADERS_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = -1 if size is None else size
+        self._left -= wanted
+        if not 0 <= wanted <= _HEADER_BYTES or self._left < 0:
+            raise self._tally.too_large(f"a header claims more than the {_HEADER_BYTES} bytes that one may have")
+        return super().read(wanted)
+
+    def content(self, offset: int, size: int) -> bytes:
+        return bytes(self.getbuffer()[offset : offset + size])
 
 
 def _judge_tar_kind(tally: "_Tally", info: tarfile.TarInfo) -> None:
@@ -163,21 +193,35 @@ def read_agent(source: Path | bytes) -> Listing:
     if packed_size > tally.limits.packed_bytes:
         raise tally.too_large(f"it has {packed_size} bytes, the limit is {tally.limits.packed_bytes}")
     try:
-        with _opened(source) as stream, zipfile.ZipFile(stream) as archive:
-            _judge_zip_ends(tally, stream, packed_size, archive)
+        with _opened(source) as stream:
+            _judge_zip_ends(tally, stream, packed_size)
+            archive = zipfile.ZipFile(stream)
             infos = archive.infolist()
             tally.count(len(infos))
+            _judge_overlaps(tally, archive.start_dir, infos)
             claimed = sum(info.file_size for info in infos)
             if claimed > tally.limits.unpacked_bytes:
                 raise tally.too_large(f"it unpacks to {claimed} bytes, the limit is {tally.limits.unpacked_bytes}")
             tally.judge_ratio(packed_size, claimed)
             for info in infos:
                 _add_zip_member(tally, archive, info)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OverflowError, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise tally.unreadable(f"is not a zip archive that can be read to its end ({error})") from error
     except RuntimeError as error:  # how zipfile says that a member is encrypted
         raise tally.unreadable(f"cannot be read ({error})") from error
     return tally.listing()
+
+
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+)
+"""How zipfile says that an archive is bent, depending on where."""
 
 
 class AgentReader:
@@ -190,6 +234,7 @@ class AgentReader:
         self._source = source
         self._open = contextlib.ExitStack()
         self._archive: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
 
     def read(self, path: str) -> Iterator[bytes]:
         """The content of one file in pieces of at most 256 KiB. Blocking.
@@ -200,10 +245,12 @@ class AgentReader:
             if self._archive is None:
                 stream = self._open.enter_context(_opened(self._source))
                 self._archive = self._open.enter_context(zipfile.ZipFile(stream))
-            with self._archive.open(path) as member:
+                # By the names of the listing, which have no `./`; the last of two counts there too.
+                self._members = {posixpath.normpath(info.filename): info for info in self._archive.infolist()}
+            with self._archive.open(self._members[path]) as member:
                 while part := member.read(_CHUNK_BYTES):
                     yield part
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        except (OSError, KeyError, *_ZIP_ERRORS) as error:
             text = f"agent.zip cannot be read any more at {_shown(path)}: {error}"
             raise PayloadError(text, retryable=True) from error
 
@@ -217,16 +264,44 @@ def _opened(source: Path | bytes) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _judge_zip_ends(tally: "_Tally", stream: IO[bytes], size: int, archive: zipfile.ZipFile) -> None:
-    stream.seek(0)
+def _judge_zip_ends(tally: "_Tally", stream: IO[bytes], size: int) -> None:
+    """Looks at both ends before `zipfile` does, which makes an object of every member before it can be asked how many
+    there are."""
     if stream.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
         raise tally.unreadable("does not begin as a zip archive")
-    stream.seek(max(0, size - 22 - len(archive.comment)))
-    if stream.read(4) != b"PK\x05\x06":
+    start = max(0, size - 22 - 65_535)
+    stream.seek(start)
+    tail = stream.read(size - start)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + 22 > len(tail):
+        raise tally.unreadable("has no list of its members at its end")
+    entries, length, _, comment = struct.unpack_from("<HLLH", tail, at + 10)
+    if at + 22 + comment != len(tail):
         raise tally.unreadable("holds something behind its end")
+    if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
+        # Where zipfile looks for it too, whatever the locator says.
+        stream.seek(max(0, start + at - 20 - 56))
+        record = stream.read(56)
+        if len(record) == 56 and record[:4] == b"PK\x06\x06":
+            entries, length = struct.unpack_from("<QQ", record, 32)
+    tally.count(entries)
+    if length > _DIRECTORY_BYTES:
+        raise tally.too_large(f"its list of members has {length} bytes, more than {tally.limits.entries} entries need")
+    stream.seek(0)
+
+
+def _judge_overlaps(tally: "_Tally", end: int, infos: list[zipfile.ZipInfo]) -> None:
+    """One stream under many names is how a small archive becomes a large tree."""
+    for info in sorted(infos, key=lambda each: each.header_offset, reverse=True):
+        # 30: what a local header has at least, without its name.
+        if info.header_offset + 30 + len(info.filename) + info.compress_size > end:
+            raise tally.unsafe(f"{_shown(info.filename)} and what follows it share the same bytes")
+        end = info.header_offset
 
 
 def _add_zip_member(tally: "_Tally", archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    if info.orig_filename != info.filename:
+        raise tally.unsafe(f"the name {_shown(info.orig_filename)} holds control characters")
     # Without the UTF-8 flag zipfile reads the name as code page 437, which gives every byte some letter.
     if not info.flag_bits & 0x800 and not info.filename.isascii():
         raise tally.unsafe(f"the name {_shown(info.filename)} is not UTF-8")

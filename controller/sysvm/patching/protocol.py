@@ -61,11 +61,17 @@ class JSONFrame:
     """A JSON object as the other end sent it, not yet checked: give it to `parse`."""
 
     value: Mapping[str, object]
+    size: int = 0
+    """Bytes that it took on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
 class BytesFrame:
     content: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
 
 
 Frame: TypeAlias = JSONFrame | BytesFrame
@@ -111,7 +117,7 @@ class Decoder:
                 return
             payload = bytes(self._buffer[_HEADER.size : end])
             del self._buffer[:end]
-            yield BytesFrame(payload) if kind == b"B" else JSONFrame(_object(payload))
+            yield BytesFrame(payload) if kind == b"B" else JSONFrame(_object(payload), length)
 
     def finish(self) -> None:
         """Called at the end of the stream. Raises `ProtocolError` if it ended inside a frame or before `MAGIC`."""
@@ -134,12 +140,19 @@ class Decoder:
 
 def _object(payload: bytes) -> Mapping[str, object]:
     try:
-        value = json.loads(payload)
+        value = json.loads(payload, parse_constant=_no_number)
     except (UnicodeDecodeError, ValueError) as error:
         raise ProtocolError(f"a message is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ProtocolError("a message is nested without end") from error
     if not isinstance(value, dict):
         raise ProtocolError("a message is not a JSON object")
     return value
+
+
+def _no_number(name: str) -> object:
+    # Python's own extension of JSON: what such a value would do to a sum or a calendar is nobody's to find out.
+    raise ValueError(f"{name} is no number")
 
 
 T = TypeVar("T")
@@ -577,8 +590,9 @@ class ReportService(TypedDict):
     action: str
     ok: bool
     unavailable_seconds: float | None
-    """From the last answer before a question that failed to the first one after it; 0.0: none failed; None: no `serving`
-    question had an answer before. Asked on the VM itself: of a `held-restart` it is how long requests waited."""
+    """From the last answer before a question that failed to the first one after it; 0.0: none failed; None: no
+    `serving` question had an answer before. Asked on the VM itself: of a `held-restart` it is how long requests
+    waited."""
     slowest_seconds: NotRequired[float | None]
     """The longest that one answer took meanwhile."""
     restoring: bool

@@ -218,8 +218,7 @@ class _Channel(asyncssh.SSHClientSession[bytes]):
             self._news.clear()
             await self._news.wait()
         frame = self._frames.popleft()
-        if isinstance(frame, BytesFrame):
-            self._buffered -= len(frame.content)
+        self._buffered -= frame.size
         return frame
 
     def said(self) -> str:
@@ -242,14 +241,11 @@ class _Channel(asyncssh.SSHClientSession[bytes]):
             self._take(self._decoder.feed(data))
         except ProtocolError as error:
             self._finish(self._not_our_program(error))
-        except RecursionError:
-            self._finish(ProtocolError(f"{self._name} sends a message of endless depth"))
         self._news.set()
 
     def _take(self, frames: Iterable[Frame]) -> None:
         for frame in frames:
-            if isinstance(frame, BytesFrame):
-                self._buffered += len(frame.content)
+            self._buffered += frame.size
             self._frames.append(frame)
             if self._buffered > _BUFFERED_BYTES:
                 raise ProtocolError(f"{self._name} sends more than it was asked for")
