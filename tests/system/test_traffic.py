@@ -34,6 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             yield made
         finally:
             made.down()
+        assert not made.cgroups.exists(), "tenants go with their lab"
 
 
 def test_tenants_lose_nothing_while_nothing_is_done(lab: Lab) -> None:
