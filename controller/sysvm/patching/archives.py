@@ -114,7 +114,7 @@ def read_scripts(packed: bytes) -> tuple[Listing, dict[str, bytes]]:
 def _members(tar: tarfile.TarFile, tally: "_Tally") -> Iterator[tarfile.TarInfo]:
     """The members, each with a size that is worth asking for. None is kept: a member may carry many words."""
     while (info := tar.next()) is not None:
-        tar.members.clear()
+        tar.members.clear()  # type: ignore[attr-defined]
         if len(tar.pax_headers) > _COMMON_WORDS:
             raise tally.too_large(f"its headers hold more than {_COMMON_WORDS} words for all entries")
         if info.size < 0 or info.size > tally.limits.unpacked_bytes:

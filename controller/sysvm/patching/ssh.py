@@ -34,6 +34,15 @@ _KEY_EXCHANGES = (
 )
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
 """GCM first: half the processor time of the default, and nothing that needs strict key exchange (CVE-2023-48795)."""
+_MACS = (
+    "hmac-sha2-256-etm@openssh.com",
+    "hmac-sha2-512-etm@openssh.com",
+    "umac-128-etm@openssh.com",
+    "hmac-sha2-256",
+    "hmac-sha2-512",
+    "umac-128@openssh.com",
+)
+"""For the CTR ciphers. The default of asyncssh has SHA-1 and 64 bit ones."""
 _HOST_KEY_ALGORITHMS = (
     "ssh-ed25519",
     "ecdsa-sha2-nistp256",
@@ -42,6 +51,8 @@ _HOST_KEY_ALGORITHMS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
+_SIGNATURES = _HOST_KEY_ALGORITHMS
+"""Of the operator's own key. A VM that takes nothing but ssh-rsa (SHA-1) is not logged in to."""
 _TRIES = 3
 _KNOWN_KEYS = 32
 
@@ -130,15 +141,28 @@ class SSHTransport:
         self._options: dict[tuple[str, str], asyncssh.SSHClientConnectionOptions] = {}
 
     @contextlib.asynccontextmanager
-    async def connect(self, target: Target) -> AsyncIterator[Connection]:
-        """A connection to the VM, closed at the end. Raises `Unreachable`, `HostKeyRejected`, `KeyUnreadable`."""
+    async def connect(
+        self, target: Target, *, beside: bool = False, signatures: tuple[str, ...] = ()
+    ) -> AsyncIterator[Connection]:
+        """A connection to the VM, closed at the end. Raises `Unreachable`, `HostKeyRejected`, `KeyUnreadable`.
+
+        `beside`: a short one in addition to one that is held, which must not wait for that one to end. `signatures`:
+        the only algorithms that the login may be signed with.
+        """
         options = await self._account_options(target.account)
-        async with self._pool(target.account):
+        if signatures:
+            options = asyncssh.SSHClientConnectionOptions(options=options, signature_algs=list(signatures))
+        async with contextlib.nullcontext() if beside else self._pool(target.account):
             connection = await self._open(target, options)
             try:
                 yield connection
             finally:
                 await self._close(connection.ssh)
+
+    async def has_rsa_key(self, account: SSHAccount) -> bool:
+        """Whether the account's key is RSA: then CloudStack's management server signs with `ssh-rsa`."""
+        key = await asyncio.to_thread(load_private_key, account.private_key)
+        return key.get_algorithm() == "ssh-rsa"
 
     def _pool(self, account: SSHAccount) -> asyncio.Semaphore:
         limit, pool = self._pools.get(account.pool, (0, None))
@@ -171,6 +195,8 @@ class SSHTransport:
             known_hosts=_nobody(),
             kex_algs=_supported_key_exchanges(),
             encryption_algs=list(_CIPHERS),
+            mac_algs=_supported_macs(),
+            signature_algs=list(_SIGNATURES),
             compression_algs=None,
             connect_timeout=self.timeouts.connect,
             login_timeout=self.timeouts.login,
@@ -211,6 +237,9 @@ class SSHTransport:
                 target.address,
                 target.account.port,
                 sock=sock,
+                # Not taken from `options`: without it ~/.ssh/config is read here, its ProxyJump and User included.
+                config=None,
+                tunnel=None,
                 options=options,
                 known_hosts=checker.known_hosts,
                 server_host_key_algs=checker.algorithms,
@@ -449,6 +478,17 @@ def _was_turned_away(error: Exception) -> bool:
 def _nobody() -> asyncssh.SSHKnownHosts:
     """A strict list without an entry: every host key goes to the checker. None would switch checking off."""
     return asyncssh.import_known_hosts("")
+
+
+@cache
+def _supported_macs() -> list[str]:
+    """As below: umac needs a library that may be missing."""
+    supported = []
+    for name in _MACS:
+        with contextlib.suppress(ValueError):
+            asyncssh.SSHClientConnectionOptions(config=None, agent_path=None, client_keys=None, mac_algs=[name])
+            supported.append(name)
+    return supported
 
 
 @cache

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
-from fuzz import promises
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fuzz import promises
 from sysvm.api.reasons import Reason
 from sysvm.patching.archives import AgentReader, read_agent, read_scripts
 from sysvm.patching.errors import PayloadError
@@ -314,16 +314,17 @@ names = st.sampled_from(
 kinds = st.sampled_from(
     [b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"L", b"K", b"x", b"g", b"S", b"X", b"Z"]
 )
+SPARSE = (b"map", b"size", b"name", b"major", b"minor", b"numblocks", b"realsize")
 sizes = st.none() | st.sampled_from([0, 1, 511, 512, 513, -1, -512, 1 << 33, 1 << 70])
 words = st.lists(
     st.builds(
         record,
-        st.sampled_from([b"path", b"size", b"linkpath", b"mtime", b"hdrcharset", b"GNU.sparse.map", b"GNU.sparse.size",
-                         b"GNU.sparse.name", b"GNU.sparse.major", b"GNU.sparse.minor", b"GNU.sparse.numblocks"]) | st.binary(max_size=8),
+        st.sampled_from(b"path size linkpath mtime hdrcharset".split() + [b"GNU.sparse." + word for word in SPARSE])
+        | st.binary(max_size=8),
         names | st.sampled_from([b"1", b"0", b"-1", b"1,2", b"BINARY", b"nan"]),
     ),
     max_size=4,
-).map(b"".join)  # fmt: skip
+).map(b"".join)
 
 
 @st.composite

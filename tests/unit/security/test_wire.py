@@ -6,19 +6,20 @@ import json
 import struct
 
 import pytest
-from fuzz import promises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz import promises
 from sysvm.patching import protocol
 from sysvm.patching.protocol import MAGIC, ProtocolError
 from sysvm.patching.session import _Channel
 
+keys = st.sampled_from(["id", "result", "report", "hello", "error", "version"]) | st.text(max_size=5)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "result", "report", "hello", "error", "version"]) | st.text(max_size=5), inner, max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 def frame(payload: bytes, kind: bytes = b"J") -> bytes:
