@@ -17,14 +17,14 @@ def main() -> int:
     made.add_argument("--seeds", type=int, default=int(os.environ.get("FAULTS_SEEDS") or 200))
     made.add_argument("--only", default=os.environ.get("FAULTS_ONLY") or "")
     made.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
-    made.add_argument("--every", type=int, default=1, help="do only one of so many trials")
+    made.add_argument("--at-most", type=int, help="do only so many trials of each row")
     made.add_argument("--list", action="store_true", help="names of the rows")
     asked = made.parse_args()
     rows = running.select(asked.only)
     if asked.list:
         print("\n".join(row.name for row in rows))
         return 0
-    table = running.run(rows, seeds=asked.seeds, workers=asked.workers, every=asked.every)
+    table = running.run(rows, seeds=asked.seeds, workers=asked.workers, at_most=asked.at_most)
     print(table.text([row.name for row in rows]))
     return 1 if table.failures else 0
 

@@ -110,6 +110,9 @@ def judged_with_theirs(scene: Scene) -> Verdict:
     """THEIRS is a whole payload of somebody else: every file, the archive and the signature."""
     root = scene.vm.root
     signature, archive = scene.vm.signature(), (root / TGZ).read_bytes()
+    if any(report["phase"] == "Inconsistent" for _, report in scene.vm.store().operations()):
+        # Loud whatever CloudStack wrote into the signature afterwards: the operation is held until a person accepts.
+        return End.INCONSISTENT, ""
     if signature == THEIRS_SIGNATURE and archive == THEIRS_TGZ:
         wrong = [path for path, body in _THEIRS.items() if (root / path).read_bytes() != body]
         return (End.NEITHER, f"their signature, not their files: {wrong}") if wrong else (End.THEIRS, "")
@@ -214,7 +217,9 @@ def _boot_patch(scene: Scene, number: int, _turn: int) -> Verdict:
 
 def lock_held(scenes: Scenes, _seeds: int) -> Iterator[Trial]:
     """Another session holds the VM's lock for a while, or for ever."""
-    for seconds in (0.05, 0.3, 1.0, 20.0):
+    yield "preparing, for ever", partial(_lock_held, scenes.get("preparing"), 1.5)
+    yield "forward, longer than anybody waits", partial(_lock_held, scenes.get("forward"), 20.0)
+    for seconds in (0.05, 0.3, 1.0):
         for name in ("forward", "failing", "preparing", "by hand"):
             yield f"{name}, {seconds} s", partial(_lock_held, scenes.get(name), seconds)
 
@@ -408,11 +413,11 @@ def _cut(scene: Scene, sent: bytes, deaf: bool, turn: int) -> Verdict:
 
 
 ROWS = (
-    Row("CloudStack's live patch between two changes", partial(cloudstack_at_once, "forward"), foreign=True),
-    Row("... of a patch that goes back", partial(cloudstack_at_once, "failing"), foreign=True),
-    Row("CloudStack's live patch spread over ours", cloudstack_spread, foreign=True),
-    Row("somebody writes the signature", partial(foreign_write, SIGNATURE, b"c" * 32), foreign=True),
-    Row("somebody writes the archive", partial(foreign_write, TGZ, THEIRS_TGZ), foreign=True),
+    Row("CloudStack's live patch between two changes", partial(cloudstack_at_once, "forward"), foreign=True, loud=True),
+    Row("... of a patch that goes back", partial(cloudstack_at_once, "failing"), foreign=True, loud=True),
+    Row("CloudStack's live patch spread over ours", cloudstack_spread, foreign=True, loud=True),
+    Row("somebody writes the signature", partial(foreign_write, SIGNATURE, b"c" * 32), foreign=True, loud=True),
+    Row("somebody writes the archive", partial(foreign_write, TGZ, THEIRS_TGZ), foreign=True, loud=True),
     Row("killed, then CloudStack's patch at boot", boot_patch_after_kill),
     Row("the lock is held", lock_held),
     Row("two operators at once", partial(two_operators, 3)),

@@ -159,7 +159,7 @@ ROWS = (
     Row("a disk with few bytes left (tmpfs)", partial(small_disk, "size={}", 16384)),
     Row("a disk with few inodes left (tmpfs)", partial(small_disk, "nr_inodes={}", 2)),
     Row("read-only file system from a change on", partial(from_then_on, errno.EROFS, CHANGES)),
-    Row("an I/O error, once, at every change", partial(once, errno.EIO, CHANGES)),
+    Row("an I/O error, once, at every change", partial(once, errno.EIO, CHANGES), loud=True),
     Row("an immutable file", immutable),
     Row("the clock jumps", clock),
 )

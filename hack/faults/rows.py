@@ -21,7 +21,8 @@ class Row:
     Attributes:
         name: as it stands in the table.
         trials: every place where it happens; `seeds` says how many where chance decides.
-        loud: the way back is destroyed, so INCONSISTENT is what has to come.
+        loud: the way back may be destroyed (removed, overwritten by somebody else, on a disk that is broken), so that
+            INCONSISTENT is what has to come.
         foreign: somebody else writes a whole payload, which may be what stays.
     """
 

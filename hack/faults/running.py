@@ -40,19 +40,20 @@ def _stuck(_signal: int, _frame: FrameType | None) -> None:
     raise _Stuck
 
 
-def results(rows: Sequence[Row], *, seeds: int, share: int = 0, shares: int = 1, every: int = 1) -> Iterator[Result]:
-    """Does every `shares`-th trial. `every`: only one of so many of each row, for a short run."""
+def results(
+    rows: Sequence[Row], *, seeds: int, share: int = 0, shares: int = 1, at_most: int | None = None
+) -> Iterator[Result]:
+    """Does every `shares`-th trial. `at_most`: so many of each row, evenly spread, for a short run."""
     signal.signal(signal.SIGALRM, _stuck)
     scenes = Scenes()
     try:
         for row in rows:
-            for number, (where, trial) in enumerate(row.trials(scenes, seeds)):
-                # Turns must fall on both ways of recovery, whatever the step is.
-                if number % every or number // every % shares != share:
-                    continue
+            trials = list(row.trials(scenes, seeds))
+            step = 1 if at_most is None else -(-len(trials) // at_most)
+            for number, (where, trial) in list(enumerate(trials[::step]))[share::shares]:
                 signal.alarm(TRIAL_SECONDS)
                 try:
-                    end, detail = trial(number // every)
+                    end, detail = trial(number)
                 except Exception as error:  # noqa: BLE001 - whatever a trial dies of, its VM is not proven whole
                     end, detail = End.NEITHER, f"{type(error).__name__}: {error}"
                 finally:
@@ -62,19 +63,19 @@ def results(rows: Sequence[Row], *, seeds: int, share: int = 0, shares: int = 1,
         scenes.close()
 
 
-def _work(rows: Sequence[Row], seeds: int, share: int, shares: int, every: int, told: object) -> None:
-    for result in results(rows, seeds=seeds, share=share, shares=shares, every=every):
+def _work(rows: Sequence[Row], seeds: int, share: int, shares: int, at_most: int | None, told: object) -> None:
+    for result in results(rows, seeds=seeds, share=share, shares=shares, at_most=at_most):
         told.put(result)  # type: ignore[attr-defined]
     told.put(None)  # type: ignore[attr-defined]
 
 
-def run(rows: Sequence[Row], *, seeds: int, workers: int, every: int = 1, say: Say = print) -> Table:
+def run(rows: Sequence[Row], *, seeds: int, workers: int, at_most: int | None = None, say: Say = print) -> Table:
     """All trials of the rows; says how far it is about every ten seconds, and every failure at once."""
     table = table_for(rows)
     context = multiprocessing.get_context("fork")
     told = context.Queue(1000)
     processes = [
-        context.Process(target=_work, args=(rows, seeds, share, workers, every, told), daemon=True)
+        context.Process(target=_work, args=(rows, seeds, share, workers, at_most, told), daemon=True)
         for share in range(workers)
     ]
     for process in processes:

@@ -16,7 +16,7 @@ class End(enum.StrEnum):
     THEIRS = "theirs"
     """Wholly what somebody else wrote over it meanwhile, under his own signature."""
     INCONSISTENT = "inconsistent"
-    """It says loudly that a person has to look, and its signature is zeros. Only where the way back was destroyed."""
+    """It says loudly that a person has to look, and its signature is zeros. Only in rows that destroy the way back."""
     NEITHER = "neither"
 
 
