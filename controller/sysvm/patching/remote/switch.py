@@ -275,6 +275,15 @@ def restore_signature(signature):
 def commit_signature(signature):
     """The new signature; the very last change of a commit."""
     if files.exists(signature["new"]):
+        text = signature_text(signature)
+        if not is_zeros(text):
+            raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(text[:40]))
+        if not files.exists(signature["zeros"]):
+            # The zeros for taking this back later, while they still have a name: that must not need space.
+            try:
+                files.link(signature["live"], signature["zeros"])
+            except OSError:
+                pass
         files.rename(signature["new"], signature["live"])
         sync_parents(signature["live"])
     elif signature_text(signature) != signature["new_text"]:
