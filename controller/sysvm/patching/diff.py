@@ -18,7 +18,7 @@ from sysvm.patching.merge import MERGES
 from sysvm.patching.ownership import ActionKind, FileRule, Owner, rule_for
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import ContentReport
-from sysvm.patching.services import UnitAction, plain, strongest
+from sysvm.patching.services import UnitAction, is_meant, plain, service_built_from, service_of, strongest
 
 SCRIPTS_TREE = "/opt/cloud"
 AGENT_TREE = "/usr/local/cloud/systemvm"
@@ -63,6 +63,7 @@ class Difference:
     contents: Mapping[str, bytes]
     """Merged texts by sha256: what the payload itself does not hold."""
     revision: str
+    vm_type: SystemVMType
 
     @property
     def scripts_report(self) -> ContentReport:
@@ -76,20 +77,19 @@ class Difference:
     def daemon_reload(self) -> bool:
         return any(change.rule is not None and change.rule.daemon_reload for change in self.scripts)
 
-    def unit_actions(self, units: Iterable[str]) -> dict[str, UnitAction]:
-        """The least action for each of these units (instances spelled out), without those that nothing touches."""
+    def unit_actions(self, units: Iterable[str], *, can_hold: bool = False) -> dict[str, UnitAction]:
+        """The least action for each of these units (instances spelled out), without those that nothing touches.
+
+        `can_hold`: this VM can keep requests waiting while a service restarts.
+        """
         wanted: dict[str, list[UnitAction]] = {}
-        for change in self.scripts:
-            if change.rule is None or change.rule.unit is None:
-                continue
-            action = UnitAction.RELOAD if change.rule.action is ActionKind.RELOAD else UnitAction.RESTART
-            for unit in units:
-                if _is_meant(unit, change.rule.unit):
+        for unit in units:
+            for change in self.scripts:
+                action = _action_on(unit, change, self.vm_type, can_hold=can_hold)
+                if action is not UnitAction.NOTHING:
                     wanted.setdefault(unit, []).append(action)
-        if self.agent:
-            for unit in units:
-                if plain(unit) == AGENT_UNIT:
-                    wanted.setdefault(unit, []).append(UnitAction.STOP_START)
+            if self.agent and plain(unit) == AGENT_UNIT:
+                wanted.setdefault(unit, []).append(UnitAction.STOP_START)
         return {unit: strongest(actions) for unit, actions in wanted.items()}
 
     def trees(self) -> list[protocol.TreeOrder]:
@@ -105,9 +105,9 @@ class Difference:
         return [change.path for change in self._single() if change.entry is None]
 
     def single_folders(self) -> list[protocol.FolderEntry]:
-        """Every folder above a file that is missing; the VM makes those that it lacks."""
+        """Every folder above a file that is missing; the VM makes those that it lacks. Of `/` it lacks none."""
         missing = [change.path for change in self._single() if change.kind is ChangeKind.MISSING]
-        return [_folder(path) for path in _parents(missing, above="/")]
+        return [_folder(path) for path in _parents(missing, above="/") if path.count("/") > 1]
 
     def _single(self) -> list[Change]:
         return [change for change in self.scripts if not _below(change.path, SCRIPTS_TREE)]
@@ -184,7 +184,22 @@ def compare(
         kept=tuple(kept),
         contents={digest: text for digest, text in merged.items() if digest in wanted},
         revision=payload.revision,
+        vm_type=vm_type,
     )
+
+
+def _action_on(unit: str, change: Change, vm_type: SystemVMType, *, can_hold: bool) -> UnitAction:
+    """What one changed file asks of one unit."""
+    rule = change.rule
+    if rule is not None and rule.unit is not None and is_meant(unit, rule.unit):
+        service = service_of(unit)
+        if rule.action is ActionKind.RELOAD:
+            return UnitAction.RELOAD
+        return service.restart(can_hold=can_hold) if service is not None else UnitAction.RESTART
+    built = service_built_from(change.path.lstrip("/"), vm_type)
+    if built is not None and is_meant(unit, built.unit):
+        return UnitAction.EFFECTIVE_AT_BOOT
+    return UnitAction.NOTHING
 
 
 def _scripts_change(
@@ -320,11 +335,6 @@ def _report(revision: str, changes: tuple[Change, ...]) -> ContentReport:
         extra=counts[ChangeKind.EXTRA],
         paths=tuple(sorted(change.path for change in changes)[:_SHOWN_PATHS]),
     )
-
-
-def _is_meant(unit: str, wanted: str) -> bool:
-    name = plain(unit)
-    return name.startswith(wanted[:-1]) if wanted.endswith("@*") else name == wanted
 
 
 def _below(path: str, folder: str) -> bool:

@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Literal
 
 from sysvm.api.reasons import Reason
 from sysvm.patching import protocol
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
+from sysvm.patching.logins import LoginProof, rsa_works
 from sysvm.patching.observing import (
     PAYLOAD_PATH,
     Look,
@@ -154,6 +156,7 @@ class _Attempt:
         self._bytes_before = 0
         self._started_at = datetime.now(UTC)
         self._last: OperationReport | None = None
+        self._rsa_before = False
 
     async def carry_out(self) -> OperationReport:
         """One connection. Returns the end of the operation, or raises."""
@@ -233,6 +236,8 @@ class _Attempt:
         work.look = look
         work.contents = dict(look.difference.contents)
         work.order = _order_for_vm(self._order, self._target, self._payload, look)
+        if any("login_seconds" in service for service in work.order["services"]):
+            self._rsa_before = await rsa_works(self._patcher.transport, self._target)
         if look.difference.kept:
             work.message = f"Kept because the VM edits them: {', '.join(look.difference.kept)}"
 
@@ -277,9 +282,7 @@ class _Attempt:
     async def _run(self, session: Session) -> OperationReport:
         args: protocol.RunArgs = {"id": self._order.id}
         try:
-            result = await session.request(
-                "run", {**args}, protocol.RunResult, timeout=self._watch_seconds, on_report=self._on_report(session)
-            )
+            result = await self._follow(session, "run", {**args})
         except RemoteFailure as failure:
             known = await ask_report(session, self._order.id)
             if known is not None and (failure.changed or JournalPhase(known["phase"]).is_final):
@@ -289,10 +292,24 @@ class _Attempt:
 
     async def _attach(self, session: Session) -> OperationReport:
         args: protocol.AttachArgs = {"id": self._order.id}
-        result = await session.request(
-            "attach", {**args}, protocol.RunResult, timeout=self._watch_seconds, on_report=self._on_report(session)
-        )
+        result = await self._follow(session, "attach", {**args})
         return self._end(result["report"], session)
+
+    async def _follow(
+        self, session: Session, verb: Literal["run", "attach"], args: dict[str, object]
+    ) -> protocol.RunResult:
+        """Watch the VM work, and log in anew where it waits for that."""
+        transport = self._patcher.transport
+        start = self._patcher.start
+        proof = LoginProof(transport, self._target, self._order.id, start, rsa_before=self._rsa_before)
+        on_report = self._on_report(session)
+
+        def saw(report: protocol.Report) -> None:
+            proof.saw(report)
+            on_report(report)
+
+        async with proof:
+            return await session.request(verb, args, protocol.RunResult, timeout=self._watch_seconds, on_report=saw)
 
     def _end(self, report: protocol.Report, session: Session) -> OperationReport:
         """Raises `Unreachable` where nobody works on it any more: a later `begin` or the boot brings it to its end."""

@@ -89,7 +89,10 @@ class Look:
     @property
     def actions(self) -> dict[str, UnitAction]:
         """For units that are active now: one that is not is never started."""
-        return self.difference.unit_actions(self.active_units) if self.difference is not None else {}
+        if self.difference is None:
+            return {}
+        can_hold = self.probe["abilities"]["nfnetlink_queue"]
+        return self.difference.unit_actions(self.active_units, can_hold=can_hold)
 
 
 async def probe_vm(session: Session, expected: SystemVMType) -> Look:

@@ -190,7 +190,20 @@ class Hello(TypedDict):
 
 
 Verb: TypeAlias = Literal[
-    "probe", "digest", "read", "checks", "begin", "stage", "build", "run", "attach", "abandon", "report", "back", "bye"
+    "probe",
+    "digest",
+    "read",
+    "checks",
+    "begin",
+    "stage",
+    "build",
+    "run",
+    "attach",
+    "abandon",
+    "report",
+    "back",
+    "prove-login",
+    "bye",
 ]
 
 

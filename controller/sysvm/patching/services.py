@@ -1,9 +1,12 @@
 """The services of a system VM: one table of how each is checked, made to see a change, and known to serve.
 
-The least action that makes a change effective is a property of the service, and so is what tenants notice of it. Units
-that are not here are watched if the VM has them enabled, and never acted on.
+The least action that makes a change effective is a property of the service, and so is what tenants notice of it. The
+facts are those of CloudStack 4.21 on its Debian 12 template (postinit.sh, CsApp.py, CsDhcp.py, CsLoadBalancer.py,
+CsRedundant.py, configure_router.py, monitorServices.py). Units that are not here are watched if the VM has them
+enabled, and never acted on.
 """
 
+import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,25 +23,42 @@ _WEB = _DHCP | {SystemVMType.SECSTORAGE}
 _AGENTS = frozenset({SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY})
 _ALL = frozenset(SystemVMType)
 
+_LOGIN_SECONDS = 60.0
+_DRAIN: protocol.DrainLimits = {"max_old": 1, "min_memory_bytes": 64 << 20, "wait_seconds": 20.0}
+"""haproxy has no hard-stop-after there: each reload keeps an old worker until its last session ends (R35)."""
+
+Word = Literal["none", "reload", "restart", "held-restart", "stop-start"]
+
 
 class UnitAction(StrEnum):
     """Weakest first; the words are those of the API."""
 
     NOTHING = "Nothing"
+    EFFECTIVE_AT_BOOT = "EffectiveAtBoot"
+    """Nothing now: only the boot scripts read what changed. No drift and no failure, but worth saying."""
     RELOAD = "Reload"
+    HELD_RESTART = "HeldRestart"
+    """A restart during which what asks for the service waits in the kernel."""
     RESTART = "Restart"
     STOP_START = "StopStart"
     """Stopped before the switch, started after it: what must not run while its files are exchanged."""
 
     @property
-    def word(self) -> Literal["none", "reload", "restart", "stop-start"]:
+    def word(self) -> Word:
         """The word of the protocol."""
         return _WORDS[self]
 
+    @property
+    def acts(self) -> bool:
+        """Whether the VM is told to do something with the unit now."""
+        return self.word != "none"
 
-_WORDS: dict[UnitAction, Literal["none", "reload", "restart", "stop-start"]] = {
+
+_WORDS: dict[UnitAction, Word] = {
     UnitAction.NOTHING: "none",
+    UnitAction.EFFECTIVE_AT_BOOT: "none",
     UnitAction.RELOAD: "reload",
+    UnitAction.HELD_RESTART: "held-restart",
     UnitAction.RESTART: "restart",
     UnitAction.STOP_START: "stop-start",
 }
@@ -60,6 +80,17 @@ class Where(StrEnum):
     """What follows the `@` of the unit."""
 
 
+class StartedBy(StrEnum):
+    """Who starts a unit on a system VM: why one that is down need not be broken."""
+
+    SYSTEM = "the system"
+    ENABLED = "enabled_svcs at boot"
+    CONFIGURE = "configure.py"
+    NOTIFY = "keepalived's notify"
+    """Of a redundant pair: on the PRIMARY only."""
+    ON_DEMAND = "the management server on demand"
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """How to know that a service serves. Asked at every place; one that has no answer before is not asked after."""
@@ -71,42 +102,87 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What asks for a service and waits while it restarts; it comes in on the interfaces of guest networks."""
+
+    protocol: Literal["udp", "tcp"]
+    ports: tuple[int, ...] = ()
+    binds: str | None = None
+    """An haproxy configuration that names the ports."""
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """One unit. `unit` without `.service`; `name@*` stands for its instances."""
 
     unit: str
     types: frozenset[SystemVMType]
+    started_by: tuple[StartedBy, ...] = (StartedBy.ENABLED,)
+    core: bool = False
+    """Tenants, or the operator's way in, depend on it: a VM where it is down is not healthy."""
+    at_boot: tuple[str, ...] = ()
+    """Paths of a payload that only the boot scripts turn into this unit's configuration."""
     reload: bool = False
     """It takes a changed configuration without a gap."""
+    held: tuple[Held, ...] = ()
+    """Where it must restart, nothing is lost if these wait."""
     validators: tuple[tuple[str, ...], ...] = ()
     questions: tuple[Question, ...] = ()
+    drain: bool = False
+    proves_login: bool = False
     reload_loss: str = "none"
+    held_loss: str = "none lost; requests wait up to half a second"
     restart_loss: str = "none"
     """What tenants notice, in words; measured in the lab where it says a time."""
     action_seconds: float = 30.0
 
     def expected_loss(self, action: UnitAction) -> str:
-        if action is UnitAction.NOTHING:
-            return "none"
-        return self.reload_loss if action is UnitAction.RELOAD else self.restart_loss
+        match action:
+            case UnitAction.NOTHING | UnitAction.EFFECTIVE_AT_BOOT:
+                return "none"
+            case UnitAction.RELOAD:
+                return self.reload_loss
+            case UnitAction.HELD_RESTART:
+                return self.held_loss
+            case UnitAction.RESTART | UnitAction.STOP_START:
+                return self.restart_loss
 
+    def restart(self, *, can_hold: bool) -> UnitAction:
+        """The restart that loses least on a VM that can, or cannot, hold packets."""
+        return UnitAction.HELD_RESTART if self.held and can_hold else UnitAction.RESTART
+
+
+_HAPROXY_CONFIG = "/etc/haproxy/haproxy.cfg"
 
 SERVICES: tuple[Service, ...] = (
-    Service("systemd-journald", _ALL),
-    Service("rsyslog", _ALL, validators=(("rsyslogd", "-N1"),), restart_loss="log lines of about a second"),
-    Service("cron", _ALL),
+    Service("systemd-journald", _ALL, started_by=(StartedBy.SYSTEM,)),
+    Service(
+        "rsyslog",
+        _ALL,
+        started_by=(StartedBy.SYSTEM,),
+        validators=(("rsyslogd", "-N1"),),
+        restart_loss="log lines of about a second",
+    ),
+    Service("cron", _ALL, started_by=(StartedBy.SYSTEM,)),
     Service(
         "haproxy",
         _BALANCERS,
+        core=True,
         reload=True,
-        validators=(("haproxy", "-c", "-f", "/etc/haproxy/haproxy.cfg"),),
+        held=(Held("tcp", binds=_HAPROXY_CONFIG),),
+        validators=(("haproxy", "-c", "-f", _HAPROXY_CONFIG),),
         questions=(Question("tcp", 35999, (Where.LOOPBACK,)), Question("tcp", 8081, (Where.LOOPBACK, Where.GUEST))),
+        drain=True,
+        held_loss="running load-balanced connections are cut; new ones wait, those from outside may be refused",
         restart_loss="running load-balanced connections are cut, new ones wait up to half a second",
     ),
     Service(
         "dnsmasq",
         _DHCP,
-        reload=True,
+        started_by=(StartedBy.ENABLED, StartedBy.NOTIFY),
+        core=True,
+        at_boot=("etc/dnsmasq.conf.tmpl", "etc/vpcdnsmasq.conf"),
+        held=(Held("udp", (53, 67)), Held("tcp", (53,))),
         validators=(("dnsmasq", "--test"),),
         questions=(Question("dns", 53, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="localhost"),),
         restart_loss="DNS and DHCP requests of about a tenth of a second",
@@ -114,6 +190,8 @@ SERVICES: tuple[Service, ...] = (
     Service(
         "apache2",
         _WEB,
+        core=True,
+        at_boot=("etc/apache2/vhost.template",),
         reload=True,
         validators=(("apache2ctl", "-t"),),
         questions=(Question("http", 80, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="/"),),
@@ -123,30 +201,66 @@ SERVICES: tuple[Service, ...] = (
     Service(
         "cloud-password-server@*",
         _DHCP,
+        started_by=(StartedBy.CONFIGURE, StartedBy.NOTIFY),
+        core=True,
+        held=(Held("tcp", (8080,)),),
         questions=(Question("tcp", 8080, (Where.INSTANCE,)),),
         restart_loss="password requests of about a second",
     ),
-    Service("radvd", _ROUTERS, reload=True),
+    Service(
+        "radvd",
+        _ROUTERS,
+        started_by=(StartedBy.ENABLED, StartedBy.CONFIGURE, StartedBy.NOTIFY),
+        at_boot=("etc/radvd.conf.tmpl",),
+        reload=True,
+    ),
     Service("frr", _ROUTERS, restart_loss="BGP sessions are dropped and set up again"),
-    Service("ipsec", _ROUTERS, reload=True, restart_loss="VPN tunnels are dropped and set up again"),
-    Service("xl2tpd", _ROUTERS, restart_loss="every L2TP session is dropped"),
-    Service("baremetal-vr", _DHCP),
-    Service("conntrackd", _ROUTERS, restart_loss="connection states are copied to the other router again"),
-    Service("keepalived", _ROUTERS, reload=True, restart_loss="a restart on the PRIMARY is a failover"),
+    Service(
+        "ipsec",
+        _ROUTERS,
+        started_by=(StartedBy.CONFIGURE, StartedBy.NOTIFY),
+        reload=True,
+        restart_loss="VPN tunnels are dropped and set up again",
+    ),
+    Service(
+        "xl2tpd",
+        _ROUTERS,
+        started_by=(StartedBy.CONFIGURE, StartedBy.NOTIFY),
+        restart_loss="every L2TP session is dropped",
+    ),
+    Service("baremetal-vr", _DHCP, started_by=(StartedBy.ON_DEMAND,)),
+    Service(
+        "conntrackd",
+        _ROUTERS,
+        started_by=(StartedBy.CONFIGURE, StartedBy.NOTIFY),
+        restart_loss="connection states are copied to the other router again",
+    ),
+    Service(
+        "keepalived",
+        _ROUTERS,
+        started_by=(StartedBy.ENABLED, StartedBy.CONFIGURE),
+        core=True,
+        reload=True,
+        restart_loss="a restart on the PRIMARY is a failover",
+    ),
     Service("nfs-common", frozenset({SystemVMType.SECSTORAGE})),
     Service("portmap", frozenset({SystemVMType.SECSTORAGE})),
     Service(
         "cloud",
         _AGENTS,
+        core=True,
         restart_loss="console sessions or running transfers of this VM are cut; the agent reconnects",
         action_seconds=90.0,
     ),
     Service(
         "ssh",
         _ALL,
+        started_by=(StartedBy.SYSTEM,),
+        core=True,
         reload=True,
         validators=(("sshd", "-t"),),
         questions=(Question("tcp", 3922, (Where.LOOPBACK, Where.CONTROL)),),
+        proves_login=True,
     ),
 )
 """In the order of their actions: what tenants do not see first, the agent late, the way in last."""
@@ -168,8 +282,22 @@ def service_of(unit: str) -> Service | None:
     return _BY_UNIT.get(name) or _BY_UNIT.get(f"{name.partition('@')[0]}@*")
 
 
+def service_built_from(path: str, vm_type: SystemVMType) -> Service | None:
+    """The service whose configuration the boot scripts make from a path of the payload (no leading slash)."""
+    for service in SERVICES:
+        if vm_type in service.types and any(fnmatch.fnmatchcase(path, pattern) for pattern in service.at_boot):
+            return service
+    return None
+
+
 def plain(unit: str) -> str:
     return unit.removesuffix(".service")
+
+
+def is_meant(unit: str, wanted: str) -> bool:
+    """Whether `unit` is the unit of the table, or one of its instances."""
+    name = plain(unit)
+    return name.startswith(wanted[:-1]) if wanted.endswith("@*") else name == wanted
 
 
 def units_of(boot: BootArguments, vm_type: SystemVMType) -> tuple[str, ...]:
@@ -198,14 +326,30 @@ def order_for(
 ) -> protocol.ServiceOrder:
     """What the VM is told about one unit. `seconds`: upper bound for its action, from the policy."""
     service = service_of(unit)
-    validators = service.validators if service is not None and action is not UnitAction.NOTHING else ()
-    return {
+    validators = service.validators if service is not None and action.acts else ()
+    order: protocol.ServiceOrder = {
         "unit": unit,
         "action": action.word,
         "validators": [{"argv": list(argv), "timeout_seconds": min(20.0, seconds)} for argv in validators],
         "serving": _questions(service, unit, boot, vm_type) if service is not None else [],
         "timeout_seconds": min(service.action_seconds if service is not None else 30.0, seconds),
     }
+    if service is None or not action.acts:
+        return order
+    if action is UnitAction.HELD_RESTART:
+        order["hold"] = [_held_ports(held) for held in service.held]
+    if service.drain:
+        order["drain"] = _DRAIN
+    if service.proves_login:
+        order["login_seconds"] = min(_LOGIN_SECONDS, seconds / 2)
+    return order
+
+
+def _held_ports(held: Held) -> protocol.HeldPorts:
+    ports: protocol.HeldPorts = {"protocol": held.protocol, "ports": list(held.ports)}
+    if held.binds is not None:
+        ports["binds"] = held.binds
+    return ports
 
 
 def _questions(service: Service, unit: str, boot: BootArguments, vm_type: SystemVMType) -> list[protocol.ProbeCheck]:

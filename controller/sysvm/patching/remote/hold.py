@@ -27,6 +27,8 @@ LIMIT_SECONDS = 3.0
 SAVED_RULES = ("/etc/iptables/rules.v4", "/etc/iptables/rules.v6", "/etc/iptables/rules.nftables")
 QUEUES = range(53920, 53928)
 MAX_PACKETS = 4096
+PACE, PACE_SECONDS, RELEASE_SECONDS = 8, 0.004, 0.25
+"""At least so many packets so often, and more if all of them would take longer than that."""
 GUEST_NIC = {"router": "eth0", "dhcpsrvr": "eth0", "elbvm": "eth0", "ilbvm": "eth0"}
 """Where CloudStack's own facts are missing; a VPC router has as many guest networks as it has tiers, so none here."""
 
@@ -36,7 +38,7 @@ _PACKET, _CONFIG, _BATCH = 0, 2, 3
 _ACCEPT = 1
 
 
-class NotHeld(Exception):
+class NotHeld(Exception):  # noqa: N818 - says what it means
     """Packets cannot be held here: the sentence says why."""
 
 
@@ -49,12 +51,14 @@ class Queue(object):
     def __init__(self):
         self.held = 0
         self.longest = 0.0
-        self._last = None
+        self._waiting = []
+        self._last = 0
         self._first_at = None
-        self._open = False
         self._deadline = None
+        self._pace = PACE
+        self._next_at = 0.0
+        self._open = threading.Event()
         self._done = threading.Event()
-        self._guard = threading.Lock()
         self._thread = None
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER)
@@ -98,58 +102,74 @@ class Queue(object):
 
     def keep(self, seconds):
         """From now on packets wait, at most `seconds`."""
-        self._socket.settimeout(0.02)
         self._deadline = time.monotonic() + seconds
         self._thread = threading.Thread(target=self._read)
         self._thread.daemon = True
         self._thread.start()
 
     def _read(self):
+        self._socket.settimeout(0.02)
         while not self._done.is_set():
             if time.monotonic() >= self._deadline:
                 self.let_go()
             try:
                 self._take(self._socket.recv(1 << 18))
             except socket.timeout:
-                continue
+                pass
             except OSError:
                 # Messages were lost (ENOBUFS): their packets have numbers below the next one that is seen.
-                continue
+                pass
+            if self._open.is_set():
+                self._socket.settimeout(PACE_SECONDS)
+                self._release()
 
     def _take(self, content):
-        with self._guard:
-            for number in _packets(content):
-                self._last = number
-                if not self._open:
-                    self.held += 1
-                    if self._first_at is None:
-                        self._first_at = time.monotonic()
-            if self._open:
-                self._accept()
+        for number in _packets(content):
+            self._waiting.append(number)
+            self._last = number
+            if not self._open.is_set():
+                self.held += 1
+                if self._first_at is None:
+                    self._first_at = time.monotonic()
 
-    def _accept(self):
-        if self._last is not None:
-            # All that came so far, and those whose message this program may have missed.
-            verdict = struct.pack(">II", _ACCEPT, (self._last + MAX_PACKETS) & 0xFFFFFFFF)
-            self._send(self.number, _BATCH, _attribute(2, verdict), False)
+    def _release(self):
+        """A few at a time, in their order: the queue of a server that listens is short (dnsmasq: 32 connections)."""
+        if not self._waiting:
+            return
+        now = time.monotonic()
+        if now < self._next_at:
+            return
+        self._next_at = now + PACE_SECONDS
+        self._pace = max(self._pace, len(self._waiting) * PACE_SECONDS / RELEASE_SECONDS)
+        some = self._waiting[: int(self._pace)]
+        self._waiting = self._waiting[len(some) :]
+        self._accept(some[-1])
+
+    def _accept(self, number):
+        """This packet and all that came before it."""
+        verdict = struct.pack(">II", _ACCEPT, number & 0xFFFFFFFF)
+        self._send(self.number, _BATCH, _attribute(2, verdict), False)
 
     def let_go(self):
-        """Everything that waits goes on its way, and whatever comes from now on does so at once."""
-        with self._guard:
-            if not self._open:
-                self._open = True
-                if self._first_at is not None:
-                    self.longest = time.monotonic() - self._first_at
-                self._accept()
+        """What waits goes on its way within a quarter of a second, and so does whatever still comes."""
+        if not self._open.is_set():
+            if self._first_at is not None:
+                self.longest = time.monotonic() - self._first_at
+            self._open.set()
 
     def close(self):
-        """After the rules are gone."""
+        """After the rules are gone: nothing more comes, and nothing that came is left behind."""
         if self._thread is not None:
             self.let_go()
-            # What was under way to the queue when the last rule went is let through too.
             time.sleep(0.03)
+            end = time.monotonic() + 1.0
+            while self._waiting and time.monotonic() < end:
+                time.sleep(0.005)
             self._done.set()
             self._thread.join(2.0)
+            if self.held:
+                # Those, too, whose message this program has missed.
+                self._accept(self._last + MAX_PACKETS)
         self._socket.close()
 
 

@@ -176,6 +176,7 @@ def fold(records):
                     "action": record["action"],
                     "ok": record["ok"],
                     "unavailable_seconds": record.get("gap"),
+                    "slowest_seconds": record.get("slowest"),
                     "restoring": record["back"],
                 }
             )

@@ -13,8 +13,7 @@ from . import files
 SSHD_CONFIG = "/etc/ssh/sshd_config"
 TIMER_MARGIN_SECONDS = 30.0
 _RESTORE = (
-    '[ -e "$1" ] || [ ! -e "$2" ] || '
-    '{ cp -a -- "$2" "$3.sysvm" && mv -f -- "$3.sysvm" "$3" && systemctl reload ssh; }'
+    '[ -e "$1" ] || [ ! -e "$2" ] || { cp -a -- "$2" "$3.sysvm" && mv -f -- "$3.sysvm" "$3" && systemctl reload ssh; }'
 )
 
 

@@ -256,8 +256,8 @@ class Services(object):
         if service.get("login_seconds") and not back:
             proof = login.Proof(self.host, self.journal, service, self.backup_of(login.SSHD_CONFIG))
         problem = None
-        try:
-            with GapMeter(questions) as meter:
+        with GapMeter(questions) as meter:
+            try:
                 if proof:
                     proof.arm()
                 verb = "restart" if action == "held-restart" else action
@@ -266,9 +266,9 @@ class Services(object):
                     problem = done.sentence()
                 elif action != "stop":
                     problem = self._await(service, questions)
-        finally:
-            if held:
-                held.leave()
+            finally:
+                if held:
+                    held.leave()
         if action == "held-restart" and held is None:
             action = "restart"
         values = {"gap": meter.gap, "slowest": meter.slowest}

@@ -13,7 +13,7 @@
 
 import time
 
-from . import actors, build, checks, files, steady, switch
+from . import actors, build, checks, files, hold, steady, switch
 from . import journal as journals
 from . import order as orders
 from .failures import Failure, of
@@ -322,6 +322,7 @@ class Transaction(object):
         reason = "RecoveredAtBoot" if at_boot else "Interrupted"
         if phase in journals.FINAL:
             return False
+        hold.clean(self.host, self.journal)
         if phase in journals.UNTOUCHED:
             self.abandon(reason, "it was interrupted before anything was changed")
         elif phase == journals.COMMITTING:
