@@ -76,6 +76,8 @@ def _notes(results: list[Result]) -> list[str]:
                 f"{scenario.name}, {each.way}: {each.account.ended} in {each.patch_seconds:.1f} s, {effect}{acted}"
                 + (f"; plan named {named}" if named else "")
             )
+            if each.way == Ours.name:
+                found += [f"    {tally.kind}: {dict(tally.errors)}" for tally in each.tallies if tally.errors]
     return found
 
 
