@@ -27,6 +27,7 @@ from sysvm.domain.policy_status import PolicySituation, policy_status
 from sysvm.domain.rollout import finished_to_prune, may_start, spec_digest
 from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import Selection, select
+from sysvm.engine.inventory import listed
 from sysvm.engine.notices import Notices, reference
 from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock
@@ -149,11 +150,19 @@ class PolicyReconciler:
             cause=str(start.cause),
         )
 
-    @staticmethod
-    def _is_undecided(sight: _Sight) -> bool:
-        """A VM that answers but was not yet compared: a plan without it would be a plan of half the truth."""
+    def _is_undecided(self, sight: _Sight) -> bool:
+        """A VM that is listed and has no object yet, or answers and was not yet compared: a plan without it would be a
+        plan of half the truth."""
+        if sight.endpoint is not None and self._is_incomplete(sight.endpoint):
+            return True
         reachable = {vm.name for vm in sight.selection.vms if not vm.unreachable}
         return any(sight.decisions[name].undecided for name in reachable if name in sight.decisions)
+
+    def _is_incomplete(self, endpoint: CloudStackEndpoint) -> bool:
+        """A VM that the endpoint lists cannot be selected yet: nobody knows its type. Another's VM does not count."""
+        key = key_of(endpoint)
+        known = (self._stores.system_vms.get(Key(key.namespace, name)) for name in listed(endpoint))
+        return any(vm is None or (vm.status.identity is None and endpoint_of(vm) == key) for vm in known)
 
     @staticmethod
     def _plan(sight: _Sight, release: Release) -> Plan:
