@@ -124,6 +124,9 @@ def _filled(base: Path, options: str, spare: int, broken: bool, new: Rows, turn:
     if libc.mount(b"tmpfs", str(disk).encode(), b"tmpfs", 0, b"size=64m"):
         return End.NEITHER, f"no tmpfs: {os.strerror(ctypes.get_errno())}"
     subprocess.run(["cp", "-a", base / "vm", disk / "vm"], check=True)
+    # What plays systemd has its memory elsewhere, as the real one has.
+    shutil.rmtree(disk / "vm/.systemd")
+    (disk / "vm/.systemd").symlink_to(base / "vm/.systemd")
     facts = os.statvfs(disk)
     used = {"size": (facts.f_blocks - facts.f_bfree) * facts.f_frsize, "nr_inodes": facts.f_files - facts.f_ffree}
     vm = VM(disk)

@@ -273,18 +273,38 @@ def restore_signature(signature):
 
 
 def commit_signature(signature):
-    """The new signature; the very last change of a commit."""
-    if files.exists(signature["new"]):
-        text = signature_text(signature)
-        if not is_zeros(text):
-            raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(text[:40]))
-        if not files.exists(signature["zeros"]):
-            # The zeros for taking this back later, while they still have a name: that must not need space.
-            try:
-                files.link(signature["live"], signature["zeros"])
-            except OSError:
-                pass
-        files.rename(signature["new"], signature["live"])
-        sync_parents(signature["live"])
-    elif signature_text(signature) != signature["new_text"]:
-        raise Lost("the new signature is gone")
+    """The new signature; the very last change of a commit. Raises `Failure` if the zeros were written over."""
+    live, staged = signature["live"], signature["new"]
+    if signature_text(signature) != signature["new_text"]:
+        if not files.exists(staged):
+            raise Lost("the new signature is gone")
+        _refuse_foreign(signature_text(signature))
+        try:
+            files.exchange(staged, live)
+        except OSError as error:
+            if error.errno not in files.NO_EXCHANGE:
+                raise
+            if not files.exists(signature["zeros"]):
+                # As far as the disk has room for a name.
+                try:
+                    files.link(live, signature["zeros"])
+                except OSError:
+                    pass
+            files.rename(staged, live)
+        sync_parents(live, staged)
+    if not files.exists(staged):
+        return
+    # Exchanged: what was live lies there now. Zeros, kept so that taking this back later needs no space; or what
+    # somebody wrote between our look and the exchange, and that has to stay. A restart here looks again.
+    try:
+        _refuse_foreign((files.read_text(staged) or "").strip())
+    except Failure:
+        files.exchange(staged, live)
+        sync_parents(live, staged)
+        raise
+    files.rename(staged, signature["zeros"])
+
+
+def _refuse_foreign(text):
+    if not is_zeros(text):
+        raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(text[:40]))
