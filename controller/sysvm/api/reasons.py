@@ -117,6 +117,7 @@ class Reason(StrEnum):
     OPERATION_REPEATED = "OperationRepeated"
     DISK_FULL = "DiskFull"
     MEMORY_LOW = "MemoryLow"
+    HAPROXY_DRAINING = "HaproxyDraining"
     OTHER_ACTOR = "OtherActor"
     STAGE_FAILED = "StageFailed"
     BUILD_FAILED = "BuildFailed"

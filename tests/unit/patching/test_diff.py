@@ -178,7 +178,7 @@ def test_jars_that_the_new_agent_lacks_go_and_its_configuration_stays() -> None:
 def test_a_new_folder_comes_with_all_folders_above_it() -> None:
     release = releases.old().derive("deep", add={"etc/cloud-x/a/b.conf": b"1", "opt/cloud/new/deep/c.py": b"2"})
     found = difference(read_payload(payloads.build_scripts(release), None), facts_of(OLD))
-    assert [folder["path"] for folder in found.single_folders()] == ["/etc", "/etc/cloud-x", "/etc/cloud-x/a"]
+    assert [folder["path"] for folder in found.single_folders()] == ["/etc/cloud-x", "/etc/cloud-x/a"]
     assert [folder["path"] for folder in found.trees()[0]["folders"]] == ["new", "new/deep"]
 
 

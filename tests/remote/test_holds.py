@@ -1,0 +1,329 @@
+"""Requests wait while their service restarts; nothing of that outlives the program, whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.remote import systemd
+from tests.remote.vm import OLD_SIGNATURE, VM, FakeHost, in_child, make_order, service, write
+
+from sysvm.patching.remote import hold, login, services
+from sysvm.patching.remote.host import Host, Outcome
+
+DNS = [{"protocol": "udp", "ports": [53, 67]}, {"protocol": "tcp", "ports": [53]}]
+IPS = {
+    "id": "ips",
+    "eth0": [{"nw_type": "guest", "add": True}],
+    "eth1": [{"nw_type": "control", "add": True}],
+    "eth2": [{"nw_type": "public", "add": True}],
+    "eth3": [{"nw_type": "guest", "add": False}],
+}
+LEFT = f"-P INPUT ACCEPT\n-N {hold.CHAIN}\n-A INPUT -i eth0 -j {hold.CHAIN}\n-A {hold.CHAIN} -p udp -j NFQUEUE\n"
+
+
+class FakeQueue:
+    """A queue that packets never come to."""
+
+    held = 3
+    longest = 0.25
+    number = 7
+
+    def keep(self, seconds: float) -> None:
+        assert seconds <= 3.0
+
+    def let_go(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def tables(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The mangle table of the scratch VM as a file, and a log of what was done to it and to units."""
+    table = vm.base / "mangle"
+    table.write_text("-P INPUT ACCEPT\n")
+    log = vm.base / "log"
+    log.write_text("")
+    plain = FakeHost.run
+
+    def run(self: FakeHost, argv: list[str], timeout: float, folder: str = "/", merged: bool = True) -> Outcome:
+        if argv[0] == "systemctl" and argv[1] in ("restart", "reload", "start"):
+            with log.open("a") as file:
+                file.write(f"{argv[1]} {argv[-1]} with {table.read_text().count('-j ' + hold.CHAIN)} ways in\n")
+        if argv[0] != "iptables":
+            return plain(self, argv, timeout, folder, merged)
+        assert argv[:5] == ["iptables", "-w", "2", "-t", "mangle"]
+        return Outcome(argv, *_iptables(table, argv[5:]))
+
+    monkeypatch.setattr(FakeHost, "run", run)
+    monkeypatch.setattr(hold, "Queue", FakeQueue)
+    write(vm.root / "etc/cloudstack/ips.json", json.dumps(IPS).encode())
+    return table
+
+
+def _iptables(table: Path, words: list[str]) -> tuple[int, str]:
+    lines = table.read_text().splitlines()
+    verb, rest = words[0], " ".join(words[1:])
+    if verb == "-S":
+        return 0, table.read_text()
+    if verb == "-N":
+        lines.append(f"-N {rest}")
+    elif verb in ("-A", "-I"):
+        lines.append(f"-A {rest}")
+    elif verb == "-D":
+        if f"-A {rest}" not in lines:
+            return 1, "Bad rule (does a matching rule exist in that chain?)."
+        lines.remove(f"-A {rest}")
+    elif verb == "-F":
+        lines = [line for line in lines if not line.startswith(f"-A {rest} ")]
+    elif verb == "-X":
+        if any(line.endswith(f"-j {rest}") for line in lines):
+            return 1, "Device or resource busy"
+        lines.remove(f"-N {rest}")
+    table.write_text("\n".join(lines) + "\n")
+    return 0, ""
+
+
+def held_order(**more: object) -> dict:
+    return make_order(services=[service("haproxy", "held-restart", hold=DNS)], **more)
+
+
+def test_requests_wait_in_the_kernel_exactly_as_long_as_the_restart_takes(vm: VM, tables: Path) -> None:
+    vm.prepare(held_order())
+    report = vm.run("op-1")
+    assert report["phase"] == "Committed", report["message"]
+    assert [(one["unit"], one["action"], one["ok"]) for one in report["services"]] == [
+        ("haproxy", "held-restart", True)
+    ]
+    assert (vm.base / "log").read_text() == "restart haproxy with 1 ways in\n"
+    assert hold.CHAIN not in tables.read_text()
+    assert "haproxy: 3 packets waited for its restart, the longest 0.250 s" in report["notes"]
+
+
+def test_only_guest_interfaces_are_held_and_only_what_opens_a_connection(vm: VM, tables: Path) -> None:
+    host = vm.host()
+    assert hold.guest_interfaces(host, "router") == ["eth0"]
+    made = [" ".join(rule) for rule in hold.rules(host, DNS, 7)]
+    assert made == [
+        "-p udp -m multiport --dports 53,67 -j NFQUEUE --queue-num 7 --queue-bypass",
+        "-p tcp --syn -m multiport --dports 53 -j NFQUEUE --queue-num 7 --queue-bypass",
+    ]
+    (vm.root / "etc/cloudstack/ips.json").write_text("{ torn")
+    assert hold.guest_interfaces(host, "router") == ["eth0"], "the type's own order of interfaces"
+    assert hold.guest_interfaces(host, "vpcrouter") == [], "which tiers there are is not known"
+
+
+def test_the_ports_of_haproxy_are_those_it_binds(vm: VM) -> None:
+    text = b"listen stats\n\tbind 10.1.1.1:8081\nfrontend x\n\tbind 198.18.1.61:80,198.18.1.61:443 ssl\n"
+    write(vm.root / "etc/haproxy/haproxy.cfg", text)
+    held = {"protocol": "tcp", "ports": [], "binds": "/etc/haproxy/haproxy.cfg"}
+    assert hold.ports_of(vm.host(), held) == [80, 443, 8081]
+
+
+@pytest.mark.parametrize("where", ["queue", "interfaces", "iptables"])
+def test_where_nothing_can_be_held_it_restarts_and_says_so(
+    vm: VM, tables: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refuse() -> None:
+        raise hold.NotHeld("no packet queue: not permitted")
+
+    if where == "queue":
+        monkeypatch.setattr(hold, "Queue", refuse)
+    elif where == "interfaces":
+        monkeypatch.setattr(hold, "guest_interfaces", lambda host, vm_type: [])
+    else:
+        monkeypatch.setitem(globals(), "_iptables", lambda table, words: (1, "iptables: No chain/target/match"))
+    vm.prepare(held_order())
+    report = vm.run("op-1")
+    assert report["phase"] == "Committed", report["message"]
+    assert [one["action"] for one in report["services"]] == ["restart"]
+    assert any("restarted without holding its requests" in note for note in report["notes"])
+
+
+def test_what_a_killed_program_left_is_taken_away_by_whoever_comes_next(
+    vm: VM, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = vm.state()
+    vm.prepare(held_order())
+
+    def dies_while_it_holds() -> None:
+        monkeypatch.setattr(services.Services, "_await", lambda *_: os._exit(9))
+        vm.run("op-1")
+
+    assert in_child(dies_while_it_holds) == 9
+    assert f"-j {hold.CHAIN}" in tables.read_text(), "it did not die while it held"
+    vm.run("op-1")
+    assert hold.CHAIN not in tables.read_text()
+    assert vm.report("op-1")["phase"] == "RolledBack"
+    after = vm.state()
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == set()
+
+
+def test_rules_that_cloudstack_saved_meanwhile_do_not_come_back_at_the_next_boot(vm: VM, tables: Path) -> None:
+    tables.write_text(LEFT)
+    kept = "*mangle\n:INPUT ACCEPT [0:0]\nCOMMIT\n"
+    ours = f":{hold.CHAIN} - [0:0]\n-A INPUT -i eth0 -j {hold.CHAIN}\n-A {hold.CHAIN} -p udp -j NFQUEUE\n"
+    write(vm.root / "etc/iptables/rules.v4", kept.replace("COMMIT", ours + "COMMIT").encode(), 0o640)
+    nft = (
+        "table ip mangle {\n"
+        f"\tchain {hold.CHAIN} {{\n\t\tmeta l4proto udp queue flags bypass to 7\n\t}}\n"
+        f'\tchain INPUT {{\n\t\tiifname "eth0" counter jump {hold.CHAIN}\n\t\tcounter accept\n\t}}\n'
+        "}\n"
+    )
+    write(vm.root / "etc/iptables/rules.nftables", nft.encode())
+    hold.remove(vm.host())
+    assert tables.read_text() == "-P INPUT ACCEPT\n"
+    assert (vm.root / "etc/iptables/rules.v4").read_text() == kept
+    assert (vm.root / "etc/iptables/rules.v4").stat().st_mode & 0o777 == 0o640
+    left = "table ip mangle {\n\tchain INPUT {\n\t\tcounter accept\n\t}\n}\n"
+    assert (vm.root / "etc/iptables/rules.nftables").read_text() == left
+
+
+# ------------------------------------------------------------------------------------------ haproxy's old workers
+
+
+@pytest.mark.parametrize(("workers", "memory_kb", "refused"), [(2, 300000, False), (3, 300000, True), (1, 1000, True)])
+def test_an_haproxy_that_still_drains_is_not_reloaded_once_more(
+    vm: VM, workers: int, memory_kb: int, refused: bool
+) -> None:
+    write(vm.root / "proc/100/comm", b"haproxy\n")
+    write(vm.root / "proc/100/task/100/children", b"".join(b"%d " % (200 + n) for n in range(workers)))
+    for number in range(workers):
+        write(vm.root / f"proc/{200 + number}/comm", b"haproxy\n")
+    write(vm.root / "proc/meminfo", b"MemTotal: 500000 kB\nMemAvailable: %d kB\n" % memory_kb)
+    drain = {"max_old": 1, "min_memory_bytes": 64 << 20, "wait_seconds": 0.1}
+    before = vm.state()
+    vm.prepare(make_order(services=[service("haproxy", "reload", drain=drain)], min_memory_bytes=0))
+    report = vm.run("op-1")
+    if refused:
+        assert (report["phase"], report["reason"]) == ("Abandoned", "HaproxyDraining")
+        assert vm.state() == before
+        assert "reload" not in systemd.load(str(vm.root), "haproxy")["done"]
+    else:
+        assert report["phase"] == "Committed", report["message"]
+        assert systemd.load(str(vm.root), "haproxy")["done"].count("reload") == 1
+
+
+# ------------------------------------------------------------------------------------------ the way in
+
+
+def ssh_order(seconds: float) -> dict:
+    return make_order(services=[service("ssh", "reload", login_seconds=seconds)])
+
+
+def test_a_new_login_lets_the_patch_go_on(vm: VM) -> None:
+    systemd.install(str(vm.root), "ssh", active=True)
+    vm.prepare(ssh_order(20.0))
+    seen = []
+
+    def log_in() -> None:
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            report = vm.report("op-1")
+            if report.get("awaiting") == "login":
+                seen.append(vm.session().do_prove_login(1, {"id": "op-1"}))
+                return
+            time.sleep(0.02)
+
+    assert vm.session().do_prove_login(1, {"id": "op-1"}) == {"awaited": False}, "too early proves nothing"
+    other = threading.Thread(target=log_in)
+    other.start()
+    report = vm.run("op-1")
+    other.join()
+    assert seen == [{"awaited": True}]
+    assert report["phase"] == "Committed", report["message"]
+    assert report.get("awaiting") is None
+
+
+def test_without_a_new_login_the_old_way_in_comes_back(vm: VM) -> None:
+    systemd.install(str(vm.root), "ssh", active=True)
+    before = vm.state()
+    vm.prepare(ssh_order(0.3))
+    report = vm.run("op-1")
+    assert (report["phase"], report["reason"]) == ("RolledBack", "ServiceFailed")
+    assert "no new login was proven" in report["message"]
+    assert vm.state() == before
+    assert vm.signature() == OLD_SIGNATURE
+    assert systemd.load(str(vm.root), "ssh")["done"] == ["reload", "reload"]
+
+
+# ------------------------------------------------------------------------------------------ others, and honest figures
+
+
+def test_a_restart_by_cloudstacks_monitoring_is_told_and_does_not_fail_the_patch(
+    vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Host.wait
+
+    def wait(self: Host, seconds: float) -> None:
+        state = systemd.load(str(vm.root), "haproxy")
+        if state["pid"] < 900:
+            systemd.save(str(vm.root), "haproxy", {**state, "pid": 900})
+        plain(self, seconds)
+
+    monkeypatch.setattr(Host, "wait", wait)
+    vm.prepare(make_order(services=[service("haproxy", "reload")], settle_seconds=0.3))
+    report = vm.run("op-1")
+    assert report["phase"] == "Committed", report["message"]
+    assert [note for note in report["notes"] if note.startswith("RestartedByMonitor: haproxy")]
+
+
+def test_an_answer_that_comes_late_is_slow_and_no_gap() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    done = threading.Event()
+
+    def serve() -> None:
+        first = True
+        while not done.is_set():
+            one, _ = listener.accept()
+            time.sleep(0.7 if first else 0)
+            first = False
+            one.recv(1000)
+            one.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            one.close()
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    with services.GapMeter([{"kind": "http", "host": "127.0.0.1", "port": listener.getsockname()[1]}]) as meter:
+        time.sleep(1.0)
+    done.set()
+    assert meter.gap == 0.0
+    assert 0.65 < meter.slowest < 1.2
+
+
+def test_a_gap_is_measured_from_the_last_answer_to_the_next() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with services.GapMeter([{"kind": "tcp", "host": "127.0.0.1", "port": port}]) as meter:
+        time.sleep(0.2)
+        listener.close()
+        time.sleep(0.6)
+        listener = socket.create_server(("127.0.0.1", port))
+        time.sleep(0.3)
+    listener.close()
+    assert 0.6 <= meter.gap < 0.9
+
+
+def test_the_timer_behind_sshd_puts_back_the_old_file_only_if_nobody_logged_in(tmp_path: Path) -> None:
+    live, old, proof = tmp_path / "sshd_config", tmp_path / "old", tmp_path / "proof"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    write(programs / "systemctl", f"#!/bin/sh\necho $* >> {tmp_path}/said\n".encode(), 0o755)
+
+    def fire() -> str:
+        live.write_text("new")
+        old.write_text("old")
+        argv = ["/bin/sh", "-c", login._RESTORE, "sysvm", str(proof), str(old), str(live)]
+        subprocess.run(argv, env={"PATH": f"{programs}:/usr/bin:/bin"}, check=True)
+        return live.read_text()
+
+    assert fire() == "old"
+    assert (tmp_path / "said").read_text() == "reload ssh\n"
+    proof.touch()
+    assert fire() == "new"
