@@ -300,6 +300,8 @@ def _judge_overlaps(tally: "_Tally", end: int, infos: list[zipfile.ZipInfo]) -> 
 
 
 def _add_zip_member(tally: "_Tally", archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    if not info.filename:
+        raise tally.unsafe("an entry has no name")
     if info.orig_filename != info.filename:
         raise tally.unsafe(f"the name {_shown(info.orig_filename)} holds control characters")
     # Without the UTF-8 flag zipfile reads the name as code page 437, which gives every byte some letter.
