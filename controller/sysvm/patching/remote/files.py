@@ -1,8 +1,11 @@
 """Every change of a file, one small function each, so that a test can stop the program before and after each of them.
 
-All paths are real paths (under the scratch root in tests). Nothing here follows a link in the last component.
+All paths are real paths (under the scratch root in tests). Nothing here follows a link in the last component, and on
+the way to it none but root's own: the program is root, and what it changes must not be chosen by who may make links.
+Folders are held open while something in them is changed, so that nobody can exchange them for a link meanwhile.
 """
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -14,7 +17,6 @@ import stat
 CHUNK = 256 * 1024
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EOPNOTSUPP, errno.EPERM)
 _RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
 _SYSCALL_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "i686": 289, "armv7l": 314, "ppc64le": 273, "s390x": 282}
 _SYSCALL_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "i686": 353, "armv7l": 382, "ppc64le": 357, "s390x": 347}
 
@@ -77,12 +79,65 @@ def point(name):
     return decorate
 
 
+# ------------------------------------------------------------------------------------------ the way to a file
+
+
+def refuse_strangers(found, path):
+    """Raises OSError for a link that somebody else than root (or than this process) made."""
+    if found.st_uid not in (0, os.geteuid()):
+        text = "a link that belongs to user {0} lies on the way".format(found.st_uid)
+        raise OSError(errno.ELOOP, text, path)
+
+
+def _step(folder, name, path):
+    """(descriptor, None) of the folder `name` in an open folder, or (None, text) of the link that is there."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=folder)
+    found = os.fstat(descriptor)
+    if stat.S_ISDIR(found.st_mode):
+        return descriptor, None
+    try:
+        if not stat.S_ISLNK(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        refuse_strangers(found, path)
+        # Of the link that was looked at, whatever the name says by now.
+        return None, os.readlink("", dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def parent(path):
+    """(descriptor of the folder, name): where `path` lies, held open."""
+    folder, name = os.path.split(os.path.abspath(path))
+    waiting = [part for part in folder.split("/") if part]
+    budget = 40
+    descriptor = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        while waiting:
+            following, text = _step(descriptor, waiting.pop(0), path)
+            if text is not None:
+                budget -= 1
+                if budget < 0:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                waiting = [piece for piece in text.split("/") if piece] + waiting
+                if not text.startswith("/"):
+                    continue
+                following = os.open("/", os.O_PATH | os.O_CLOEXEC)
+            os.close(descriptor)
+            descriptor = following
+        yield descriptor, name
+    finally:
+        os.close(descriptor)
+
+
 # ------------------------------------------------------------------------------------------ single changes
 
 
 @point("rename")
 def rename(source, target):
-    os.rename(source, target)
+    with parent(source) as (one, name), parent(target) as (other, new):
+        os.rename(name, new, src_dir_fd=one, dst_dir_fd=other)
 
 
 @point("exchange")
@@ -93,28 +148,37 @@ def exchange(one, other):
 
 @point("link")
 def link(source, target):
-    os.link(source, target, follow_symlinks=False)
+    with parent(source) as (one, name), parent(target) as (other, new):
+        os.link(name, new, src_dir_fd=one, dst_dir_fd=other, follow_symlinks=False)
 
 
 @point("symlink")
 def symlink(text, path):
-    os.symlink(text, path)
+    with parent(path) as (folder, name):
+        os.symlink(text, name, dir_fd=folder)
 
 
 @point("unlink")
 def unlink(path):
-    os.unlink(path)
+    with parent(path) as (folder, name):
+        os.unlink(name, dir_fd=folder)
 
 
 @point("rmdir")
 def rmdir(path):
-    os.rmdir(path)
+    with parent(path) as (folder, name):
+        os.rmdir(name, dir_fd=folder)
 
 
 @point("mkdir")
 def mkdir(path, mode):
-    os.mkdir(path, mode)
-    os.chmod(path, mode)
+    with parent(path) as (folder, name):
+        os.mkdir(name, mode, dir_fd=folder)
+        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
 
 
 @point("fsync")
@@ -130,7 +194,9 @@ def sync_folder(path):
 @point("write")
 def write_new(path, chunks, mode):
     """A new file (never an existing one) with the bytes of `chunks`, on the disk when this returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with parent(path) as (folder, name):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     try:
         for chunk in chunks:
             view = memoryview(chunk)
@@ -155,14 +221,16 @@ def write_at(descriptor, content, offset):
 @point("owner")
 def set_owner(path, uid, gid):
     """Only if it differs: an unprivileged caller may always say what is already so."""
-    facts = os.lstat(path)
-    if (facts.st_uid, facts.st_gid) != (uid, gid):
-        os.chown(path, uid, gid, follow_symlinks=False)
+    with parent(path) as (folder, name):
+        facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if (facts.st_uid, facts.st_gid) != (uid, gid):
+            os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
 
 
 @point("times")
 def set_times(path, atime_ns, mtime_ns):
-    os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
+    with parent(path) as (folder, name):
+        os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
 
 
 # ------------------------------------------------------------------------------------------ made of them
@@ -232,9 +300,14 @@ def copy_xattrs(source, target):
 
 
 def chunks_of(path):
-    """The bytes of a regular file; a link is refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """The bytes of a regular file; anything else is refused."""
+    with parent(path) as (folder, name):
+        # A pipe would wait for a writer for ever.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.EINVAL, "no plain file", path)
         while True:
             chunk = os.read(descriptor, CHUNK)
             if not chunk:
@@ -346,15 +419,16 @@ def _renameat2(one, other, flags):
     number = _SYSCALL_RENAMEAT2.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    # The raw call: glibc has a function for it only since 2.28, Debian 9 has 2.24.
-    result = _system_call(
-        number,
-        ctypes.c_int(_AT_FDCWD),
-        ctypes.c_char_p(os.fsencode(one)),
-        ctypes.c_int(_AT_FDCWD),
-        ctypes.c_char_p(os.fsencode(other)),
-        ctypes.c_uint(flags),
-    )
-    if result != 0:
+    with parent(one) as (first, name), parent(other) as (second, new):
+        # The raw call: glibc has a function for it only since 2.28, Debian 9 has 2.24.
+        result = _system_call(
+            number,
+            ctypes.c_int(first),
+            ctypes.c_char_p(os.fsencode(name)),
+            ctypes.c_int(second),
+            ctypes.c_char_p(os.fsencode(new)),
+            ctypes.c_uint(flags),
+        )
         code = ctypes.get_errno()
+    if result != 0:
         raise OSError(code, os.strerror(code), one, None, other)

@@ -1,9 +1,12 @@
 """The machine: where its paths lie and how its commands are run. With `--root` a scratch folder plays the machine."""
 
+import errno
 import os
 import signal
 import subprocess
 import time
+
+from . import files
 
 OUTPUT_LIMIT = 2048
 TRANSIENT_FOLDERS = ("tmpfs", "ramfs", "devtmpfs", "proc", "sysfs")
@@ -44,7 +47,10 @@ class Host(object):
         return os.path.join(self.resolve(folder), name) if name else self.resolve(folder)
 
     def resolve(self, path):
-        """Real path with every link resolved as the VM would see it; what is missing is taken as it is written."""
+        """Real path with every link resolved as the VM would see it; what is missing is taken as it is written.
+
+        Raises OSError at a link that does not belong to root: where it leads is not for its owner to choose.
+        """
         done = "/"
         waiting = [part for part in path.split("/") if part]
         budget = 40
@@ -59,6 +65,7 @@ class Host(object):
             real = self.root + there if self.scratch else there
             if os.path.islink(real) and budget:
                 budget -= 1
+                files.refuse_strangers(os.lstat(real), done.rstrip("/") + "/" + part)
                 text = os.readlink(real)
                 if text.startswith("/"):
                     done = "/"
@@ -142,6 +149,10 @@ class Host(object):
                 return file.read(1024 * 1024).decode("utf-8", "replace")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
 
     def proc(self, path):
         """A file of /proc, None if it is missing or its process has gone; a scratch root brings its own."""

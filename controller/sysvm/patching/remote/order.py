@@ -87,6 +87,9 @@ def _check_entry(entry, absolute, seen):
     for key in ("mode", "uid", "gid", "size"):
         if not isinstance(entry[key], int) or entry[key] < 0:
             refuse("{0} of {1} is {2!r}".format(key, path, entry[key]))
+    if entry["mode"] & 0o7000:
+        text = "mode {0:o} of {1}: set-user-id and its like are kept where they are, never given"
+        refuse(text.format(entry["mode"], path))
     entry["keep_mode"], entry["keep_owner"], entry["executable"]
 
 
