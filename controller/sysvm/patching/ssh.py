@@ -106,13 +106,20 @@ def _is_public(text: bytes) -> bool:
 
 
 def load_known_hosts(text: str) -> asyncssh.SSHKnownHosts:
-    """known_hosts text. Raises `KeyUnreadable`."""
+    """known_hosts text. Raises `KeyUnreadable`, which names the line and quotes none: it may be any ConfigMap's."""
     try:
         return asyncssh.import_known_hosts(text)
-    except ValueError as error:
-        raise KeyUnreadable(
-            f"The known_hosts text cannot be read: {error}.", reason=Reason.CREDENTIALS_UNREADABLE
-        ) from error
+    except ValueError:
+        number = next((at for at, line in enumerate(text.splitlines(), start=1) if not _is_known_hosts(line)), 1)
+    raise KeyUnreadable(f"Line {number} of the known_hosts text cannot be read.")
+
+
+def _is_known_hosts(line: str) -> bool:
+    try:
+        asyncssh.import_known_hosts(line)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
