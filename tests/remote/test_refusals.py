@@ -6,7 +6,7 @@ import zlib
 import pytest
 from tests.remote.vm import NEW_TREE, entry, make_order, send, sha256, with_file, write
 
-from sysvm.patching.remote import journal, transaction, worker
+from sysvm.patching.remote import fence, journal, worker
 from sysvm.patching.remote.failures import Failure
 
 
@@ -116,7 +116,7 @@ def test_a_process_of_cloudstacks_patch(vm, refused):
 
 
 def test_a_command_of_cloudstack_that_does_not_end(vm, monkeypatch):
-    monkeypatch.setattr(transaction, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(fence, "QUIET_SECONDS", 0.1)
     vm.prepare(make_order())
     before = vm.texts()
     fake_process(vm, 78, "python3", "/opt/cloud/bin/configure.py", "cmd_line.json")

@@ -89,12 +89,26 @@ class FakeHost(Host):
             if acts:
                 files.FAULTS.after()
             return Outcome(argv, code, output)
+        if argv[0] == "nft":
+            files.FAULTS.before("nft")
+            state = Path(self.root) / ".systemd/nft"
+            there = state.exists()
+            if argv[1].startswith("add"):
+                state.write_text(argv[1])
+            else:
+                state.unlink(missing_ok=True)
+            files.FAULTS.after()
+            return Outcome(argv, 0 if there or argv[1].startswith("add") else 1, "")
         if argv[0] == "journalctl":
             return Outcome(argv, 0, f"last words of {argv[-1]}")
         if argv[0] == "validate":
             text = (Path(self.root) / "etc/haproxy/haproxy.cfg").read_text()
             return Outcome(argv, 1 if "invalid" in text else 0, "haproxy.cfg:1: unknown keyword")
         return super().run(argv, timeout, folder, merged)
+
+
+    def filters_packets(self):
+        return True
 
 
 class ListWire:
@@ -139,6 +153,7 @@ class VM:
         for name, content in OLD_FILES.items():
             write(root / name, content, 0o755 if "cron" in name else 0o644)
         (root / "root/health_checks").mkdir()
+        (root / "tmp").mkdir(mode=0o1777)
         write(root / "proc/meminfo", b"MemTotal: 500000 kB\nMemAvailable: 300000 kB\n")
         write(root / "proc/uptime", b"5000.00 4000.00\n")
         write(root / "proc/sys/kernel/random/boot_id", b"0c1a-boot\n")
@@ -229,7 +244,7 @@ class VM:
                     names.setdefault(facts.st_ino, []).append(key)
                 elif stat.S_ISLNK(facts.st_mode):
                     row += (os.readlink(path),)
-                elif folder_times and not key.startswith(("var/", "etc/systemd/system")):
+                elif folder_times and not key.startswith(("var/", "tmp", "etc/systemd/system")):
                     row += (facts.st_mtime_ns,)
                 if not stat.S_ISLNK(facts.st_mode):
                     row += tuple((n, os.getxattr(path, n)) for n in sorted(os.listxattr(path)) if n.startswith("user."))

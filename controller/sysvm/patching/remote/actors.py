@@ -6,52 +6,134 @@ import time
 
 from . import files
 
-STAGED = (
-    "/var/cache/cloud/cloud-scripts.tgz",
-    "/var/cache/cloud/agent.zip",
-    "/var/cache/cloud/patch-sysvms.sh",
-    "/var/cache/cloud/bkpup_live_patch",
-)
+BOOT_PAYLOADS = ("/var/cache/cloud/cloud-scripts.tgz", "/var/cache/cloud/agent.zip")
+"""The next boot installs what lies here, whatever came since (CloudStack 4.21 cloud-early-config)."""
+STAGED = BOOT_PAYLOADS + ("/var/cache/cloud/patch-sysvms.sh", "/var/cache/cloud/bkpup_live_patch")
 """CloudStack 4.21 patch-sysvms.sh: where it is staged and what it saves."""
 STALE_SECONDS = 1800
+SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
+PAYLOAD = "/usr/share/cloud/cloud-scripts.tgz"
 PATCHING = re.compile(r"^patch-sysvms\.sh$")
 COMMANDS = re.compile(r"^(configure\.py|update_config\.py|vr_cfg\.sh|configure_router\.py|keystore-[a-z-]+)$")
-"""Short-lived commands of the management server that read the scripts while we exchange them."""
+"""Commands of the management server that are started by a relative path too."""
+SCRIPTS = ("/opt/cloud/bin/", "/root/monitorServices.py", "/root/health_checks/")
+"""What runs from here reads its modules while we exchange them."""
+STAYING = re.compile(r"^(passwd_server[a-z_]*(\.py)?|baremetal-vr(\.py)?)$")
+"""Servers that live in `/opt/cloud/bin`; they keep what they have read."""
+INTERPRETER = re.compile(r"^(python[0-9.]*|bash|sh|dash|env|perl)$")
+OPENING = re.compile(r"^sshd(-session|-auth)?: .*(\[accepted\]|\[net\]|\[preauth\]|\(startup\))")
+"""A connection that is not logged in yet. `[priv]` alone stays for the life of a session of another user than root."""
+SESSION = re.compile(r"^sshd(-session)?: [^ ]+@notty$")
+STARTING_SECONDS = 2.0
+"""A session younger than this without a child has not started its command yet, or is about to close."""
+NO_UNIT = ("ssh.service", "sshd.service", "cron.service")
+"""Units whose children are commands of somebody else."""
+
+
+class Process(object):
+    def __init__(self, pid, parent, started, age, argv, unit):
+        self.pid = pid
+        self.parent = parent
+        self.started = started
+        self.age = age
+        self.argv = argv
+        self.unit = unit
+
+    @property
+    def key(self):
+        return self.pid, self.started
+
+    @property
+    def text(self):
+        return " ".join(self.argv)[:200]
 
 
 def actors(host, now=None):
     """Every sign of another actor, as protocol.py's `Actor`."""
     now = time.time() if now is None else now
     found = []
+    for path, age in staged(host, now):
+        found.append({"kind": "file", "what": path, "age_seconds": round(age, 1), "blocking": age < STALE_SECONDS})
+    for process in processes(host):
+        patching = is_patching(process)
+        if patching or is_command(process):
+            row = {"kind": "process", "what": process.text, "age_seconds": round(process.age, 1), "blocking": patching}
+            found.append(row)
+    return found
+
+
+def staged(host, now=None):
+    """(path, age in seconds) of what a live patch of CloudStack's lies ready with, or left."""
+    now = time.time() if now is None else now
+    found = []
     for path in STAGED:
-        real = host.at(path)
         try:
-            age = max(0.0, now - os.lstat(real).st_mtime)
+            found.append((path, max(0.0, now - os.lstat(host.at(path)).st_mtime)))
         except OSError:
             continue
-        found.append({"kind": "file", "what": path, "age_seconds": round(age, 1), "blocking": age < STALE_SECONDS})
-    for argv, age in processes(host, now):
-        names = [os.path.basename(word) for word in argv[:3]]
-        patching = any(PATCHING.match(name) for name in names)
-        if patching or any(COMMANDS.match(name) for name in names):
-            what = " ".join(argv)[:200]
-            found.append({"kind": "process", "what": what, "age_seconds": round(age, 1), "blocking": patching})
-        elif names[:1] == ["scp"] and "-t" in argv and argv[-1].startswith("/var/cache/cloud"):
-            found.append({"kind": "process", "what": " ".join(argv), "age_seconds": round(age, 1), "blocking": True})
     return found
+
+
+def stale_payloads(host):
+    """Paths that the next boot would install although nobody works on them any more (R29)."""
+    if any(is_patching(process) for process in processes(host)):
+        return []
+    return [path for path, age in staged(host) if path in BOOT_PAYLOADS and age >= STALE_SECONDS]
 
 
 def blocking(host):
     return [actor["what"] for actor in actors(host) if actor["blocking"]]
 
 
+def is_patching(process):
+    return any(PATCHING.match(os.path.basename(word)) for word in process.argv[:3])
+
+
+def is_command(process):
+    """Something of CloudStack's that must have ended before files are exchanged under it."""
+    argv = process.argv
+    name = os.path.basename(argv[0])
+    if name == "scp":
+        return "-t" in argv and argv[-1].startswith("/var/cache/cloud")
+    if not INTERPRETER.match(name):
+        words = argv[:1]
+    else:
+        words = argv[:4]
+    if any(STAYING.match(os.path.basename(word)) for word in words):
+        return False
+    if process.parent == 1 and process.unit and process.unit not in NO_UNIT:
+        # The main process of a unit: it stays, and whoever changes its files acts on the unit.
+        return False
+    if is_patching(process) or any(COMMANDS.match(os.path.basename(word)) for word in words):
+        return True
+    return any(script in word for word in words for script in SCRIPTS)
+
+
+def busy(host):
+    """Processes that must have ended before files are exchanged, logins that are about to become one included."""
+    everything = list(processes(host))
+    parents = set(process.parent for process in everything)
+    found = []
+    for process in everything:
+        title = process.argv[0]
+        if process.pid == os.getpid():
+            continue
+        if OPENING.match(title):
+            found.append(process)
+        elif SESSION.match(title) and process.age < STARTING_SECONDS and process.pid not in parents:
+            found.append(process)
+        elif is_command(process):
+            found.append(process)
+    return found
+
+
 def commands(host):
-    """Processes only: what must have ended before files are exchanged."""
-    return [actor["what"] for actor in actors(host) if actor["kind"] == "process"]
+    """{(pid, start): Process} of the commands that run now, logins not among them."""
+    return dict((process.key, process) for process in processes(host) if is_command(process))
 
 
-def processes(host, now):
-    """(argv, age in seconds) of every process of the VM."""
+def processes(host):
+    """Every process of the VM but this one."""
     folder = (host.root if host.scratch else "") + "/proc"
     uptime = float((host.proc("uptime") or "0").split()[0])
     try:
@@ -66,13 +148,23 @@ def processes(host, now):
         if not argv:
             continue
         try:
-            started = int((host.proc(name + "/stat") or "").rsplit(")", 1)[1].split()[19]) / float(ticks)
+            words = (host.proc(name + "/stat") or "").rsplit(")", 1)[1].split()
+            parent, started = int(words[1]), int(words[19]) / float(ticks)
         except (IndexError, ValueError):
-            started = uptime
-        yield argv, max(0.0, uptime - started)
+            parent, started = 0, uptime
+        unit = os.path.basename((host.proc(name + "/cgroup") or "").strip().split("\n")[-1])
+        unit = unit if unit.endswith(".service") else ""
+        yield Process(int(name), parent, started, max(0.0, uptime - started), argv, unit)
 
 
-def payload_facts(host, path):
-    """What compare-and-swap looks at for the tgz (R8)."""
+# ------------------------------------------------------------------------------------------ compare and swap
+
+
+def marks(host):
+    """What everybody who patches a VM changes (R8). Without inodes: what has the same bytes and time is the same."""
+    return dict((path, mark(host, path)) for path in (SIGNATURE, PAYLOAD))
+
+
+def mark(host, path):
     facts = files.facts_of(host.at(path))
     return dict((key, facts.get(key)) for key in ("kind", "sha256", "mtime_ns", "size"))

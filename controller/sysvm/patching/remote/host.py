@@ -116,6 +116,10 @@ class Host(object):
         folders = os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").split(":")
         return any(os.access(os.path.join(folder, name), os.X_OK) for folder in folders if folder)
 
+    def filters_packets(self):
+        """Whether nft may be asked; a scratch root has no network of its own."""
+        return not self.scratch and self.has_program("nft")
+
     # -------------------------------------------------------------------------------------- file systems
 
     def mount_of(self, real):

@@ -12,8 +12,6 @@ from .failures import Failure
 from .host import cmdline_words
 from .services import is_active, states
 
-SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
-PAYLOAD = "/usr/share/cloud/cloud-scripts.tgz"
 EXCHANGING = ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "f2fs")
 MAX_ENTRIES = 20000
 MAX_DIGEST_BYTES = 2 * 1024 * 1024 * 1024
@@ -25,7 +23,7 @@ def probe(host, store, units, paths):
     words = cmdline_words(host)
     release_line = (host.text("/etc/cloudstack-release") or "").strip() or None
     release = release_line.split() if release_line else []
-    signature = host.text(SIGNATURE)
+    signature = host.text(actors.SIGNATURE)
     redundant = words.get("redundant_router", "").lower() in ("true", "1", "yes")
     asked = list(dict.fromkeys(list(units) + (["keepalived", "conntrackd"] if redundant else [])))
     found = states(host, asked)
@@ -55,7 +53,7 @@ def probe(host, store, units, paths):
 
 
 def payload_checksums(host):
-    real = host.at(PAYLOAD)
+    real = host.at(actors.PAYLOAD)
     try:
         return dict((name, files.checksum(real, name)) for name in ("md5", "sha512"))
     except OSError:

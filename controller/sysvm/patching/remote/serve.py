@@ -163,6 +163,7 @@ class Session(object):
             files.make_folders(stage, 0o700)
         files.make_folders(folder, 0o700)
         operation.save("order.json", order)
+        operation.save("marks.json", actors.marks(self.host))
         self.order, self.operation = order, operation
         return self.begun("staging", self.content.missing(), None, recovered)
 

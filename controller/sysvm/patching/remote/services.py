@@ -189,6 +189,9 @@ class Services(object):
         answered = self.baseline["serving"].get(service["unit"], [])
         return [check for check, was in zip(service["serving"], answered) if was]  # noqa: B905
 
+    def stops_first(self):
+        return any(one["action"] == "stop-start" and self.was_active(one) for one in self.order["services"])
+
     def stop_first(self, back):
         for service in self.order["services"]:
             if service["action"] == "stop-start" and self.was_active(service):

@@ -3,7 +3,7 @@
 /var/lib/sysvm/lock                      flock; who holds it: pid, its start time, operation
 /var/lib/sysvm/epoch                     highest leadership seen
 /var/lib/sysvm/program/DIGEST/sysvm.pyz  the program for the worker, the boot unit and the console
-/var/lib/sysvm/operations/ID/            order.json plan.json old.json baseline.json journal | report.json
+/var/lib/sysvm/operations/ID/            order.json marks.json plan.json old.json baseline.json journal | report.json
 MOUNT/.../.sysvm-ID/                     content, new trees; after the switch the old ones: the backup
 """
 
@@ -268,7 +268,7 @@ class Store(object):
             restore_times((operation.load("plan.json") or {}).get("times", []))
             restore_times((journal.read(operation.journal_path) or [{}])[0].get("times", []))
             operation.save("report.json", report)
-        for name in ("plan.json", "old.json", "baseline.json", "order.json"):
+        for name in ("plan.json", "old.json", "baseline.json", "marks.json", "order.json"):
             files.unlink_if_there(operation.path(name))
         files.unlink_if_there(operation.journal_path)
 

@@ -13,7 +13,7 @@
 
 import time
 
-from . import actors, build, checks, files, hold, steady, switch
+from . import actors, build, checks, fence, files, hold, steady, switch
 from . import journal as journals
 from . import order as orders
 from .failures import Failure, of
@@ -21,7 +21,8 @@ from .host import tail
 from .services import Services, acted_on
 from .store import restore_times
 
-QUIET_SECONDS = 30.0
+AGAIN_SECONDS = 30.0
+"""For the second quiet moment, after units were stopped that must be down while their files change."""
 
 
 class Deadline(object):
@@ -31,6 +32,9 @@ class Deadline(object):
 
     def step(self, seconds):
         self._step_end = time.monotonic() + seconds
+
+    def left(self):
+        return max(0.0, min(self._end, self._step_end) - time.monotonic())
 
     def check(self, what):
         if time.monotonic() > min(self._end, self._step_end):
@@ -47,6 +51,7 @@ class Transaction(object):
         self.journal = journals.Journal.open(operation.journal_path)
         self.order = operation.load("order.json")
         self.plan = operation.load("plan.json")
+        self.gate = fence.Fence(host, self.journal)
 
     def close(self):
         self.journal.close()
@@ -62,6 +67,12 @@ class Transaction(object):
     def run(self):
         """From Built to the end. Whatever happens, the journal ends in a final phase (or this process is killed)."""
         deadline = Deadline(self.order["timeout_seconds"])
+        try:
+            self.run_steps(deadline)
+        finally:
+            self.gate.open()
+
+    def run_steps(self, deadline):
         try:
             self.step("Fence", self.fence, deadline, "OtherActor")
         except Failure as failure:
@@ -87,9 +98,9 @@ class Transaction(object):
         deadline.step(self.order["step_timeout_seconds"])
         try:
             self.journal.add("step", name=name, state="start")
-            function(deadline)
+            message = function(deadline) or ""
             if name != "Commit":
-                self.journal.add("step", name=name, state="done")
+                self.journal.add("step", name=name, state="done", message=message)
         except Exception as error:  # noqa: BLE001 - whatever went wrong here, the way back is the same
             why, message = of(error, reason)
             try:
@@ -101,19 +112,7 @@ class Transaction(object):
 
     def fence(self, deadline):
         """Nobody else is there, and the files are those that `build` saw (R4, R5, R8)."""
-        end = time.monotonic() + QUIET_SECONDS
-        while True:
-            busy = actors.commands(self.host)
-            if not busy:
-                break
-            if time.monotonic() > end:
-                raise Failure("VMBusy", "CloudStack's commands did not end: " + "; ".join(busy[:3]))
-            deadline.check("CloudStack's commands to end")
-            self.host.wait(0.25)
         self.refuse_other_actors()
-        changed = build.changed_since(self.host, self.plan, self.operation.load("old.json"))
-        if changed:
-            raise Failure("OtherActor", "changed since it was prepared: " + ", ".join(changed[:5]))
         # Baseline before the switch, on the disk: whoever goes back later must know what was active.
         baseline = Services.measure(self.host, self.order)
         baseline["checks"] = self.failing_checks()
@@ -123,6 +122,22 @@ class Transaction(object):
         if baseline["unsteady"]:
             text = "restarting before the patch, so it decides nothing: " + ", ".join(baseline["unsteady"])
             self.journal.add("note", text=text)
+        said = self.gate.close(deadline)
+        self.refuse_other_actors()
+        self.refuse_changes()
+        return said
+
+    def refuse_changes(self):
+        """Compare and swap against hands that hold no lock (R8)."""
+        changed = build.changed_since(self.host, self.plan, self.operation.load("old.json"))
+        marks = self.operation.load("marks.json") or {}
+        changed += [path for path in sorted(marks) if marks[path] != actors.mark(self.host, path)]
+        if changed:
+            raise Failure("OtherActor", "changed since it was prepared: " + ", ".join(sorted(set(changed))[:5]))
+
+    def note_all(self, notes):
+        for note in notes:
+            self.journal.add("note", text=note)
 
     def refuse_other_actors(self):
         others = actors.blocking(self.host)
@@ -136,8 +151,7 @@ class Transaction(object):
         return sorted(set(done["failing"]) | set(done["timed_out"]))
 
     def payload_facts(self):
-        payload = self.order["payload"]
-        return actors.payload_facts(self.host, payload["path"]) if payload else None
+        return actors.mark(self.host, actors.PAYLOAD)
 
     def services(self):
         return Services(self.host, self.order, self.operation.load("baseline.json"), self.journal)
@@ -146,11 +160,21 @@ class Transaction(object):
         # The record comes first: a restart that finds it goes back, which is nothing if nothing was done.
         self.journal.enter(journals.SWITCHING)
         switch.invalidate(self.plan["signature"])
-        self.services().stop_first(False)
+        services = self.services()
+        if services.stops_first():
+            # That takes longer than anybody may be held.
+            self.gate.hold.end()
+            services.stop_first(False)
+            self.gate.quiet(deadline, AGAIN_SECONDS)
         for number, move in enumerate(self.plan["moves"]):
             deadline.check("the switch")
             switch.forward(move, self.journal, number)
+        held = self.gate.hold.seconds
+        self.gate.open()
         self.journal.enter(journals.SWITCHED)
+        self.gate.straddled()
+        self.note_all(fence.clean_saved(self.host))
+        return "new ssh connections were held for {0:.2f} s".format(held) if held else ""
 
     def serve(self, deadline):
         self.journal.enter(journals.SERVICES)
@@ -197,7 +221,7 @@ class Transaction(object):
         if not switch.is_zeros(signature):
             raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(signature[:40]))
         if self.payload_facts() != self.operation.load("baseline.json")["payload"]:
-            raise Failure("OtherActor", "{0} was replaced by somebody else".format(self.order["payload"]["path"]))
+            raise Failure("OtherActor", "{0} was replaced by somebody else".format(actors.PAYLOAD))
         self.refuse_other_actors()
         deadline.check("the decision to commit")
         self.journal.enter(journals.COMMITTING)
@@ -323,6 +347,7 @@ class Transaction(object):
         if phase in journals.FINAL:
             return False
         hold.clean(self.host, self.journal)
+        self.note_all(fence.clean(self.host, self.journal.records))
         if phase in journals.UNTOUCHED:
             self.abandon(reason, "it was interrupted before anything was changed")
         elif phase == journals.COMMITTING:
