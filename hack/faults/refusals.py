@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from faults.hooks import Hook, jump, protect, refuse, refuse_some
+from faults.hooks import Hook, jump, refuse, refuse_some, set_immutable
 from faults.rows import Row, Trial, Verdict, in_child_then_judged
 from faults.scenes import Judge, Rows, Scene, Scenes, broken_order, next_boot, next_session, recovered
 from faults.table import End
-from tests.remote.vm import VM, in_child, make_order
+from tests.remote.vm import TGZ, VM, in_child, make_order
 
 from sysvm.patching.remote import files
 from sysvm.patching.remote.failures import Failure
@@ -63,13 +63,44 @@ def _refused(scene: Scene, arm: partial[Hook], turn: int) -> Verdict:
 
 
 def immutable(scenes: Scenes, _seeds: int) -> Iterator[Trial]:
-    """One file of the VM cannot be replaced (chattr +i), whatever root does."""
+    """One file or folder of the VM cannot be changed (chattr +i), whatever root does. Needs root and a file system."""
     for name in ("forward", "failing"):
         scene = scenes.get(name)
-        for path in sorted(scene.judge.old):
-            if not path.startswith(("(", "proc")):
-                arm = partial(protect, (str(scene.vm.root / path),))
-                yield f"{name}, {path}", partial(in_child_then_judged, scene, arm, swallow=True)
+        probe = str(scene.vm.root / TGZ)
+        able = set_immutable(probe, True)
+        set_immutable(probe, False)
+        for path in sorted(scene.judge.old) if able else ():
+            if not path.startswith(("(", "proc")) and not (scene.vm.root / path).is_symlink():
+                yield f"{name}, {path}", partial(_immutable, scene, path)
+
+
+def _immutable(scene: Scene, path: str, turn: int) -> Verdict:
+    scene.reset()
+    there = str(scene.vm.root / path)
+    if not set_immutable(there, True):
+        return End.NEITHER, f"{path} cannot be made immutable"
+    inode = os.lstat(there).st_ino
+
+    def child() -> None:
+        try:
+            scene.work()
+        except OSError:
+            pass
+
+    try:
+        code = in_child(child)
+        recovered(scene, turn)
+    finally:
+        # Where it is now: in place, or with its tree in the stage.
+        for folder, folders, names in os.walk(scene.vm.root):
+            for one in [*folders, *names]:
+                if os.lstat(os.path.join(folder, one)).st_ino == inode:
+                    set_immutable(os.path.join(folder, one), False)
+    if code:
+        return End.NEITHER, f"the process ended with {code}"
+    # What it kept from being swept away goes with the next session.
+    next_session(scene.vm)
+    return scene.judged()
 
 
 def clock(scenes: Scenes, _seeds: int) -> Iterator[Trial]:

@@ -1,0 +1,376 @@
+"""Faults of real system VMs: wire, power, operators, disk, worker, CloudStack. Each trial patches a VM to the other of
+two releases while something happens at a random moment; then it has to be wholly one of the two.
+
+Which one it should be is not asked: after a fault both are right, and the operator is told which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from faults.table import End, Result
+from lab import Fault, Lab, SystemVMType, VMSpec
+from lab.content import cloudstack_patch, payloads, releases
+from lab.guest import Entry
+
+from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.endpoint import SystemVMType as Type
+from sysvm.patching.errors import PatchingError
+from sysvm.patching.live import LivePatcher
+from sysvm.patching.payload import Payload, read_payload
+from sysvm.patching.results import JournalPhase, OperationReport, Order, SSHAccount, Target
+from sysvm.patching.ssh import SSHTimeouts, SSHTransport
+
+TREES = ("/opt/cloud", "/etc/apache2", "/root/health_checks", "/usr/share/cloud", "/usr/local/cloud/systemvm")
+"""What a patch changes and no boot writes."""
+SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
+UNITS = ("apache2", "haproxy", "dnsmasq", "ssh", "cron", "rsyslog")
+RECOVERY_SECONDS = 240.0
+Shot = Mapping[str, Entry]
+Say = Callable[[str], None]
+
+
+@cache
+def release_payload(name: str) -> Payload:
+    release = releases.find(name)
+    return read_payload(payloads.build_scripts(release), payloads.build_agent(release))
+
+
+def patcher() -> LivePatcher:
+    """One that notices a dead wire in seconds."""
+    return LivePatcher(
+        transport=SSHTransport(timeouts=SSHTimeouts(connect=5.0, keepalive_interval=1.0, keepalive_count=3))
+    )
+
+
+def target(lab: Lab, name: str) -> Target:
+    vm = lab.vm(name)
+    account = SSHAccount(
+        user="root",
+        port=vm.port,
+        private_key=lab.private_key.read_bytes(),
+        host_key_policy=HostKeyPolicy.STRICT,
+        known_hosts=lab.known_hosts(),
+        pool="faults",
+    )
+    return Target(name=name, type=Type(vm.spec.type), address=str(vm.relay_address), account=account)
+
+
+_orders = itertools.count(1)
+
+
+def next_order(epoch: int = 1) -> Order:
+    return Order(
+        id=f"fault-{os.getpid()}-{next(_orders)}",
+        epoch=epoch,
+        keep_backups=0,
+        settle_seconds=0.3,
+        ignored_checks=(),
+        step_timeout_seconds=120,
+        vm_timeout_seconds=300,
+    )
+
+
+def _ignore(_report: OperationReport) -> None:
+    """Nobody watches."""
+
+
+@dataclass
+class Machine:
+    """A VM that goes to and fro between two releases.
+
+    Attributes:
+        shots: what it looks like at each release, taken when nothing disturbed it.
+        release: the one it is at.
+        seconds: how long an undisturbed patch takes.
+    """
+
+    lab: Lab
+    name: str
+    shots: dict[str, Shot] = field(default_factory=dict)
+    release: str = "old"
+    seconds: float = 5.0
+
+    @property
+    def other(self) -> str:
+        return "new" if self.release == "old" else "old"
+
+    def shot(self) -> Shot:
+        taken = self.lab.snapshot_tree(self.name, [*TREES, SIGNATURE])
+        return {path: entry for path, entry in taken.items() if "__pycache__" not in path}
+
+    def active(self) -> str:
+        return self.lab.exec(self.name, ["systemctl", "is-active", *UNITS], check=False).stdout
+
+    async def patch(self, order: Order, release: str | None = None) -> OperationReport:
+        return await patcher().patch(target(self.lab, self.name), release_payload(release or self.other), order, _ignore)
+
+    async def learn(self) -> None:
+        """There and back, undisturbed: what both releases look like on this VM."""
+        self.shots[self.release] = await asyncio.to_thread(self.shot)
+        for _ in range(2):
+            began = time.monotonic()
+            report = await self.patch(next_order())
+            self.seconds = time.monotonic() - began
+            if report.phase is not JournalPhase.COMMITTED:
+                raise RuntimeError(f"{self.name} cannot be patched even undisturbed: {report.message}")
+            self.release = self.other
+            self.shots[self.release] = await asyncio.to_thread(self.shot)
+        self.services = await asyncio.to_thread(self.active)
+
+    services: str = ""
+
+    async def judge(self, report: OperationReport | None) -> tuple[End, str]:
+        """Compared byte for byte with both releases; its last word has to fit; the services must run."""
+        now = await asyncio.to_thread(self.shot)
+        differing = {
+            release: sorted(path for path in now.keys() | shot.keys() if now.get(path) != shot.get(path))
+            for release, shot in self.shots.items()
+        }
+        told = "no report" if report is None else f"{report.phase} {report.reason}: {report.message[:300]}"
+        if report is not None and report.phase is JournalPhase.INCONSISTENT:
+            return End.INCONSISTENT, told
+        fits = [release for release, paths in differing.items() if not paths]
+        if not fits:
+            return End.NEITHER, f"{ {release: paths[:5] for release, paths in differing.items()} }; {told}"
+        (found,) = fits
+        services = await asyncio.to_thread(self.active)
+        end = End.OLD if found == self.release else End.NEW
+        self.release = found
+        if services != self.services:
+            return End.NEITHER, f"services {services.split()}, were {self.services.split()}; {told}"
+        if report is not None and (report.phase is JournalPhase.COMMITTED) != (end is End.NEW):
+            return End.NEITHER, f"the files are {end}, its last word is {told}"
+        return end, told
+
+
+Trial = Callable[[Machine, Order, float], Awaitable[OperationReport]]
+"""Patches `machine` by `order` and lets its fault happen at a moment from 0 to 1 of the patch. Returns the last word."""
+
+
+@contextlib.asynccontextmanager
+async def patching(machine: Machine, order: Order) -> AsyncIterator[asyncio.Task[OperationReport]]:
+    running = asyncio.create_task(machine.patch(order))
+    try:
+        yield running
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, PatchingError):
+            await running
+
+
+async def last_word(machine: Machine, order: Order, running: asyncio.Task[OperationReport] | None) -> OperationReport:
+    """What becomes of it in the end: of this operator, else of one that starts anew with the same order."""
+    if running is not None:
+        with contextlib.suppress(PatchingError):
+            return await running
+    end = time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            return await machine.patch(order)
+        except PatchingError:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(1.0)
+
+
+async def cut(machine: Machine, order: Order, moment: float) -> OperationReport:
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        await asyncio.to_thread(machine.lab.fault, machine.name, Fault.CUT)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(machine.lab.fault, machine.name, Fault.CUT)
+        return await last_word(machine, order, running)
+
+
+async def silence(machine: Machine, order: Order, moment: float) -> OperationReport:
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        await asyncio.to_thread(machine.lab.fault, machine.name, Fault.SILENCE)
+        await asyncio.sleep(5.0)
+        await asyncio.to_thread(machine.lab.fault, machine.name, Fault.HEAL)
+        return await last_word(machine, order, running)
+
+
+async def operator_killed(machine: Machine, order: Order, moment: float) -> OperationReport:
+    """The operator is a process of its own; the one that follows has the next epoch."""
+    work = pickle.dumps((str(machine.lab.run_dir), machine.name, machine.other, order))
+    process = subprocess.Popen([sys.executable, "-m", "faults.machines"], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(work)
+    process.stdin.close()
+    # Its own start takes a second or two.
+    await asyncio.sleep(2.0 + moment * machine.seconds)
+    process.send_signal(signal.SIGKILL)
+    await asyncio.to_thread(process.wait)
+    return await last_word(machine, replace(order, epoch=order.epoch), None)
+
+
+async def power_off(machine: Machine, order: Order, moment: float) -> OperationReport:
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        await asyncio.to_thread(machine.lab.power_off, machine.name)
+        await asyncio.to_thread(machine.lab.power_on, machine.name)
+        return await last_word(machine, order, running)
+
+
+async def power_off_twice(machine: Machine, order: Order, moment: float) -> OperationReport:
+    """Again while it boots and recovers."""
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        await asyncio.to_thread(machine.lab.power_off, machine.name)
+        await asyncio.to_thread(lambda: machine.lab.power_on(machine.name, wait=False))
+        await asyncio.sleep(0.5 + 3 * moment)
+        await asyncio.to_thread(machine.lab.power_off, machine.name)
+        await asyncio.to_thread(machine.lab.power_on, machine.name)
+        return await last_word(machine, order, running)
+
+
+async def reboot(machine: Machine, order: Order, moment: float) -> OperationReport:
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        await asyncio.to_thread(machine.lab.reboot, machine.name)
+        return await last_word(machine, order, running)
+
+
+async def worker_killed(machine: Machine, order: Order, moment: float) -> OperationReport:
+    """systemd has to start it again: nobody else does before the operator's patience is over."""
+    unit = f"sysvm-{order.id}.service"
+    async with patching(machine, order) as running:
+        end = time.monotonic() + machine.seconds * 3
+        while time.monotonic() < end:
+            killed = await asyncio.to_thread(
+                lambda: machine.lab.exec(machine.name, ["systemctl", "kill", "-s", "KILL", unit], check=False)
+            )
+            if killed.returncode == 0:
+                break
+            await asyncio.sleep(0.02 + 0.3 * moment)
+        return await last_word(machine, order, running)
+
+
+async def same_order_twice(machine: Machine, order: Order, moment: float) -> OperationReport:
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        other = await last_word(machine, order, None)
+        mine = await last_word(machine, order, running)
+        if other.phase is not mine.phase:
+            raise RuntimeError(f"one was told {mine.phase}, the other {other.phase}")
+        return mine
+
+
+async def two_orders(machine: Machine, order: Order, moment: float) -> OperationReport:
+    """Another operator orders the same release meanwhile: refused, or it comes after the first."""
+    second = next_order()
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        with contextlib.suppress(PatchingError):
+            await patcher().patch(target(machine.lab, machine.name), release_payload(machine.other), second, _ignore)
+        first = await last_word(machine, order, running)
+    if first.phase is JournalPhase.COMMITTED:
+        return first
+    report = await patcher().report(target(machine.lab, machine.name), second.id)
+    return first if report is None else report
+
+
+async def full_disk(machine: Machine, order: Order, moment: float) -> OperationReport:
+    fill = "dd if=/dev/zero of=/root/filler bs=64k 2>/dev/null; dd if=/dev/zero of=/root/filler2 bs=512 2>/dev/null; true"
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        await asyncio.to_thread(lambda: machine.lab.exec(machine.name, fill, check=False, timeout=120))
+        with contextlib.suppress(PatchingError):
+            await running
+        await asyncio.to_thread(
+            lambda: machine.lab.exec(machine.name, ["rm", "-f", "/root/filler", "/root/filler2"], check=False)
+        )
+        return await last_word(machine, order, None)
+
+
+async def cloudstack(machine: Machine, order: Order, moment: float) -> OperationReport:
+    """CloudStack patches to the same release as we, at the same moment."""
+    release = releases.find(machine.other)
+    scripts = payloads.build_scripts(release)
+    async with patching(machine, order) as running:
+        await asyncio.sleep(moment * machine.seconds)
+        await asyncio.to_thread(
+            lambda: cloudstack_patch.patch(machine.lab, machine.name, scripts=scripts, agent=None)
+        )
+        return await last_word(machine, order, running)
+
+
+FAULTS: dict[str, Trial] = {
+    "vm: ssh is reset": cut,
+    "vm: ssh falls silent": silence,
+    "vm: the operator is killed": operator_killed,
+    "vm: the power goes": power_off,
+    "vm: the power goes, and again during recovery": power_off_twice,
+    "vm: it is rebooted": reboot,
+    "vm: the worker is killed": worker_killed,
+    "vm: one order by two operators": same_order_twice,
+    "vm: two orders by two operators": two_orders,
+    "vm: the disk becomes full": full_disk,
+}
+
+
+async def trials(machine: Machine, faults: Mapping[str, Trial], seeds: int, tell: Callable[[Result], None]) -> None:
+    """All faults in turn, so that a run that is cut short has met each."""
+    for seed in range(seeds):
+        for name, fault in faults.items():
+            moment = random.Random(f"{machine.name} {name} {seed}").uniform(0.0, 1.15)
+            order = next_order()
+            where = f"{machine.name}, seed {seed}, at {moment:.2f} of {machine.seconds:.1f} s"
+            began = time.monotonic()
+            try:
+                report = await fault(machine, order, moment)
+                end, detail = await machine.judge(report)
+            except Exception as error:  # noqa: BLE001 - a trial that dies has not shown that its VM is whole
+                end, detail = End.NEITHER, f"{type(error).__name__}: {error}"
+                with contextlib.suppress(Exception):
+                    _, more = await machine.judge(None)
+                    detail += f"; then {more}"
+            tell(Result(name, f"{where}, took {time.monotonic() - began:.0f} s", end, detail))
+
+
+def specs() -> tuple[VMSpec, ...]:
+    return (
+        VMSpec(name="r-201-VM", type=SystemVMType.ROUTER, index=201, group="net-201", tmpfs_mib=400),
+        VMSpec(name="s-202-VM", type=SystemVMType.SECSTORAGE, index=202, tmpfs_mib=400),
+    )
+
+
+async def run(lab: Lab, seeds: int, tell: Callable[[Result], None], say: Say, words: str = "") -> None:
+    """Every VM of the lab beside the others."""
+    faults = {name: trial for name, trial in FAULTS.items() if not words or any(w in name for w in words.split(","))}
+
+    async def one(name: str) -> None:
+        machine = Machine(lab, name)
+        await machine.learn()
+        say(f"{name}: an undisturbed patch takes {machine.seconds:.1f} s")
+        await trials(machine, faults, seeds, tell)
+
+    async with asyncio.TaskGroup() as group:
+        for vm in lab.vms():
+            group.create_task(one(vm.name))
+
+
+def operator_process() -> None:
+    """An operator in a process of its own, to be killed: reads who, what and whither on its standard input."""
+    run_dir, name, release, order = pickle.loads(sys.stdin.buffer.read())
+    machine = Machine(Lab(Path(run_dir)), name)
+    asyncio.run(machine.patch(order, release))
+
+
+if __name__ == "__main__":
+    operator_process()
