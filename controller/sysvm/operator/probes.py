@@ -25,8 +25,8 @@ class ProbeServer:
 
     async def __aenter__(self) -> "ProbeServer":
         app = web.Application()
-        app.router.add_get("/healthz", lambda request: self._answer(self._alive()))
-        app.router.add_get("/readyz", lambda request: self._answer(self._ready()))
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
@@ -40,8 +40,14 @@ class ProbeServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return self._answer(self._alive())
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return self._answer(self._ready())
+
     @staticmethod
-    async def _answer(trouble: str | None) -> web.Response:
+    def _answer(trouble: str | None) -> web.Response:
         return web.Response(text="ok\n") if trouble is None else web.Response(status=503, text=f"{trouble}\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:
