@@ -62,6 +62,7 @@ def tables(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Path:
         return Outcome(argv, *_iptables(table, argv[5:]))
 
     monkeypatch.setattr(FakeHost, "run", run)
+    monkeypatch.setattr(FakeHost, "plays_packets", True, raising=False)
     monkeypatch.setattr(hold, "Queue", FakeQueue)
     write(vm.root / "etc/cloudstack/ips.json", json.dumps(IPS).encode())
     return table

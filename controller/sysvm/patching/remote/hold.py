@@ -197,9 +197,14 @@ def _packets(content):
         at += (length + 3) & ~3
 
 
+def has_packets(host):
+    """Not where a scratch folder plays the VM: the packets would be those of the machine that it lies on."""
+    return not host.scratch or getattr(host, "plays_packets", False)
+
+
 def usable(host):
     """Whether a queue can be had and there is a program to send packets to it. Changes nothing."""
-    if host.scratch or not host.has_program("iptables"):
+    if not has_packets(host) or not host.has_program("iptables"):
         return False
     try:
         Queue().close()
@@ -269,6 +274,8 @@ class Hold(object):
         self._began = None
 
     def enter(self):
+        if not has_packets(self.host):
+            raise NotHeld("this is a folder and no machine")
         interfaces = guest_interfaces(self.host, self.vm_type)
         if not interfaces:
             raise NotHeld("which interfaces are the guests' is not known")
@@ -330,15 +337,16 @@ def clean(host, journal):
 
 def remove(host):
     """The chain, the ways into it, and both in saved rules. Harmless where there is nothing."""
-    table = ["iptables", "-w", "2", "-t", "mangle"]
-    listed = host.run(table + ["-S"], 5.0, merged=False)
-    for line in listed.output.splitlines():
-        words = line.split()
-        if words[:1] == ["-A"] and words[1:2] != [CHAIN] and words[-1:] == [CHAIN]:
-            host.run(table + ["-D"] + words[1:], 5.0)
-    if "-N " + CHAIN in listed.output:
-        host.run(table + ["-F", CHAIN], 5.0)
-        host.run(table + ["-X", CHAIN], 5.0)
+    if has_packets(host):
+        table = ["iptables", "-w", "2", "-t", "mangle"]
+        listed = host.run(table + ["-S"], 5.0, merged=False)
+        for line in listed.output.splitlines():
+            words = line.split()
+            if words[:1] == ["-A"] and words[1:2] != [CHAIN] and words[-1:] == [CHAIN]:
+                host.run(table + ["-D"] + words[1:], 5.0)
+        if "-N " + CHAIN in listed.output:
+            host.run(table + ["-F", CHAIN], 5.0)
+            host.run(table + ["-X", CHAIN], 5.0)
     for path in SAVED_RULES:
         _remove_saved(host, path)
 
