@@ -30,7 +30,7 @@ _CHUNK_BYTES = 1 << 18
 _RATIO_FREE_BYTES = 16 << 20
 _BLOCK = 512
 _HEADER_BYTES = 4096
-_HEADERS_BYTES = 16 << 20
+_HEADERS_BYTES = 8 << 20
 _COMMON_WORDS = 64
 _DIRECTORY_BYTES = 4 << 20
 _ODD_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
@@ -125,7 +125,8 @@ def _members(tar: tarfile.TarFile, tally: "_Tally") -> Iterator[tarfile.TarInfo]
 class _TarStream(io.BytesIO):
     """The plain tar, of which `tarfile` is given headers only, and none that is larger than a payload has.
 
-    What tarfile does with a header may take the square of its length (CVE-2024-6232), and a negative size means all.
+    What tarfile does with a header may take the square of its length (CVE-2024-6232), so that is what one costs of
+    what all may have; and a negative size means all that is left.
     """
 
     def __init__(self, plain: bytes, tally: "_Tally") -> None:
@@ -135,9 +136,11 @@ class _TarStream(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = -1 if size is None else size
-        self._left -= wanted
+        self._left -= wanted * max(wanted, _BLOCK) // _BLOCK
         if not 0 <= wanted <= _HEADER_BYTES or self._left < 0:
-            raise self._tally.too_large(f"a header claims more than the {_HEADER_BYTES} bytes that one may have")
+            raise self._tally.too_large(
+                f"a header has more than {_HEADER_BYTES} bytes, or all of them more than a payload has"
+            )
         return super().read(wanted)
 
     def content(self, offset: int, size: int) -> bytes:
