@@ -195,7 +195,7 @@ SERVICES: tuple[Service, ...] = (
         reload=True,
         validators=(("apache2ctl", "-t"),),
         questions=(Question("http", 80, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="/"),),
-        reload_loss="none lost; a request may wait up to a second",
+        reload_loss="new requests may wait about a second, and a client that is less patient loses them",
         restart_loss="metadata requests of two to three seconds",
     ),
     Service(
