@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -131,6 +132,25 @@ async def test_a_vm_that_cannot_hold_says_in_its_plan_what_will_be_lost(lab: Lab
     assert planned == [("dnsmasq", "Restart", "DNS and DHCP requests of about a tenth of a second")]
     assert report.phase is JournalPhase.COMMITTED, told(report)
     assert [(one.name, one.action) for one in report.services] == [("dnsmasq", "Restart")]
+
+
+@pytest.mark.timeout(300)
+async def test_no_packet_waits_longer_than_three_seconds_however_long_the_restart_takes(
+    lab: Lab, tenants: Tenancy
+) -> None:
+    number = next(_NUMBERS)
+    with tenants.start(ROUTER, kinds=(Kind.DNS_NEW_PORT,)) as run:
+        report = await patch(lab, ROUTER, unit_changed(number, before="/bin/sleep 5"), number)
+        traffic = await asyncio.to_thread(run.end)
+    print(told(report), *traffic.tallies, sep="\n")
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    waited = re.search(r"the longest ([0-9.]+) s", report.message)
+    assert waited is not None
+    assert 2.5 < float(waited[1]) < 3.2
+    gaps = {one.name: one.unavailable_seconds or 0.0 for one in report.services}
+    assert gaps["dnsmasq"] > 4.5
+    assert "dnsmasq did not serve for" in report.message, "longer than CloudStack's own monitoring waits"
+    assert CHAIN not in lab.exec(ROUTER, MANGLE).stdout
 
 
 async def test_a_program_that_is_killed_while_it_holds_lets_packets_through_and_leaves_no_rule(

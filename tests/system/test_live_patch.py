@@ -218,7 +218,7 @@ async def test_each_kind_of_file_gets_the_least_action_that_makes_it_effective(l
     report = await patch(lab, router, wanted, 1)
     assert report.phase is JournalPhase.COMMITTED, told(report)
     acted = {service.name.partition("@")[0]: service.action for service in report.services}
-    assert acted == {"apache2": "Reload", "ssh": "Reload", "cloud-password-server": "Restart"}, told(report)
+    assert acted == {"apache2": "Reload", "ssh": "Reload", "cloud-password-server": "HeldRestart"}, told(report)
     after = _main_pids(lab, router)
     assert {name for name in pids if pids[name] != after[name]} == {"cloud-password-server"}
     assert lab.read_bytes(router, "/etc/haproxy/haproxy.cfg") == live["etc/haproxy/haproxy.cfg"]

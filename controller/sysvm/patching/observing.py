@@ -192,7 +192,7 @@ def _step(step: protocol.ReportStep) -> StepReport:
 
 
 def _service_report(service: protocol.ReportService) -> ServiceReport:
-    words: dict[str, str] = {action.word: action.value for action in UnitAction}
+    words: dict[str, str] = {action.word: action.value for action in UnitAction if action.acts}
     action = words.get(service["action"], service["action"].capitalize())
     return ServiceReport(
         plain(service["unit"]),
