@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.remote.vm import SIGNATURE, make_order, with_file
+
 from faults import running
 from faults.hooks import Hook
 from faults.table import End
-from tests.remote.vm import SIGNATURE, make_order
-
 from sysvm.patching.remote import files, worker
 
 AT_MOST = 8
@@ -62,5 +62,25 @@ def test_a_signature_that_cloudstack_writes_at_the_last_moment_is_not_overwritte
     finally:
         Hook.disarm()
     assert written
+    assert vm.report("op-1")["phase"] == "Inconsistent"
+    assert "somebody else" in vm.report("op-1")["message"]
+
+
+def test_a_signature_that_cloudstack_writes_while_ours_goes_back_is_not_overwritten(vm):
+    """In the last moment of going back: what was restored would pass for whole under its old signature."""
+    vm.prepare(with_file(make_order(), "/etc/haproxy/haproxy.cfg", b"broken\n"))
+    live = vm.root / SIGNATURE
+    exchange = files.exchange
+
+    def late(one, other):
+        if other == str(live):
+            live.write_text("e" * 32)
+        exchange(one, other)
+
+    files.exchange = late
+    try:
+        vm.run("op-1")
+    finally:
+        files.exchange = exchange
     assert vm.report("op-1")["phase"] == "Inconsistent"
     assert "somebody else" in vm.report("op-1")["message"]

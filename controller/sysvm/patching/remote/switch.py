@@ -264,12 +264,19 @@ def restore_signature(signature):
         files.unlink_if_there(live)
         sync_parents(live)
         return
-    if files.exists(signature["backup"]):
-        files.rename(signature["backup"], live)
-        files.unlink_if_there(signature["backup"])
-        sync_parents(live)
-    elif not matches(live, build.identity(signature["old"])):
-        raise Lost("the original signature is gone")
+    backup = signature["backup"]
+    if not files.exists(backup):
+        if not matches(live, build.identity(signature["old"])):
+            raise Lost("the original signature is gone")
+        return
+    if not matches(live, build.identity(signature["old"])):
+        _refuse_foreign(signature_text(signature))
+        _exchange_or_rename(backup, live)
+    # A restart between the two finds the original in place and nothing left to do.
+    if files.exists(backup) and not os.path.samefile(backup, live):
+        _keep_foreign(backup, live)
+    files.unlink_if_there(backup)
+    sync_parents(live, backup)
 
 
 def commit_signature(signature):
@@ -279,30 +286,33 @@ def commit_signature(signature):
         if not files.exists(staged):
             raise Lost("the new signature is gone")
         _refuse_foreign(signature_text(signature))
-        try:
-            files.exchange(staged, live)
-        except OSError as error:
-            if error.errno not in files.NO_EXCHANGE:
-                raise
-            if not files.exists(signature["zeros"]):
-                # As far as the disk has room for a name.
-                try:
-                    files.link(live, signature["zeros"])
-                except OSError:
-                    pass
-            files.rename(staged, live)
-        sync_parents(live, staged)
-    if not files.exists(staged):
-        return
-    # Exchanged: what was live lies there now. Zeros, kept so that taking this back later needs no space; or what
-    # somebody wrote between our look and the exchange, and that has to stay. A restart here looks again.
+        _exchange_or_rename(staged, live)
+    if files.exists(staged):
+        # A restart before this looks again.
+        _keep_foreign(staged, live)
+        # The zeros that came out of it: with them taking this patch back later needs no space.
+        files.rename(staged, signature["zeros"])
+
+
+def _exchange_or_rename(source, live):
+    """`source` becomes what is live, and what was live lies at `source`, where the file system can do it."""
     try:
-        _refuse_foreign((files.read_text(staged) or "").strip())
+        files.exchange(source, live)
+    except OSError as error:
+        if error.errno not in files.NO_EXCHANGE:
+            raise
+        files.rename(source, live)
+    sync_parents(live, source)
+
+
+def _keep_foreign(taken, live):
+    """`taken` was live until the exchange: zeros, or what somebody wrote after our last look at it. That has to stay."""
+    try:
+        _refuse_foreign((files.read_text(taken) or "").strip())
     except Failure:
-        files.exchange(staged, live)
-        sync_parents(live, staged)
+        files.exchange(taken, live)
+        sync_parents(live, taken)
         raise
-    files.rename(staged, signature["zeros"])
 
 
 def _refuse_foreign(text):
