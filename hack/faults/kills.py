@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from tests.remote.vm import in_child
+
 from faults.hooks import KILLED, Hook, Instructions, die, tear_writes
 from faults.rows import Row, Trial, Verdict, in_child_then_judged
 from faults.scenes import Scene, Scenes, next_boot, next_session, quiet, recovered
 from faults.table import End
-from tests.remote.vm import in_child
 
 RANDOM_SCENES = ("forward", "failing", "by hand", "preparing", "singly")
 

@@ -25,7 +25,6 @@ from faults.table import End, Result
 from lab import Fault, Lab, SystemVMType, VMSpec
 from lab.content import cloudstack_patch, payloads, releases
 from lab.guest import Entry
-
 from sysvm.api.endpoint import HostKeyPolicy
 from sysvm.api.endpoint import SystemVMType as Type
 from sysvm.patching.errors import PatchingError
@@ -96,6 +95,7 @@ class Machine:
         shots: what it looks like at each release, taken when nothing disturbed it.
         release: the one it is at.
         seconds: how long an undisturbed patch takes.
+        alone: the last patch was seen to be built, so that the VM goes on alone.
     """
 
     lab: Lab
@@ -103,6 +103,8 @@ class Machine:
     shots: dict[str, Shot] = field(default_factory=dict)
     release: str = "old"
     seconds: float = 5.0
+    alone: asyncio.Event = field(default_factory=asyncio.Event)
+    services: str = ""
 
     @property
     def other(self) -> str:
@@ -116,7 +118,22 @@ class Machine:
         return self.lab.exec(self.name, ["systemctl", "is-active", *UNITS], check=False).stdout
 
     async def patch(self, order: Order, release: str | None = None) -> OperationReport:
-        return await patcher().patch(target(self.lab, self.name), release_payload(release or self.other), order, _ignore)
+        self.alone.clear()
+        payload = release_payload(release or self.other)
+        return await patcher().patch(target(self.lab, self.name), payload, order, self._watch)
+
+    def _watch(self, report: OperationReport) -> None:
+        if report.step == "Build":
+            self.alone.set()
+
+    async def until(self, moment: float) -> None:
+        """The first third of all moments lie before the VM works alone, the rest in the seconds after that."""
+        if moment < 1 / 3:
+            await asyncio.sleep(3 * moment * 0.7 * self.seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.alone.wait(), self.seconds * 3)
+        await asyncio.sleep((moment - 1 / 3) * 0.6 * self.seconds)
 
     async def learn(self) -> None:
         """There and back, undisturbed: what both releases look like on this VM."""
@@ -130,8 +147,6 @@ class Machine:
             self.release = self.other
             self.shots[self.release] = await asyncio.to_thread(self.shot)
         self.services = await asyncio.to_thread(self.active)
-
-    services: str = ""
 
     async def judge(self, report: OperationReport | None) -> tuple[End, str]:
         """Compared byte for byte with both releases; its last word has to fit; the services must run."""
@@ -189,7 +204,7 @@ async def last_word(machine: Machine, order: Order, running: asyncio.Task[Operat
 
 async def cut(machine: Machine, order: Order, moment: float) -> OperationReport:
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         await asyncio.to_thread(machine.lab.fault, machine.name, Fault.CUT)
         await asyncio.sleep(0.3)
         await asyncio.to_thread(machine.lab.fault, machine.name, Fault.CUT)
@@ -198,7 +213,7 @@ async def cut(machine: Machine, order: Order, moment: float) -> OperationReport:
 
 async def silence(machine: Machine, order: Order, moment: float) -> OperationReport:
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         await asyncio.to_thread(machine.lab.fault, machine.name, Fault.SILENCE)
         await asyncio.sleep(5.0)
         await asyncio.to_thread(machine.lab.fault, machine.name, Fault.HEAL)
@@ -221,7 +236,7 @@ async def operator_killed(machine: Machine, order: Order, moment: float) -> Oper
 
 async def power_off(machine: Machine, order: Order, moment: float) -> OperationReport:
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         await asyncio.to_thread(machine.lab.power_off, machine.name)
         await asyncio.to_thread(machine.lab.power_on, machine.name)
         return await last_word(machine, order, running)
@@ -230,7 +245,7 @@ async def power_off(machine: Machine, order: Order, moment: float) -> OperationR
 async def power_off_twice(machine: Machine, order: Order, moment: float) -> OperationReport:
     """Again while it boots and recovers."""
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         await asyncio.to_thread(machine.lab.power_off, machine.name)
         await asyncio.to_thread(lambda: machine.lab.power_on(machine.name, wait=False))
         await asyncio.sleep(0.5 + 3 * moment)
@@ -241,29 +256,26 @@ async def power_off_twice(machine: Machine, order: Order, moment: float) -> Oper
 
 async def reboot(machine: Machine, order: Order, moment: float) -> OperationReport:
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         await asyncio.to_thread(machine.lab.reboot, machine.name)
         return await last_word(machine, order, running)
 
 
 async def worker_killed(machine: Machine, order: Order, moment: float) -> OperationReport:
     """systemd has to start it again: nobody else does before the operator's patience is over."""
+    order = replace(order, settle_seconds=1.5)
     unit = f"sysvm-{order.id}.service"
     async with patching(machine, order) as running:
-        end = time.monotonic() + machine.seconds * 3
-        while time.monotonic() < end:
-            killed = await asyncio.to_thread(
-                lambda: machine.lab.exec(machine.name, ["systemctl", "kill", "-s", "KILL", unit], check=False)
-            )
-            if killed.returncode == 0:
-                break
-            await asyncio.sleep(0.02 + 0.3 * moment)
+        await machine.until(0.4 + 0.6 * moment)
+        await asyncio.to_thread(
+            lambda: machine.lab.exec(machine.name, ["systemctl", "kill", "-s", "KILL", unit], check=False)
+        )
         return await last_word(machine, order, running)
 
 
 async def same_order_twice(machine: Machine, order: Order, moment: float) -> OperationReport:
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         other = await last_word(machine, order, None)
         mine = await last_word(machine, order, running)
         if other.phase is not mine.phase:
@@ -275,7 +287,7 @@ async def two_orders(machine: Machine, order: Order, moment: float) -> Operation
     """Another operator orders the same release meanwhile: refused, or it comes after the first."""
     second = next_order()
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         with contextlib.suppress(PatchingError):
             await patcher().patch(target(machine.lab, machine.name), release_payload(machine.other), second, _ignore)
         first = await last_word(machine, order, running)
@@ -286,9 +298,11 @@ async def two_orders(machine: Machine, order: Order, moment: float) -> Operation
 
 
 async def full_disk(machine: Machine, order: Order, moment: float) -> OperationReport:
-    fill = "dd if=/dev/zero of=/root/filler bs=64k 2>/dev/null; dd if=/dev/zero of=/root/filler2 bs=512 2>/dev/null; true"
+    fill = (
+        "dd if=/dev/zero of=/root/filler bs=64k 2>/dev/null; dd if=/dev/zero of=/root/filler2 bs=512 2>/dev/null; true"
+    )
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
+        await machine.until(moment)
         await asyncio.to_thread(lambda: machine.lab.exec(machine.name, fill, check=False, timeout=120))
         with contextlib.suppress(PatchingError):
             await running
@@ -303,10 +317,8 @@ async def cloudstack(machine: Machine, order: Order, moment: float) -> Operation
     release = releases.find(machine.other)
     scripts = payloads.build_scripts(release)
     async with patching(machine, order) as running:
-        await asyncio.sleep(moment * machine.seconds)
-        await asyncio.to_thread(
-            lambda: cloudstack_patch.patch(machine.lab, machine.name, scripts=scripts, agent=None)
-        )
+        await machine.until(moment)
+        await asyncio.to_thread(lambda: cloudstack_patch.patch(machine.lab, machine.name, scripts=scripts, agent=None))
         return await last_word(machine, order, running)
 
 
@@ -328,9 +340,9 @@ async def trials(machine: Machine, faults: Mapping[str, Trial], seeds: int, tell
     """All faults in turn, so that a run that is cut short has met each."""
     for seed in range(seeds):
         for name, fault in faults.items():
-            moment = random.Random(f"{machine.name} {name} {seed}").uniform(0.0, 1.15)
+            moment = random.Random(f"{machine.name} {name} {seed}").random()
             order = next_order()
-            where = f"{machine.name}, seed {seed}, at {moment:.2f} of {machine.seconds:.1f} s"
+            where = f"{machine.name}, seed {seed}, moment {moment:.2f}"
             began = time.monotonic()
             try:
                 report = await fault(machine, order, moment)

@@ -12,15 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from faults.hooks import Hook, die
-from faults.rows import Row, Trial, Verdict
-from faults.scenes import Scene, Scenes, broken_order, next_session, recovered
-from faults.table import End
 from tests.remote import systemd
 from tests.remote.vm import (
     BODIES,
     NEW_FILES,
-    NEW_SIGNATURE,
     NEW_TGZ,
     NEW_TREE,
     OLD_FILES,
@@ -28,13 +23,15 @@ from tests.remote.vm import (
     OLD_TREE,
     SIGNATURE,
     TGZ,
-    VM,
     FakeHost,
     in_child,
     make_order,
-    send,
 )
 
+from faults.hooks import Hook, die
+from faults.rows import Row, Trial, Verdict
+from faults.scenes import Scene, Scenes, broken_order, next_session, recovered
+from faults.table import End
 from sysvm.patching import protocol
 from sysvm.patching.remote import order as orders
 from sysvm.patching.remote import worker
@@ -352,9 +349,7 @@ class _DetachingHost(FakeHost):
 def _conversation(order: dict[str, object]) -> list[bytes]:
     """All that an operator sends, as frames."""
     wanted = sorted(orders.contents(order))
-    items = [
-        {"sha256": d, "size": len(BODIES[d]), "encoding": "identity", "wire_size": len(BODIES[d])} for d in wanted
-    ]
+    items = [{"sha256": d, "size": len(BODIES[d]), "encoding": "identity", "wire_size": len(BODIES[d])} for d in wanted]
     frames = [protocol.encode_json({"id": 1, "verb": "probe", "args": {"units": ["haproxy"], "paths": ["/opt"]}})]
     frames.append(protocol.encode_json({"id": 2, "verb": "begin", "args": {"order": order}}))
     frames.append(protocol.encode_json({"id": 3, "verb": "stage", "args": {"items": items}}))

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from tests.remote.vm import TGZ, VM, in_child, make_order
+
 from faults.hooks import Hook, jump, refuse, refuse_some, set_immutable
 from faults.rows import Row, Trial, Verdict, in_child_then_judged
 from faults.scenes import Judge, Rows, Scene, Scenes, broken_order, next_boot, next_session, recovered
 from faults.table import End
-from tests.remote.vm import TGZ, VM, in_child, make_order
-
 from sysvm.patching.remote import files
 from sysvm.patching.remote.failures import Failure
 
@@ -122,8 +122,9 @@ def small_disk(options: str, step: int, scenes: Scenes, _seeds: int) -> Iterator
         return
     for spare in range(0, 60 * step, step):
         for broken in (False, True):
-            yield f"{options.format(spare)}{', broken' if broken else ''}", partial(
-                _on_small_disk, scenes, options, spare, broken
+            yield (
+                f"{options.format(spare)}{', broken' if broken else ''}",
+                partial(_on_small_disk, scenes, options, spare, broken),
             )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.remote.vm import in_child
+
 from faults.scenes import Scene, Scenes, recovered
 from faults.table import End
-from tests.remote.vm import in_child
 
 Verdict = tuple[End, str]
 Trial = tuple[str, Callable[[int], Verdict]]

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from faults.hooks import Hook
-from faults.table import End
 from tests.remote import systemd
 from tests.remote.vm import (
     NEW_SIGNATURE,
@@ -27,6 +25,8 @@ from tests.remote.vm import (
     with_file,
 )
 
+from faults.hooks import Hook
+from faults.table import End
 from sysvm.patching.remote import files, worker
 
 Rows = dict[str, tuple[object, ...]]
