@@ -11,9 +11,9 @@ import time
 import pytest
 from tests.remote.test_kills import count_changes, killed_at, recover_by_next_session
 from tests.remote.test_refusals import fake_process
-from tests.remote.vm import make_order, write
+from tests.remote.vm import make_order, with_file, write
 
-from sysvm.patching.remote import actors, fence, switch
+from sysvm.patching.remote import actors, fence, store, switch
 from sysvm.patching.remote.host import Outcome
 
 NFT = ".systemd/nft"
@@ -243,3 +243,43 @@ def test_the_marks_of_other_patchers_are_compared_right_before_the_switch(vm):
     report = vm.run("op-1")
     assert (report["phase"], report["reason"]) == ("Abandoned", "OtherActor")
     assert "cloud-scripts.tgz" in report["message"]
+
+
+# ------------------------------------------------------------------------------------ what others left
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_stale_payload_goes_with_the_switch_and_comes_back_with_it(vm, works):
+    stale = vm.root / "var/cache/cloud/cloud-scripts.tgz"
+    write(stale, b"a time bomb", age=1900)
+    script = vm.root / "var/cache/cloud/patch-sysvms.sh"
+    write(script, b"#!/bin/bash\n", age=1900)
+    before = vm.state()
+    vm.prepare(make_order() if works else with_file(make_order(), "/etc/haproxy/haproxy.cfg", b"broken\n"))
+    assert stale.exists()
+    report = vm.run("op-1")
+    assert report["phase"] == ("Committed" if works else "RolledBack")
+    assert any(str(stale.name) in note and "next boot" in note for note in report["notes"])
+    assert stale.exists() is not works
+    assert script.exists(), "it harms nobody"
+    if not works:
+        assert vm.state() == before
+
+
+def test_a_stale_payload_is_left_alone_while_cloudstack_patches(vm):
+    write(vm.root / "var/cache/cloud/cloud-scripts.tgz", b"in work", age=1900)
+    assert actors.stale_payloads(vm.host())
+    fake_process(vm, 77, "/bin/bash", "/var/cache/cloud/patch-sysvms.sh")
+    assert not actors.stale_payloads(vm.host())
+
+
+def test_backups_are_bounded_by_bytes_and_the_newest_stays(vm, monkeypatch):
+    for number in range(1, 4):
+        name = f"op-{number}"
+        vm.prepare(with_file(make_order(name, keep_backups=3), "/root/func.sh", b"x" * 5000 + str(number).encode()))
+        vm.run(name)
+    assert [operation.id for operation, _ in vm.store().backups()] == ["op-3", "op-2", "op-1"]
+    monkeypatch.setattr(store, "BACKUP_SHARE", 0.0)
+    vm.store().prune(3)
+    assert [operation.id for operation, _ in vm.store().backups()] == ["op-3"]
+    assert not list((vm.root / "opt").glob(".sysvm-op-1")) + list((vm.root / "opt").glob(".sysvm-op-2"))

@@ -119,6 +119,7 @@ class Reason(StrEnum):
     MEMORY_LOW = "MemoryLow"
     HAPROXY_DRAINING = "HaproxyDraining"
     OTHER_ACTOR = "OtherActor"
+    SUPERSEDED_EXTERNALLY = "SupersededExternally"
     STAGE_FAILED = "StageFailed"
     BUILD_FAILED = "BuildFailed"
     SWITCH_FAILED = "SwitchFailed"

@@ -10,7 +10,7 @@ import posixpath
 import stat
 import time
 
-from . import files
+from . import actors, files
 from . import order as orders
 from .failures import Failure
 from .host import TRANSIENT_FOLDERS
@@ -119,6 +119,7 @@ class Builder(object):
             self.single(number, entry)
         for number, path in enumerate(self.order["remove"]):
             self.removal(number, path)
+        self.stale_payloads()
         for number, tree in enumerate(self.order["trees"]):
             self.tree(number, tree)
         payload = self.payload()
@@ -191,6 +192,14 @@ class Builder(object):
             "remove", real, backup=os.path.join(self.stage_for(real), "back", "r{0}".format(number)), new=None
         )
         self.changed.append(path)
+
+    def stale_payloads(self):
+        """A payload that a patch of CloudStack's left is what the next boot installs (R29): it goes with the switch,
+        and comes back with it."""
+        for path in actors.stale_payloads(self.host):
+            self.removal("s" + os.path.basename(path), path)
+            text = "{0} was left by another patch and would be installed by the next boot: it is removed"
+            self.notes.append(text.format(path))
 
     def payload(self):
         """The move of the tgz, done at commit. It is no part of `moves`: until then a boot must find the old one."""

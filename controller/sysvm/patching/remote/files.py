@@ -387,6 +387,16 @@ def walk(top, skip=("__pycache__",)):
         waiting.extend(reversed(below))
 
 
+def held(folder):
+    """Bytes that removing a folder would give back."""
+    total = 0
+    if os.path.isdir(folder):
+        for _, found in walk(folder, ()):
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                total += found.st_blocks * 512
+    return total
+
+
 # ------------------------------------------------------------------------------------------ renameat2
 
 _libc = None

@@ -3,7 +3,6 @@
 import contextlib
 import fnmatch
 import os
-import stat
 import time
 
 from . import actors, checks, files, hold
@@ -108,7 +107,7 @@ def journal(store):
         report["alive"] = store.alive(report["id"])
     backups = []
     for operation, report in store.backups():
-        size = sum(held(stage) for stage in operation.stages())
+        size = sum(files.held(stage) for stage in operation.stages())
         backups.append({"id": operation.id, "finished_at": report["finished_at"], "size_bytes": size})
     return {
         "highest_epoch": store.highest_epoch(),
@@ -116,16 +115,6 @@ def journal(store):
         "last_finished": finished[0] if finished else None,
         "backups": backups,
     }
-
-
-def held(folder):
-    """Bytes that removing a folder would give back."""
-    total = 0
-    if os.path.isdir(folder):
-        for _, found in files.walk(folder, ()):
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-                total += found.st_blocks * 512
-    return total
 
 
 def abilities(host):

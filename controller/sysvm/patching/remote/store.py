@@ -21,6 +21,8 @@ HOME = "/var/lib/sysvm"
 UNIT = "/etc/systemd/system/sysvm-recover.service"
 UNIT_LINK = "/etc/systemd/system/sysinit.target.wants/sysvm-recover.service"
 REPORTS_KEPT = 200
+BACKUP_SHARE = 0.1
+"""Of a file system, for all backups on it (R37)."""
 _ID = re.compile(r"^[a-z0-9-]{1,63}$")
 
 UNIT_TEXT = """# Brings a live patch that was interrupted to its end before CloudStack's own boot scripts run.
@@ -273,9 +275,18 @@ class Store(object):
         files.unlink_if_there(operation.journal_path)
 
     def prune(self, keep):
-        """Remove all but the newest `keep` backups."""
-        for operation, report in self.backups()[keep:]:
-            self.forget(operation, report)
+        """Remove all but the newest `keep` backups, and those that take more than a tenth of their file system; the
+        newest is never too large, because it is the way back."""
+        held = {}
+        for number, (operation, report) in enumerate(self.backups()):
+            too_large = False
+            for stage in operation.stages():
+                mount = self.host.mount_of(stage)[0]
+                held[mount] = held.get(mount, 0) + files.held(stage)
+                size = os.statvfs(mount)
+                too_large = too_large or held[mount] > BACKUP_SHARE * size.f_blocks * size.f_frsize
+            if number >= keep or (number > 0 and too_large):
+                self.forget(operation, report)
 
 
 def times_of(folders):

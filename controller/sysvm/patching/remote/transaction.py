@@ -13,7 +13,7 @@
 
 import time
 
-from . import actors, build, checks, fence, files, hold, steady, switch
+from . import actors, build, checks, fence, files, hold, steady, superseded, switch
 from . import journal as journals
 from . import order as orders
 from .failures import Failure, of
@@ -245,6 +245,9 @@ class Transaction(object):
         try:
             self.journal.enter(journals.ROLLING_BACK, reason, tail(message))
             self.journal.add("step", name="Restore", state="start")
+            if superseded.settle(self, at_boot):
+                self.make_effective(at_boot)
+                return
             self._restore(at_boot)
             self.journal.add("step", name="Restore", state="done")
             text = tail(message, 1700) + "; the VM is wholly as it was before"
@@ -253,16 +256,28 @@ class Transaction(object):
             why, said = of(error, "Inconsistent")
             self.say_inconsistent(message, said, why)
 
+    def make_effective(self, at_boot):
+        """Units that were acted on or stopped get the files that are in place now; whoever put them there acted too,
+        so what fails is told."""
+        baseline = self.operation.load("baseline.json")
+        if at_boot or not baseline or (self.verified() and self.journal.phase == journals.COMMITTED):
+            return
+        try:
+            Services(self.host, self.order, baseline, self.journal).act_back()
+        except Failure as failure:
+            self.journal.add("note", text=tail(failure.message, 500))
+
+    def verified(self):
+        """Everything was proven before others came: only the commit was to be done."""
+        records = self.journal.records
+        return any(one["kind"] == "step" and one["name"] == "Verify" and one["state"] == "done" for one in records)
+
     def _restore(self, at_boot):
         signature = self.plan["signature"]
         if switch.matches(signature["live"], build.identity(signature["old"])) and not self.not_as_it_was():
             # The original signature is there before the first change and after the last one of going back: nothing is
             # left to do, and nothing is written, because the disk may be full.
             return
-        text = switch.signature_text(signature)
-        known = switch.is_zeros(text) or text == signature["new_text"]
-        if not known and not switch.matches(signature["live"], build.identity(signature["old"])):
-            raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(text[:40]))
         # Also when taking back a finished commit: from here on nothing takes this VM for patched.
         switch.invalidate(signature)
         baseline = self.operation.load("baseline.json")
