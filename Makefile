@@ -59,6 +59,10 @@ fuzz: $(STAMP) ## Coverage-guided fuzzing of everything that reads strange bytes
 traffic: $(STAMP) ## What patching costs tenants: ours beside CloudStack's, on real system VMs (root on Linux, 10 minutes)
 	@$(BIN)/python -m traffic
 
+.PHONY: faults
+faults: $(STAMP) ## Break VMs in every way at every step; prints old, new, neither (FAULTS_SEEDS=, FAULTS_VM_SEEDS=, FAULTS_ONLY=)
+	@PYTHONPATH=.:controller:hack $(BIN)/python -m faults
+
 .PHONY: check
 check: $(STAMP) ## Before a commit: ruff, mypy --strict, layers, generated files, the language of the on-VM program
 	@$(BIN)/ruff check .

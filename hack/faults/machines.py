@@ -15,18 +15,20 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from faults.table import End, Result
+from faults.table import End, Result, Table
 from lab import Fault, Lab, SystemVMType, VMSpec
 from lab.content import cloudstack_patch, payloads, releases
 from lab.guest import Entry
 from sysvm.api.endpoint import HostKeyPolicy
 from sysvm.api.endpoint import SystemVMType as Type
+from sysvm.api.systemvm import ContentState
 from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
@@ -112,7 +114,8 @@ class Machine:
 
     def shot(self) -> Shot:
         taken = self.lab.snapshot_tree(self.name, [*TREES, SIGNATURE])
-        return {path: entry for path, entry in taken.items() if "__pycache__" not in path}
+        # A backup that waits for its removal is a second name of what did not change.
+        return {path: replace(entry, nlink=0) for path, entry in taken.items() if "__pycache__" not in path}
 
     def active(self) -> str:
         return self.lab.exec(self.name, ["systemctl", "is-active", *UNITS], check=False).stdout
@@ -173,7 +176,7 @@ class Machine:
 
 
 Trial = Callable[[Machine, Order, float], Awaitable[OperationReport]]
-"""Patches `machine` by `order` and lets its fault happen at a moment from 0 to 1 of the patch. Returns the last word."""
+"""Patches `machine` by `order`; its fault happens at a moment from 0 to 1 of the patch. Returns the last word."""
 
 
 @contextlib.asynccontextmanager
@@ -306,20 +309,8 @@ async def full_disk(machine: Machine, order: Order, moment: float) -> OperationR
         await asyncio.to_thread(lambda: machine.lab.exec(machine.name, fill, check=False, timeout=120))
         with contextlib.suppress(PatchingError):
             await running
-        await asyncio.to_thread(
-            lambda: machine.lab.exec(machine.name, ["rm", "-f", "/root/filler", "/root/filler2"], check=False)
-        )
+        await asyncio.to_thread(lambda: machine.lab.exec(machine.name, "rm -f /root/filler.*", check=False))
         return await last_word(machine, order, None)
-
-
-async def cloudstack(machine: Machine, order: Order, moment: float) -> OperationReport:
-    """CloudStack patches to the same release as we, at the same moment."""
-    release = releases.find(machine.other)
-    scripts = payloads.build_scripts(release)
-    async with patching(machine, order) as running:
-        await machine.until(moment)
-        await asyncio.to_thread(lambda: cloudstack_patch.patch(machine.lab, machine.name, scripts=scripts, agent=None))
-        return await last_word(machine, order, running)
 
 
 FAULTS: dict[str, Trial] = {
@@ -362,9 +353,45 @@ def specs() -> tuple[VMSpec, ...]:
     )
 
 
-async def run(lab: Lab, seeds: int, tell: Callable[[Result], None], say: Say, words: str = "") -> None:
+async def beside_cloudstack(lab: Lab, index: int, seed: int) -> Result:
+    """CloudStack's own live patch to a third release begins at a random moment of ours, on a VM of this trial alone."""
+    name = f"r-{index}-VM"
+    await asyncio.to_thread(
+        lambda: lab.add(VMSpec(name=name, type=SystemVMType.ROUTER, index=index, group=f"net-{index}"), release="old")
+    )
+    machine = Machine(lab, name)
+    machine.shots["old"] = await asyncio.to_thread(machine.shot)
+    moment = random.Random(f"cloudstack {seed}").random()
+    theirs = payloads.build_scripts(releases.mended())
+    order = replace(next_order(), settle_seconds=2.0)
+    async with patching(machine, order) as running:
+        await machine.until(moment)
+        await asyncio.to_thread(lambda: cloudstack_patch.patch(lab, name, scripts=theirs, agent=None))
+        try:
+            report: OperationReport | None = await last_word(machine, order, running)
+            told = f"{report.phase} {report.reason}: {report.message[:300]}" if report else ""
+        except PatchingError as refused:
+            report, told = None, f"refused: {refused}"
+    end = await _whose(machine, report)
+    await asyncio.to_thread(lab.remove, name)
+    return Result(BESIDE_CLOUDSTACK, f"seed {seed}, moment {moment:.2f}", end, told)
+
+
+async def _whose(machine: Machine, report: OperationReport | None) -> End:
+    if report is not None and report.phase is JournalPhase.INCONSISTENT:
+        return End.INCONSISTENT
+    for release, end in (("mended", End.THEIRS), ("new", End.NEW)):
+        payload = release_payload(release)
+        seen = await patcher().observe(target(machine.lab, machine.name), payload)
+        whole = seen.content is not None and seen.content.state is ContentState.MATCHES
+        if whole and seen.signature == payload.signature:
+            return end
+    same = await asyncio.to_thread(machine.shot) == machine.shots["old"]
+    return End.OLD if same else End.NEITHER
+
+
+async def run(lab: Lab, faults: Mapping[str, Trial], seeds: int, tell: Callable[[Result], None], say: Say) -> None:
     """Every VM of the lab beside the others."""
-    faults = {name: trial for name, trial in FAULTS.items() if not words or any(w in name for w in words.split(","))}
 
     async def one(name: str) -> None:
         machine = Machine(lab, name)
@@ -375,6 +402,32 @@ async def run(lab: Lab, seeds: int, tell: Callable[[Result], None], say: Say, wo
     async with asyncio.TaskGroup() as group:
         for vm in lab.vms():
             group.create_task(one(vm.name))
+
+
+BESIDE_CLOUDSTACK = "vm: CloudStack patches at the same moment"
+NAMES = (*FAULTS, BESIDE_CLOUDSTACK)
+
+
+def run_all(wanted: Sequence[str], seeds: int, table: Table, say: Say) -> None:
+    """Those of NAMES that are wanted, in a lab of their own that is taken down afterwards."""
+
+    def tell(result: Result) -> None:
+        table.add(result)
+        failed = "" if table.allows(result) else "FAILED "
+        say(f"{failed}{result.fault}: {result.where}: {result.end}: {result.detail}")
+
+    with tempfile.TemporaryDirectory(prefix="sysvm-faults-", dir="/tmp") as folder:
+        lab = Lab(Path(folder) / "lab", say=say)
+        try:
+            lab.up(specs(), release="old")
+            asyncio.run(run(lab, {name: FAULTS[name] for name in wanted if name in FAULTS}, seeds, tell, say))
+            for seed in range(seeds if BESIDE_CLOUDSTACK in wanted else 0):
+                tell(asyncio.run(beside_cloudstack(lab, _CLOUDSTACK_INDEX + seed % 10, seed)))
+        finally:
+            lab.down()
+
+
+_CLOUDSTACK_INDEX = 221
 
 
 def operator_process() -> None:

@@ -40,7 +40,7 @@ while not os.path.exists("/run/faults-stop"):
         text = read("/proc/%s/status" % name)
         line = read("/proc/%s/cmdline" % name)
         status[name] = text
-        parents[name] = next((l.split()[1] for l in text.decode("utf-8", "replace").splitlines() if l.startswith("PPid")), "")
+        parents[name] = str(kib(text, "PPid"))
         if line.startswith((b"python3\0", b"/usr/bin/python3")) and b"sysvm" in line:
             ours[name] = "worker" if b"sysvm.pyz" in line else "session"
     for name in list(parents):

@@ -296,7 +296,7 @@ def deposed(scenes: Scenes, _seeds: int) -> Iterator[Trial]:
 def _deposed(scene: Scene, number: int, turn: int) -> Verdict:
     scene.reset()
     vm = scene.vm
-    in_child(lambda: (Hook.arm_here(number, **{"after" if turn % 2 else "before": die}), scene.work()))
+    in_child(lambda: (Hook.arm_here(number, before=None if turn % 2 else die, after=die), scene.work()))
     fails = turn % 3 == 0
     order = {**(broken_order() if fails else make_order()), "id": "op-2", "epoch": 9}
     vm.prepare(order)
@@ -332,7 +332,7 @@ class _DetachingHost(FakeHost):
     def has_program(self, name: str) -> bool:
         return True
 
-    def run(self, argv, timeout, folder="/", merged=True):  # type: ignore[no-untyped-def]
+    def run(self, argv: list[str], timeout: float, folder: str = "/", merged: bool = True) -> Outcome:
         if argv[0] != "systemd-run":
             return super().run(argv, timeout, folder, merged)
         if os.fork() == 0:

@@ -19,10 +19,16 @@ TRIAL_SECONDS = 120
 Say = Callable[[str], None]
 
 
-def select(words: str) -> tuple[Row, ...]:
-    """Rows whose name has one of the comma-separated words; all without words."""
+def chosen(names: Sequence[str], words: str) -> tuple[str, ...]:
+    """Names that have one of the comma-separated words; all without words."""
     wanted = [word.strip().lower() for word in words.split(",") if word.strip()]
-    return tuple(row for row in ROWS if not wanted or any(word in row.name.lower() for word in wanted))
+    return tuple(name for name in names if not wanted or any(word in name.lower() for word in wanted))
+
+
+def select(words: str) -> tuple[Row, ...]:
+    """The rows with scratch VMs among them."""
+    names = chosen([row.name for row in ROWS], words)
+    return tuple(row for row in ROWS if row.name in names)
 
 
 def table_for(rows: Sequence[Row]) -> Table:
@@ -69,9 +75,10 @@ def _work(rows: Sequence[Row], seeds: int, share: int, shares: int, at_most: int
     told.put(None)  # type: ignore[attr-defined]
 
 
-def run(rows: Sequence[Row], *, seeds: int, workers: int, at_most: int | None = None, say: Say = print) -> Table:
-    """All trials of the rows; says how far it is about every ten seconds, and every failure at once."""
-    table = table_for(rows)
+def run(
+    rows: Sequence[Row], table: Table, *, seeds: int, workers: int, at_most: int | None = None, say: Say = print
+) -> None:
+    """All trials of the rows into `table`; says how far it is about every ten seconds, and every failure at once."""
     context = multiprocessing.get_context("fork")
     told = context.Queue(1000)
     processes = [
@@ -98,4 +105,3 @@ def run(rows: Sequence[Row], *, seeds: int, workers: int, at_most: int | None = 
     for process in processes:
         process.join()
     say(f"{count} trials in {time.monotonic() - began:.0f} s by {workers} processes of {os.cpu_count()} CPUs")
-    return table
