@@ -239,10 +239,15 @@ def invalidate(signature):
     live = signature["live"]
     if is_zeros(signature_text(signature)):
         return
-    if signature["old"]["kind"] == "file" and not files.exists(signature["backup"]):
-        # Without a backup what is live is the original: not yet replaced, or put back just before a restart.
-        files.link(live, signature["backup"])
-        sync_parents(signature["backup"])
+    backup = signature["backup"]
+    if signature["old"]["kind"] == "file":
+        if is_zeros((files.read_text(backup) or "").strip()):
+            # The original came back by an exchange just before a restart.
+            files.unlink_if_there(backup)
+        if not files.exists(backup):
+            # Without a backup what is live is the original: not yet replaced, or put back just before a restart.
+            files.link(live, backup)
+            sync_parents(backup)
     zeros = signature["zeros"]
     if not files.exists(zeros):
         # The first zeros are used up when a commit, or a way back that was cut at its end, is gone back from.
@@ -271,12 +276,14 @@ def restore_signature(signature):
         return
     if not matches(live, build.identity(signature["old"])):
         _refuse_foreign(signature_text(signature))
+        # A restart after this line finds the original in place and zeros aside, which `invalidate` knows.
         _exchange_or_rename(backup, live)
-    # A restart between the two finds the original in place and nothing left to do.
-    if files.exists(backup) and not os.path.samefile(backup, live):
-        _keep_foreign(backup, live)
-    files.unlink_if_there(backup)
-    sync_parents(live, backup)
+        if files.exists(backup):
+            _keep_foreign(backup, live)
+    try:
+        files.unlink_if_there(backup)
+    except FileNotFoundError:
+        pass
 
 
 def commit_signature(signature):
@@ -302,7 +309,7 @@ def _exchange_or_rename(source, live):
         if error.errno not in files.NO_EXCHANGE:
             raise
         files.rename(source, live)
-    sync_parents(live, source)
+    sync_parents(live)
 
 
 def _keep_foreign(taken, live):
