@@ -301,15 +301,15 @@ async def two_orders(machine: Machine, order: Order, moment: float) -> Operation
 
 
 async def full_disk(machine: Machine, order: Order, moment: float) -> OperationReport:
-    fill = (
-        "dd if=/dev/zero of=/root/filler bs=64k 2>/dev/null; dd if=/dev/zero of=/root/filler2 bs=512 2>/dev/null; true"
-    )
+    fill = "for size in 64k 512; do dd if=/dev/zero of=/root/filler.$size bs=$size; done 2>/dev/null"
     async with patching(machine, order) as running:
         await machine.until(moment)
-        await asyncio.to_thread(lambda: machine.lab.exec(machine.name, fill, check=False, timeout=120))
-        with contextlib.suppress(PatchingError):
-            await running
-        await asyncio.to_thread(lambda: machine.lab.exec(machine.name, "rm -f /root/filler.*", check=False))
+        try:
+            await asyncio.to_thread(lambda: machine.lab.exec(machine.name, fill, check=False, timeout=120))
+            with contextlib.suppress(PatchingError):
+                await running
+        finally:
+            await asyncio.to_thread(lambda: machine.lab.exec(machine.name, "rm -f /root/filler.*"))
         return await last_word(machine, order, None)
 
 

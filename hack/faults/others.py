@@ -327,7 +327,9 @@ def _deposed(scene: Scene, number: int, turn: int) -> Verdict:
 
 
 class _DetachingHost(FakeHost):
-    """Starts the worker as systemd-run does: in a process that outlives its session."""
+    """Starts the worker as systemd-run does: in a process that outlives its session, with one descriptor of ours."""
+
+    kept = 3
 
     def has_program(self, name: str) -> bool:
         return True
@@ -337,6 +339,9 @@ class _DetachingHost(FakeHost):
             return super().run(argv, timeout, folder, merged)
         if os.fork() == 0:
             os.setsid()
+            # As an exec does; but for the pipe by which the trial knows when everybody is done.
+            os.closerange(3, self.kept)
+            os.closerange(self.kept + 1, 1024)
             code = 1
             try:
                 host = FakeHost(self.root)
@@ -390,6 +395,7 @@ def _cut(scene: Scene, sent: bytes, deaf: bool, turn: int) -> Verdict:
         else:
             sink = os.open(os.devnull, os.O_WRONLY)
         host = _DetachingHost(str(scene.vm.root))
+        host.kept = writing
         try:
             Session(Wire(source, sink), host, Store(host), b"program", "d" * 64).serve()
         except Closed:
