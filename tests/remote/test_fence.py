@@ -110,6 +110,7 @@ def fence_outcome(argv):
     [
         (["python3", "/opt/cloud/bin/configure.py", "cmd_line.json"], True),
         (["/usr/bin/python", "./update_config.py", "x.json"], True),
+        (["bash", "-c", "cd /opt/cloud/bin && ./configure.py x.json"], True),
         (["bash", "-c", "cd / && /opt/cloud/bin/vr_cfg.sh -c /var/cache/cloud/x"], True),
         (["/bin/bash", "/opt/cloud/bin/keystore-setup", "x"], True),
         (["/usr/bin/python", "/root/monitorServices.py", "basic"], True),
@@ -131,9 +132,12 @@ def test_what_counts_as_a_command_of_cloudstack(vm, argv, busy):
     assert bool(actors.busy(vm.host())) is busy
 
 
-def test_a_session_that_has_not_started_its_command_yet_counts_and_one_at_work_does_not(vm):
-    fake_process(vm, 80, "sshd: root@notty")
+@pytest.mark.parametrize("title", ["sshd: root@notty", "/usr/sbin/sshd", "sshd: root", "sshd: root [priv]"])
+def test_a_session_that_has_not_started_its_command_yet_counts_and_one_at_work_does_not(vm, title):
+    fake_process(vm, 70, "sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups")
+    fake_process(vm, 80, title)
     stat = vm.root / "proc/80/stat"
+    stat.write_text(stat.read_text().replace("(sh) S 1 ", "(sh) S 70 "))
     assert not actors.busy(vm.host()), "it is old"
     stat.write_text(stat.read_text().replace("490000", "499950"))
     assert [process.pid for process in actors.busy(vm.host())] == [80]
@@ -141,6 +145,25 @@ def test_a_session_that_has_not_started_its_command_yet_counts_and_one_at_work_d
     child = vm.root / "proc/81/stat"
     child.write_text(child.read_text().replace("(sh) S 1 ", "(sh) S 80 "))
     assert not actors.busy(vm.host())
+    child.write_text(child.read_text().replace("490000", "499950"))
+    assert [process.pid for process in actors.busy(vm.host())] == [81], "a shell about to start something"
+    fake_process(vm, 81, "python3", "-c", "from sysvm_remote.main import main")
+    child.write_text(child.read_text().replace("(sh) S 1 ", "(sh) S 80 ").replace("490000", "499950"))
+    assert not actors.busy(vm.host()), "the operator's own"
+
+
+def test_a_connection_that_waits_for_sshd_counts(vm):
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when\n"
+    row = "   0: 00000000:{0:04X} 00000000:0000 {1} 00000000:{2:08X} 00:00000000 00000000 0 0 1 1 0 100\n"
+    for port, state, waiting, arriving in [
+        (3922, "0A", 0, False),
+        (3922, "0A", 1, True),
+        (3922, "03", 0, True),
+        (80, "0A", 4, False),
+        (3922, "01", 99, False),
+    ]:
+        write(vm.root / "proc/net/tcp", (head + row.format(port, state, waiting)).encode())
+        assert actors.arriving(vm.host(), [3922]) is arriving
 
 
 def test_the_main_process_of_a_unit_stays_and_its_children_are_waited_for(vm):

@@ -16,16 +16,19 @@ PAYLOAD = "/usr/share/cloud/cloud-scripts.tgz"
 PATCHING = re.compile(r"^patch-sysvms\.sh$")
 COMMANDS = re.compile(r"^(configure\.py|update_config\.py|vr_cfg\.sh|configure_router\.py|keystore-[a-z-]+)$")
 """Commands of the management server that are started by a relative path too."""
-SCRIPTS = ("/opt/cloud/bin/", "/root/monitorServices.py", "/root/health_checks/")
+SCRIPTS = ("/opt/cloud/bin", "/root/monitorServices.py", "/root/health_checks/")
 """What runs from here reads its modules while we exchange them."""
 STAYING = re.compile(r"^(passwd_server[a-z_]*(\.py)?|baremetal-vr(\.py)?)$")
 """Servers that live in `/opt/cloud/bin`; they keep what they have read."""
 INTERPRETER = re.compile(r"^(python[0-9.]*|bash|sh|dash|env|perl)$")
-OPENING = re.compile(r"^sshd(-session|-auth)?: .*(\[accepted\]|\[net\]|\[preauth\]|\(startup\))")
+SSHD = re.compile(r"^(.*/)?sshd(-session|-auth)?(:|$)")
+OPENING = re.compile(r"\[accepted\]|\[net\]|\[preauth\]|\(startup\)")
 """A connection that is not logged in yet. `[priv]` alone stays for the life of a session of another user than root."""
-SESSION = re.compile(r"^sshd(-session)?: [^ ]+@notty$")
-STARTING_SECONDS = 2.0
+STARTING_SECONDS = 3.0
 """A session younger than this without a child has not started its command yet, or is about to close."""
+_LISTENING, _SYN_RECEIVED = "0A", "03"
+OURS = "sysvm_remote"
+"""In the command of every session of this program's operator."""
 NO_UNIT = ("ssh.service", "sshd.service", "cron.service")
 """Units whose children are commands of somebody else."""
 
@@ -112,19 +115,34 @@ def is_command(process):
 def busy(host):
     """Processes that must have ended before files are exchanged, logins that are about to become one included."""
     everything = list(processes(host))
-    parents = set(process.parent for process in everything)
+    sshd = set(process.pid for process in everything if SSHD.match(process.argv[0]))
+    at_work = set(process.parent for process in everything if process.pid not in sshd)
     found = []
     for process in everything:
-        title = process.argv[0]
-        if process.pid == os.getpid():
-            continue
-        if OPENING.match(title):
-            found.append(process)
-        elif SESSION.match(title) and process.age < STARTING_SECONDS and process.pid not in parents:
-            found.append(process)
+        young = process.age < STARTING_SECONDS
+        if process.pid in sshd:
+            # From the accepted connection to the started command, whatever it calls itself on that way.
+            opening = OPENING.search(process.argv[0]) is not None
+            if opening or (young and process.parent in sshd and process.pid not in at_work):
+                found.append(process)
         elif is_command(process):
             found.append(process)
+        elif young and process.parent in sshd and OURS not in " ".join(process.argv):
+            # A shell that is about to start what it was given: not yet what it will be.
+            found.append(process)
     return found
+
+
+def arriving(host, ports):
+    """Connections to these ports that the kernel has and sshd has not accepted yet."""
+    for table in ("net/tcp", "net/tcp6"):
+        for line in (host.proc(table) or "").splitlines()[1:]:
+            words = line.split()
+            if len(words) < 5 or int(words[1].rpartition(":")[2], 16) not in ports:
+                continue
+            if words[3] == _SYN_RECEIVED or (words[3] == _LISTENING and int(words[4].partition(":")[2], 16)):
+                return True
+    return False
 
 
 def commands(host):
