@@ -83,6 +83,20 @@ async def watch_idleness(port: int, since: dict[str, float]) -> None:
     await until(long_enough, "idle")
 
 
+async def until_idle(port: int) -> None:
+    """Until nothing was written for a while: a VM in work is still mirrored once by a new life."""
+    seen, since = await writes(port), time.monotonic()
+
+    async def quiet() -> bool:
+        nonlocal seen, since
+        now = await writes(port)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since >= IDLE_SECONDS
+
+    await until(quiet, "nothing to write")
+
+
 async def test_an_idle_operator_writes_nothing_and_answers_its_probes(here: Lane, fleet: Fleet) -> None:
     port = free_port()
     await declare(here)
@@ -142,7 +156,7 @@ async def test_a_restart_while_vms_wait_keeps_what_they_wait_for(here: Lane, fle
         return fleet.looks("r-2-VM") > looks
 
     await until(looked, "looks of the new life")
-    await watch_idleness(port, await writes(port))
+    await until_idle(port)
     after = await here.namespace.get(SYSTEM_VM, "here-r-2-vm")
     assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
@@ -185,7 +199,7 @@ async def test_a_second_operator_waits_and_takes_over_when_the_first_is_lost(
     here: Lane, fleet: Fleet, tmp_path: Path
 ) -> None:
     port, lease = free_port(), {"SYSVM_LEASE_SECONDS": str(SHORT_LEASE_SECONDS)}
-    fleet.set("r-1-VM", seconds=2.0)
+    fleet.set("r-1-VM", seconds=4.0 * SHORT_LEASE_SECONDS)  # so that the other VM is left to the second one
     await declare(here, strategy={"maxUnavailable": 1})
     await here.nursery.start(fleet, **lease)
     await until_in_work(here, fleet)
