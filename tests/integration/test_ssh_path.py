@@ -223,12 +223,12 @@ async def test_an_rsa_key_never_signs_with_sha1(cloud_key: bytes) -> None:
 # ------------------------------------------------------------------------------------------ old VMs
 
 # What OpenSSH 7.4 offers by default, as far as the server here still knows it.
-DEBIAN_9 = """
+DEBIAN_9 = """\
 KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,diffie-hellman-group14-sha1
 Ciphers chacha20-poly1305@openssh.com,aes128-ctr,aes192-ctr,aes256-ctr,aes128-gcm@openssh.com,aes256-gcm@openssh.com
 MACs umac-64-etm@openssh.com,hmac-sha2-256-etm@openssh.com,hmac-sha1-etm@openssh.com,umac-64@openssh.com,hmac-sha1
 HostKeyAlgorithms rsa-sha2-512,rsa-sha2-256
-""".split("\n")
+""".splitlines()
 SHA1_ONLY = ("KexAlgorithms diffie-hellman-group14-sha1", "MACs hmac-sha1")
 
 

@@ -106,7 +106,6 @@ class FakeHost(Host):
             return Outcome(argv, 1 if "invalid" in text else 0, "haproxy.cfg:1: unknown keyword")
         return super().run(argv, timeout, folder, merged)
 
-
     def filters_packets(self):
         return True
 

@@ -313,7 +313,7 @@ def _exchange_or_rename(source, live):
 
 
 def _keep_foreign(taken, live):
-    """`taken` was live until the exchange: zeros, or what somebody wrote after our last look at it. That has to stay."""
+    """`taken` was live until the exchange: zeros, or what somebody wrote after our last look; that has to stay."""
     try:
         _refuse_foreign((files.read_text(taken) or "").strip())
     except Failure:
