@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.remote.vm import SIGNATURE, make_order, with_file
+from tests.remote.vm import NEW_SIGNATURE, SIGNATURE, make_order, with_file
 
 from faults import running
 from faults.hooks import Hook
@@ -46,8 +46,8 @@ def test_taking_back_needs_no_space(vm):
     assert vm.state() == before
 
 
-def test_a_signature_that_cloudstack_writes_at_the_last_moment_is_not_overwritten(vm):
-    """Between the last look and the last rename: its payload may be in place then, and ours is not."""
+def test_a_signature_that_somebody_writes_at_the_last_moment_is_seen_and_judged(vm):
+    """Between the last look and the last rename: this one speaks of no archive, so what was verified is committed."""
     vm.prepare(make_order())
     live = vm.root / SIGNATURE
     written = []
@@ -62,8 +62,10 @@ def test_a_signature_that_cloudstack_writes_at_the_last_moment_is_not_overwritte
     finally:
         Hook.disarm()
     assert written
-    assert vm.report("op-1")["phase"] == "Inconsistent"
-    assert "somebody else" in vm.report("op-1")["message"]
+    report = vm.report("op-1")
+    assert (report["phase"], report["reason"]) == ("Committed", "SupersededExternally")
+    assert "somebody else" in report["message"]
+    assert vm.signature() == NEW_SIGNATURE
 
 
 def test_a_signature_that_cloudstack_writes_while_ours_goes_back_is_not_overwritten(vm):
