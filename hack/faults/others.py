@@ -145,7 +145,15 @@ def _cloudstack(scene: Scene, at: list[int], turn: int) -> Verdict:
                 todo.pop(0)[1]()
                 left.write_text(str(len(todo)))
 
+        def wait(_host: FakeHost, seconds: float) -> None:
+            """Who waits sees the other go on."""
+            time.sleep(min(seconds, 0.01))
+            if todo and len(todo) < len(at):
+                todo.pop(0)[1]()
+                left.write_text(str(len(todo)))
+
         left.write_text(str(len(todo)))
+        FakeHost.wait = wait
         hook = Hook.arm_here(1, before=act, last=1 << 30)
         try:
             scene.work()
