@@ -96,7 +96,7 @@ def test_too_little_space_inodes_or_memory(refused):
 def test_cloudstacks_own_patch_is_under_way(vm, refused, name):
     write(vm.root / "var/cache/cloud" / name, b"x", age=10)
     refused(make_order(), "OtherActor", name)
-    # Stale for more than half an hour: told by a probe, no reason to refuse (R29).
+    # Stale for more than half an hour: told by a probe, no reason to refuse.
     write(vm.root / "var/cache/cloud" / name, b"x", age=3600)
     vm.prepare(make_order())
 

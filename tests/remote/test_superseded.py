@@ -1,4 +1,4 @@
-"""Somebody else patches the VM in the middle of ours: nothing is put over theirs, the files say how it ended (R8)."""
+"""Somebody else patches the VM in the middle of ours: nothing is put over theirs, the files say how it ended."""
 
 from __future__ import annotations
 

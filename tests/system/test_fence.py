@@ -1,4 +1,4 @@
-"""Commands of the management server go on while a router is patched: none fails, no bag loses a key (R4 to R6).
+"""Commands of the management server go on while a router is patched: none fails, no bag loses a key.
 
 They are fired as the management server does it: one after the other for each router, each over an ssh connection of its
 own, here every 50 ms at most. Every module that a command imports says which release it is of, and refuses the other.

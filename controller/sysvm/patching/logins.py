@@ -1,4 +1,4 @@
-"""The operator's half of proving the way in (R32): a new login while the VM waits for one.
+"""The operator's half of proving the way in: a new login while the VM waits for one.
 
 sshd takes a configuration that lets nobody in, and the connection that is open says nothing about the next one. The VM
 goes back by itself unless a connection opened after the reload tells it that logins work.

@@ -284,7 +284,7 @@ class DiskState(TypedDict):
 
 
 class RedundancyState(TypedDict):
-    """Facts of R18 (the role is not proven by any single one)."""
+    """Facts about the role; no single one proves it."""
 
     role: Literal["PRIMARY", "BACKUP", "FAULT", "UNKNOWN"]
     """What `/opt/cloud/bin/checkrouter.sh` says."""
@@ -299,14 +299,14 @@ class RedundancyState(TypedDict):
 
 
 class Actor(TypedDict):
-    """A sign that somebody else patches this VM (R8, R29), or that CloudStack's scripts run."""
+    """A sign that somebody else patches this VM, or that CloudStack's scripts run."""
 
     kind: Literal["process", "file"]
     what: str
     """Path, or the command line."""
     age_seconds: float
     blocking: bool
-    """`begin` and `run` refuse while it is there. Not blocking: a stale payload older than 30 minutes (R29), a
+    """`begin` and `run` refuse while it is there. Not blocking: a stale payload older than 30 minutes, a
     short-lived command of CloudStack's."""
 
 
@@ -378,7 +378,7 @@ class ChecksArgs(TypedDict):
 
 class ChecksResult(TypedDict):
     failing: list[str]
-    """File names; `router_version_check.py` never among them (R2)."""
+    """File names; `router_version_check.py` never among them."""
     passed: list[str]
     timed_out: list[str]
 
@@ -459,7 +459,7 @@ class FileEntry(TypedDict):
 
 
 class FolderEntry(TypedDict):
-    """A folder that is made if it is missing. One that exists is never changed (R26)."""
+    """A folder that is made if it is missing. One that exists is never changed."""
 
     path: str
     mode: int
@@ -468,7 +468,7 @@ class FolderEntry(TypedDict):
 
 
 class TreeOrder(TypedDict):
-    """A folder that is switched as one (R4). What is neither in `files` nor removed is kept, hard-linked."""
+    """A folder that is switched as one. What is neither in `files` nor removed is kept, hard-linked."""
 
     path: str
     """Such as /opt/cloud. It may be missing: then it is made."""
@@ -510,7 +510,7 @@ class HeldPorts(TypedDict):
 
 
 class DrainLimits(TypedDict):
-    """Looked at before anything is changed; where they do not hold in time: `HaproxyDraining` (R35)."""
+    """Looked at before anything is changed; where they do not hold in time: `HaproxyDraining`."""
 
     max_old: int
     """Workers of earlier reloads that may still have sessions."""
@@ -530,7 +530,7 @@ class ServiceOrder(TypedDict):
     drain: NotRequired[DrainLimits]
     login_seconds: NotRequired[float]
     """After the action the report's `awaiting` says `login`, and a `prove-login` over a connection opened from then on
-    has to come within this time, else it goes back (R32)."""
+    has to come within this time, else it goes back."""
     validators: list[Validator]
     serving: list[ProbeCheck]
     timeout_seconds: float
@@ -580,11 +580,11 @@ class Order(TypedDict):
     keep_backups: int
     """Backups kept after commit, this one included (0: none, then `back` is impossible)."""
     reserve_bytes: int
-    """Space that must stay free beside twice the new bytes: 64 MiB (R37)."""
+    """Space that must stay free beside twice the new bytes: 64 MiB."""
     reserve_inodes: int
-    """500 (R37)."""
+    """500."""
     min_memory_bytes: int
-    """MemAvailable needed: 96 MiB (R7)."""
+    """MemAvailable needed: 96 MiB."""
 
 
 # ---------------------------------------------------------------------------------------------- operation

@@ -25,7 +25,7 @@ _ALL = frozenset(SystemVMType)
 
 _LOGIN_SECONDS = 60.0
 _DRAIN: protocol.DrainLimits = {"max_old": 1, "min_memory_bytes": 64 << 20, "wait_seconds": 20.0}
-"""haproxy has no hard-stop-after there: each reload keeps an old worker until its last session ends (R35)."""
+"""haproxy has no hard-stop-after there: each reload keeps an old worker until its last session ends."""
 
 Word = Literal["none", "reload", "restart", "held-restart", "stop-start"]
 

@@ -1,4 +1,4 @@
-"""Who else works on this VM (R4, R8, R29): CloudStack's own live patch, its commands, and what they left lying."""
+"""Who else works on this VM: CloudStack's own live patch, its commands, and what they left lying."""
 
 import os
 import re
@@ -78,7 +78,7 @@ def staged(host, now=None):
 
 
 def stale_payloads(host):
-    """Paths that the next boot would install although nobody works on them any more (R29)."""
+    """Paths that the next boot would install although nobody works on them any more."""
     if any(is_patching(process) for process in processes(host)):
         return []
     return [path for path, age in staged(host) if path in BOOT_PAYLOADS and age >= STALE_SECONDS]
@@ -179,7 +179,7 @@ def processes(host):
 
 
 def marks(host):
-    """What everybody who patches a VM changes (R8). Without inodes: what has the same bytes and time is the same."""
+    """What everybody who patches a VM changes. Without inodes: what has the same bytes and time is the same."""
     return dict((path, mark(host, path)) for path in (SIGNATURE, PAYLOAD))
 
 

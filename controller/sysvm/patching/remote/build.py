@@ -20,7 +20,7 @@ OWNED = ("kind", "mode", "uid", "gid", "size", "mtime_ns")
 
 
 def stage_folders(host, order):
-    """{mount point: staging folder} (real paths). One for each file system that something is renamed on (R11): beside
+    """{mount point: staging folder} (real paths). One for each file system that something is renamed on: beside
     /opt/cloud where that is its file system, else in a place that no daemon reads."""
     stages = {}
     homes = ["/opt"] + [posixpath.dirname(tree["path"]) for tree in order["trees"]] + ["/var/lib/sysvm"]
@@ -194,7 +194,7 @@ class Builder(object):
         self.changed.append(path)
 
     def stale_payloads(self):
-        """A payload that a patch of CloudStack's left is what the next boot installs (R29): it goes with the switch,
+        """A payload that a patch of CloudStack's left is what the next boot installs: it goes with the switch,
         and comes back with it."""
         for path in actors.stale_payloads(self.host):
             self.removal("s" + os.path.basename(path), path)
@@ -229,7 +229,7 @@ class Builder(object):
         }
 
     def signature(self):
-        """The three texts of R14, written now: changing the signature later needs no space."""
+        """The old text, the zeros and the new text, written now: changing the signature later needs no space."""
         real = self.host.at(orders.SIGNATURE)
         facts = files.facts_of(real)
         self.old[real] = facts
@@ -350,7 +350,7 @@ class Builder(object):
         folder_times.append((target, found))
 
     def new_folder(self, new, relative, described, witnesses):
-        """A folder that the new tree lacks, its parents first; one that is there is left as it is (R26)."""
+        """A folder that the new tree lacks, its parents first; one that is there is left as it is."""
         path = os.path.join(new, relative)
         if not relative or os.path.isdir(path):
             return
@@ -382,7 +382,7 @@ class Builder(object):
         if facts["kind"] == "file":
             files.copy_xattrs(live, target)
         os.chmod(target, wanted["mode"])
-        # R27: an interpreter tells old bytecode by size and whole second
+        # An interpreter tells old bytecode by size and whole second
         mtime_ns = max(self.now_ns, facts.get("mtime_ns", 0) + 1000000000)
         files.set_times(target, mtime_ns, mtime_ns)
 
@@ -438,7 +438,7 @@ def identity(facts):
 
 
 def changed_since(host, plan, old):
-    """Paths that differ from what `build` saw, in a tree also those that came since: another hand was there (R8)."""
+    """Paths that differ from what `build` saw, in a tree also those that came since: another hand was there."""
     changed = []
     for real in sorted(old):
         now = files.facts_of(real, content=False)
@@ -455,7 +455,7 @@ def changed_since(host, plan, old):
 
 
 def preflight(host, order, stages, content):
-    """R7, R37: space, inodes and memory for the whole way there and back. Raises `DiskFull` or `MemoryLow`."""
+    """Space, inodes and memory for the whole way there and back. Raises `DiskFull` or `MemoryLow`."""
     need = {}
     missing_somewhere = {}
     for path, entry in orders.entries(order):

@@ -6,7 +6,7 @@ import time
 
 FOLDER = "/root/health_checks"
 NEVER = ("router_version_check.py",)
-"""Compares the signature with the management server's database, which a patch over SSH cannot know of (R2)."""
+"""Compares the signature with the management server's database, which a patch over SSH cannot know of."""
 RESULTS = ("/root/basic_monitor_results.json", "/root/advanced_monitor_results.json")
 
 

@@ -1,4 +1,4 @@
-"""Nobody else's command runs while files are exchanged (R4, R5).
+"""Nobody else's command runs while files are exchanged.
 
 CloudStack takes no lock for what it does on a VM: each of its commands is a new ssh. So the VM must be quiet at the
 moment of the switch, and stay so: for at most a second new connections to sshd are dropped in the kernel, which lets

@@ -1,4 +1,4 @@
-"""Requests of tenants wait in the kernel while their service restarts (R12).
+"""Requests of tenants wait in the kernel while their service restarts.
 
 A service that must restart is deaf for a tenth of a second, and a DNS question of that moment is lost. So what asks it
 is sent to an NFQUEUE for that moment and let in afterwards. Three things make that harmless:

@@ -1,4 +1,4 @@
-"""The way in is proven before the old one is let go (R32).
+"""The way in is proven before the old one is let go.
 
 sshd takes a configuration that lets nobody in as readily as any other, and a VM that nobody can log in to can only be
 recreated. So after its reload the operator has to log in anew and say so over that connection; if it does not, this

@@ -74,7 +74,7 @@ def disk(host, path):
 
 
 def redundancy(host, found):
-    """R18: the script's word, and the facts that it does not look at."""
+    """The script's word, and the facts that it does not look at."""
     said = host.run([host.at("/opt/cloud/bin/checkrouter.sh")], 15.0, merged=False).output
     role = next((word for word in ("PRIMARY", "BACKUP", "FAULT") if word in said), "UNKNOWN")
     bag = host.text("/etc/cloudstack/cmdline.json") or ""

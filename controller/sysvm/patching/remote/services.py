@@ -20,7 +20,7 @@ ASK_TIMEOUT = 2.0
 ASK_DATAGRAM_TIMEOUT = 0.25
 """A question that was lost gets no answer, however long one waits."""
 STOP_GAP_SECONDS = 4.0
-"""CloudStack 4.21 monitorServices.py starts what it misses for 5 s, apache2 with kill -9 (R34)."""
+"""CloudStack 4.21 monitorServices.py starts what it misses for 5 s, apache2 with kill -9."""
 
 
 def states(host, units):
@@ -217,7 +217,7 @@ class Services(object):
                 self.journal.add("note", text="restarting before the patch: " + tail(failure.message, 500))
 
     def act_back(self):
-        """The same units once more, now with the old files (R17): reload what lives, start what died.
+        """The same units once more, now with the old files: reload what lives, start what died.
 
         Raises `Failure` if one does not become what it was.
         """
@@ -324,7 +324,7 @@ class Services(object):
             self.host.wait(0.05)
 
     def settle(self, deadline):
-        """Every unit that was active keeps its process for `settle_seconds` and is still active then (R31)."""
+        """Every unit that was active keeps its process for `settle_seconds` and is still active then."""
         services = [service for service in self.order["services"] if self.is_gate(service)]
         units = [service["unit"] for service in services]
         first = states(self.host, units)
@@ -366,7 +366,7 @@ class Services(object):
 
 
 def await_drained(host, service):
-    """Wait until an haproxy of earlier reloads has given up its sessions and there is memory for one more (R35)."""
+    """Wait until an haproxy of earlier reloads has given up its sessions and there is memory for one more."""
     limits = service["drain"]
     end = time.monotonic() + limits["wait_seconds"]
     while True:

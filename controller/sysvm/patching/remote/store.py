@@ -22,7 +22,7 @@ UNIT = "/etc/systemd/system/sysvm-recover.service"
 UNIT_LINK = "/etc/systemd/system/sysinit.target.wants/sysvm-recover.service"
 REPORTS_KEPT = 200
 BACKUP_SHARE = 0.1
-"""Of a file system, for all backups on it (R37)."""
+"""Of a file system, for all backups on it."""
 _ID = re.compile(r"^[a-z0-9-]{1,63}$")
 
 UNIT_TEXT = """# Brings a live patch that was interrupted to its end before CloudStack's own boot scripts run.

@@ -1,4 +1,4 @@
-"""Somebody else changed this VM while we did (R8): nothing of ours is put over theirs.
+"""Somebody else changed this VM while we did: nothing of ours is put over theirs.
 
 Their process is waited for, then the files say whose VM it is:
 

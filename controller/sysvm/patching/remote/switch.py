@@ -95,7 +95,7 @@ def apply(move):
 
 
 def one_by_one(move):
-    """An exchange as renames: for file systems that cannot exchange folders (R11)."""
+    """An exchange as renames: for file systems that cannot exchange folders."""
     single = []
     emptied = []
     for number, witness in enumerate(move["witnesses"]):
@@ -235,7 +235,7 @@ def is_zeros(text):
 
 
 def invalidate(signature):
-    """Zeros (R14), on the disk: from here a boot of CloudStack's takes nothing of this VM for patched."""
+    """Zeros, on the disk: from here a boot of CloudStack's takes nothing of this VM for patched."""
     live = signature["live"]
     if is_zeros(signature_text(signature)):
         return

@@ -111,7 +111,7 @@ class Transaction(object):
             raise Failure(why, message)
 
     def fence(self, deadline):
-        """Nobody else is there, and the files are those that `build` saw (R4, R5, R8)."""
+        """Nobody else is there, and the files are those that `build` saw."""
         self.refuse_other_actors()
         # Baseline before the switch, on the disk: whoever goes back later must know what was active.
         baseline = Services.measure(self.host, self.order)
@@ -128,7 +128,7 @@ class Transaction(object):
         return said
 
     def refuse_changes(self):
-        """Compare and swap against hands that hold no lock (R8)."""
+        """Compare and swap against hands that hold no lock."""
         changed = build.changed_since(self.host, self.plan, self.operation.load("old.json"))
         marks = self.operation.load("marks.json") or {}
         changed += [path for path in sorted(marks) if marks[path] != actors.mark(self.host, path)]
@@ -309,7 +309,7 @@ class Transaction(object):
         restore_times(self.plan["times"])
 
     def compare_back(self, services):
-        """The units that were acted on are what they were (R17). A unit that nobody acted on runs with its old files
+        """The units that were acted on are what they were. A unit that nobody acted on runs with its old files
         again: what became of it is told, and is no reason to call files that are right inconsistent."""
         less = services.compare()
         units = acted_on(self.journal.records)
@@ -378,7 +378,7 @@ class Transaction(object):
         return True
 
     def take_back(self):
-        """Undo a committed operation because a person asks for it (R39)."""
+        """Undo a committed operation because a person asks for it."""
         switch.check_backup(self.plan, switch.done_singly(self.journal.records))
         self.refuse_other_actors()
         self.operation.save("baseline.json", self._baseline_now())

@@ -26,7 +26,7 @@ UNIT_PROPERTIES = (
 def start(host, store, operation, digest, arguments):
     """Start `sysvm.pyz ARGUMENTS` in a unit of its own. Returns what had to be left out, as notes.
 
-    Killed (also by its memory limit, R7), it is started again and then recovers instead of going on.
+    Killed (also by its memory limit), it is started again and then recovers instead of going on.
     """
     program = store.program_path(digest)
     argv = [sys.executable, "-I", "-B", program]
