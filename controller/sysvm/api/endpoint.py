@@ -95,7 +95,7 @@ class HostKeys(ApiModel):
     """TrustOnFirstUse: the first key seen is kept in the SystemVM's status and required from then on. Strict: only keys
     listed in knownHostsRef."""
     known_hosts_ref: KeyRef | None = None
-    """ConfigMap or Secret key in known_hosts format; required for Strict."""
+    """ConfigMap key in known_hosts format; required for Strict."""
 
     cel: ClassVar[tuple[dict[str, str], ...]] = (
         rule("self.policy != 'Strict' || has(self.knownHostsRef)", "policy Strict needs knownHostsRef"),
