@@ -124,8 +124,10 @@ def parse_duration(text: str) -> timedelta:
 def format_duration(value: timedelta) -> str:
     """The inverse of `parse_duration`, in whole seconds: `1h30m`, `0s`."""
     total = int(value.total_seconds())
-    hours, rest = divmod(total, 3600)
-    minutes, seconds = divmod(rest, 60)
+    # A unit has at most five digits, so what hours cannot hold goes on in minutes, and then in seconds.
+    hours = min(total // 3600, 99_999)
+    minutes = min((total - hours * 3600) // 60, 99_999)
+    seconds = total - hours * 3600 - minutes * 60
     parts = (f"{hours}h" if hours else "", f"{minutes}m" if minutes else "", f"{seconds}s" if seconds else "")
     return "".join(parts) or "0s"
 

@@ -97,3 +97,8 @@ def test_a_text_is_quoted_for_cel(text: str, literal: str) -> None:
 def test_comparing_durations_leaves_what_is_none_to_its_own_rule() -> None:
     guard = f"!self.vm.matches('{DURATION_PATTERN}') || "
     assert compare_durations("self.vm", ">=", "1m") == f"{guard}duration(self.vm) >= duration('1m')"
+
+
+@pytest.mark.parametrize("text", ["99999h60m", "99999h99999m99999s", "1h30m", "0s", "90s"])
+def test_every_duration_that_can_be_read_is_written_so_that_it_can_be_read_again(text: str) -> None:
+    assert parse_duration(format_duration(parse_duration(text))) == parse_duration(text)
