@@ -158,6 +158,8 @@ def _type(node: JsonObject) -> str:
         return f"map of {_type(as_object(node['additionalProperties']))}"
     if node.get("format") == "date-time":
         return "time"
+    if node.get("format") == "date":
+        return "day"
     if node.get("pattern") == DURATION_PATTERN:
         return "duration"
     return str(node["type"])

@@ -15,6 +15,7 @@ from sysvm.api.rollout import Rollout
 from sysvm.api.schema import JsonObject, kind_schema
 from sysvm.api.systemvm import SystemVM
 from sysvm.api.template import SystemVMTemplate
+from sysvm.api.window import MaintenanceWindow
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,24 @@ KINDS: tuple[Kind, ...] = (
             _MESSAGE,
         ),
         (".spec.policyRef.name", ".spec.endpointRef.name"),
+    ),
+    Kind(
+        MaintenanceWindow,
+        "maintenancewindows",
+        "svmw",
+        (
+            Column("Effect", ".spec.effect"),
+            Column("Open", ".status.open", "boolean"),
+            Column("Next open", ".status.nextOpen"),
+            Column("Next close", ".status.nextClose"),
+            _REASON,
+            _AGE,
+            Column("Rule", ".spec.schedule.rrule", wide=True),
+            Column("Start", ".spec.schedule.start", wide=True),
+            Column("Duration", ".spec.schedule.duration", wide=True),
+            Column("Time zone", ".spec.schedule.timeZone", wide=True),
+            _MESSAGE,
+        ),
     ),
 )
 

@@ -170,6 +170,14 @@ class PatchPolicySpec(ApiModel):
     """How fast."""
     checks: Checks = Checks()
     """What is looked at before and after."""
+    window_refs: Annotated[
+        tuple[NameRef, ...],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        ),
+    ] = ()
+    """MaintenanceWindows (effect Allow) in which work may begin: while at least one is open. Empty: at any time that is
+    not frozen."""
     readiness: Readiness = Readiness()
     """What Ready=True tolerates."""
     retry_at: Time | None = None
