@@ -115,7 +115,7 @@ ONE_SOURCE = "exactly one of http, configMapRef and mounted is needed"
 VM = "spec.systemVMs.0"
 
 REFUSED: dict[str, tuple[Manifest, str]] = {
-    "unknown field": (manifest("PatchPolicy", ("spec.strategy.waves", [])), 'unknown field "spec.strategy.waves"'),
+    "unknown field": (manifest("PatchPolicy", ("spec.strategy.wavs", [])), 'unknown field "spec.strategy.wavs"'),
     "misspelt field": (manifest("CloudStackEndpoint", ("spec.managment", "Full")), 'unknown field "spec.managment"'),
     "missing reference": (manifest("PatchPolicy", ("spec.templateRef", UNSET)), "spec.templateRef: Required value"),
     "version of one number": (manifest("SystemVMTemplate", ("spec.version", "420")), "two to four numbers"),
@@ -211,6 +211,57 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "step longer than the whole": (
         manifest("PatchPolicy", ("spec.strategy.timeouts", {"step": "20m", "vm": "10m"})),
         "vm must not be shorter than step",
+    ),
+    "wave after the rest": (
+        manifest("PatchPolicy", ("spec.strategy.waves", [{"name": "a"}, {"name": "b"}])),
+        "every other wave needs one",
+    ),
+    "last wave with a limit": (
+        manifest("PatchPolicy", ("spec.strategy.waves", [{"name": "a", "limit": 1}, {"name": "b", "limit": "100%"}])),
+        "the last wave takes the rest and has no limit",
+    ),
+    "two waves of one name": (
+        manifest("PatchPolicy", ("spec.strategy.waves", [{"name": "a", "limit": 1}, {"name": "a"}])),
+        "Duplicate value",
+    ),
+    "no wave": (manifest("PatchPolicy", ("spec.strategy.waves", [])), "should have at least 1 items"),
+    "seventeen waves": (
+        manifest(
+            "PatchPolicy", ("spec.strategy.waves", [{"name": f"w{n}", "limit": 1} for n in range(16)] + [{"name": "r"}])
+        ),
+        "must have at most 16 items",
+    ),
+    "wave of zero": (
+        manifest("PatchPolicy", ("spec.strategy.waves", [{"name": "a", "limit": 0}, {"name": "b"}])),
+        AMOUNT,
+    ),
+    "wave that nobody can write": (
+        manifest("PatchPolicy", ("spec.strategy.waves", [{"name": "Rest of it"}])),
+        "must be lower case letters",
+    ),
+    "soak of a month": (
+        manifest("PatchPolicy", ("spec.strategy.waves", [{"name": "a", "soak": "720h"}])),
+        "at most 168h",
+    ),
+    "budget that can never be spent": (
+        manifest("PatchPolicy", ("spec.strategy", {"failureBudget": {"perWave": 2}})),
+        "can never proceed: failed VMs go on counting against maxUnavailable",
+    ),
+    "wave budget above the total": (
+        manifest("PatchPolicy", ("spec.strategy", {"maxUnavailable": 9, "failureBudget": {"perWave": 3, "total": 2}})),
+        "total would always be spent first",
+    ),
+    "consecutive budget above the total": (
+        manifest("PatchPolicy", ("spec.strategy.failureBudget", {"total": 2, "consecutive": 3})),
+        "consecutive must not be more than total",
+    ),
+    "approval before a wave that is not there": (
+        manifest("PatchPolicy", ("spec.approval", {"before": ["rest", "tenth"]})),
+        "approval.before must name waves of strategy.waves",
+    ),
+    "retry of a failure that changes a VM": (
+        manifest("PatchPolicy", ("spec.strategy.retry", {"reasons": ["VerifyFailed"]})),
+        'supported values: "SSHUnreachable"',
     ),
     "settling for too long": (manifest("PatchPolicy", ("spec.checks.settle", "6m")), "must be at most 5m"),
     "name that no object can have": (

@@ -86,6 +86,12 @@ class StaticSystemVM(ApiModel):
     """Hypervisor host, for the limit of VMs in work on one host."""
     zone: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """CloudStack zone, for selectors and for the rule that the last healthy SSVM or CPVM of a zone is left alone."""
+    hypervisor: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Hypervisor such as KVM, for selectors."""
+    account: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """CloudStack account that owns the VM, for selectors."""
+    network: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """CloudStack network that the router serves, for selectors."""
 
 
 class HostKeys(ApiModel):

@@ -18,6 +18,7 @@ from sysvm.api.base import (
     at_least,
     at_most,
     compare_durations,
+    matching,
     rule,
 )
 from sysvm.api.endpoint import SystemVMType
@@ -46,8 +47,34 @@ class ServicesScope(StrEnum):
     AFFECTED = "Affected"
 
 
+class Databags(StrEnum):
+    NEVER = "Never"
+    NEEDED = "Needed"
+
+
 class Heal(StrEnum):
     NEVER = "Never"
+
+
+class OrderKey(StrEnum):
+    PRIORITY = "priority"
+    NAME = "name"
+
+
+class OnBudgetSpent(StrEnum):
+    PAUSE = "Pause"
+    ROLL_BACK = "RollBack"
+
+
+class RetryReason(StrEnum):
+    """Failures that pass by themselves, and before which nothing of the VM was changed."""
+
+    SSH_UNREACHABLE = "SSHUnreachable"
+    SSH_TIMEOUT = "SSHTimeout"
+    VM_BUSY = "VMBusy"
+    LOCK_HELD = "LockHeld"
+    OTHER_ACTOR = "OtherActor"
+    HAPROXY_DRAINING = "HaproxyDraining"
 
 
 class ExcludedVM(ApiModel):
@@ -57,6 +84,13 @@ class ExcludedVM(ApiModel):
     """Name of the VM, exactly."""
     reason: ShortText = ""
     """Shown to people."""
+    until: Time | None = None
+    """The exclusion ends by itself then; without it a person must remove it."""
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=253)]
+Names16 = Annotated[tuple[_Name, ...], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"})]
+Names256 = Annotated[tuple[_Name, ...], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})]
 
 
 class Selector(ApiModel):
@@ -71,6 +105,12 @@ class Selector(ApiModel):
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = ()
     """Zone names."""
+    hypervisors: Names16 = ()
+    """Hypervisors, such as KVM, as the inventory names them."""
+    accounts: Names256 = ()
+    """CloudStack accounts that own the VMs; exactly, without wildcards."""
+    networks: Names256 = ()
+    """CloudStack networks that routers serve; exactly, without wildcards."""
     names: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=63)], ...],
         Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
@@ -90,6 +130,10 @@ class LivePatchOptions(ApiModel):
 
     services: ServicesScope = ServicesScope.AFFECTED
     """Affected: only services whose files changed get an action, the least one that makes the change effective."""
+    databags: Databags = Databags.NEVER
+    """Never: CloudStack's configure.py is not run; a changed file that only it applies takes effect at the next command
+    of the management server. Needed: it is run for exactly the data bag concerned, on single routers; addresses and
+    firewall rules are then set anew, and new outbound connections may fail for a moment, which the plan says."""
     keep_backups: Annotated[int, Field(ge=0, le=10)] = 2
     """Backups of earlier patches kept on the VM, beside the one of the patch in work. They use at most 10 % of the
     disk."""
@@ -115,15 +159,123 @@ class DriftOptions(ApiModel):
     """Never: it is reported and the policy is not Ready."""
 
 
-class Strategy(ApiModel):
-    """How fast."""
+WAVE_NAME_PATTERN = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
+WaveName = Annotated[
+    str,
+    Field(min_length=1, max_length=40, pattern=WAVE_NAME_PATTERN),
+    matching(WAVE_NAME_PATTERN, "must be lower case letters, digits and '-', and begin and end with one of the first"),
+]
+
+
+class WaveSpec(ApiModel):
+    """A slice of the rollout; the next one starts when this one is done and has soaked."""
+
+    name: WaveName
+    """Shown to people; approvals name it."""
+    limit: IntOrPercent | None = None
+    """VMs that this wave adds: a count, or a percentage of the VMs that the rollout works on, rounded up. The routers
+    of one group are never split: a wave takes as many whole groups as fit, at least one. The last wave has no limit
+    and takes the rest; every other wave needs one."""
+    soak: Annotated[Duration, at_most("168h")] = timedelta(0)
+    """How long the VMs of this wave must stay well before the next wave starts, after the last one the rollout ends.
+    At most 168h."""
+
+
+class FailureBudget(ApiModel):
+    """When a rollout takes no more VMs. A VM that failed counts until the rollout ends, and goes on counting against
+    maxUnavailable: once failed VMs fill that, the budget is spent too."""
+
+    per_wave: IntOrPercent = 1
+    """Spent when so many VMs of one wave have failed: a count, or a percentage of the wave rounded down, at least 1.
+    1: the first failure."""
+    total: IntOrPercent | None = None
+    """Spent when so many VMs of the rollout have failed: a count, or a percentage of its VMs rounded down, at least 1.
+    Absent: only the other limits count."""
+    consecutive: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Spent when so many VMs failed one after the other. Absent: only the other limits count."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "!has(self.total) || type(self.total) != int || type(self.perWave) != int || self.perWave <= self.total",
+            "perWave must not be more than total: total would always be spent first",
+        ),
+        rule(
+            "!has(self.total) || type(self.total) != int || !has(self.consecutive) || self.consecutive <= self.total",
+            "consecutive must not be more than total: total would always be spent first",
+        ),
+    )
+
+
+class Retry(ApiModel):
+    """Whether a VM whose operation could not begin is tried again in the same rollout."""
+
+    limit: Annotated[int, Field(ge=0, le=10)] = 0
+    """Further tries of one VM. 0: the first failure counts."""
+    backoff: Annotated[Duration, at_least("1s"), at_most("1h")] = timedelta(seconds=30)
+    """Wait before the second try; doubled before each further one. From 1s to 1h. The VM keeps its place in
+    maxUnavailable meanwhile."""
+    reasons: Annotated[
+        tuple[RetryReason, ...],
+        Field(min_length=1, max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = tuple(RetryReason)
+    """Failures that are worth another try. With all of them nothing on the VM was changed."""
+
+
+class Strategy(ApiModel):
+    """How fast, in which order, and how much may go wrong."""
+
+    waves: Annotated[
+        tuple[WaveSpec, ...],
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = (WaveSpec(name="rest"),)
+    """Slices of the rollout, one after the other."""
     max_unavailable: IntOrPercent = 1
     """VMs in work or failed at once: a count, or a percentage of the applicable VMs rounded down, at least 1."""
     per_host: Annotated[int, Field(ge=1, le=100)] = 2
     """VMs in work at once on one hypervisor host."""
+    failure_budget: FailureBudget = FailureBudget()
+    """When a rollout takes no more VMs."""
+    on_budget_spent: OnBudgetSpent = OnBudgetSpent.PAUSE
+    """Pause: nothing new starts and the rollout ends once nothing is in work; what was patched stays. RollBack: the VMs
+    of the wave in work that were patched go back to what they were, one group at a time, then the rollout ends."""
+    order: Annotated[
+        tuple[OrderKey, ...],
+        Field(min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = (OrderKey.PRIORITY, OrderKey.NAME)
+    """What decides who goes first: priority is spec.priority of the SystemVM, lower first. The BACKUP of a pair goes
+    before its PRIMARY in any case."""
     timeouts: Timeouts = Timeouts()
     """When a VM in work counts as failed."""
+    retry: Retry = Retry()
+    """Whether a VM whose operation could not begin is tried again."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "self.waves.all(wave, has(wave.limit) == (wave.name != self.waves[size(self.waves) - 1].name))",
+            "the last wave takes the rest and has no limit; every other wave needs one",
+        ),
+        rule(
+            "type(self.maxUnavailable) != int || self.maxUnavailable < 1 || type(self.failureBudget.perWave) != int"
+            " || self.failureBudget.perWave <= self.maxUnavailable",
+            "can never proceed: failed VMs go on counting against maxUnavailable, so failureBudget.perWave must not be "
+            "more than maxUnavailable",
+        ),
+    )
+
+
+class Approval(ApiModel):
+    """Which waves wait for a person."""
+
+    before: Annotated[
+        tuple[WaveName, ...],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = ()
+    """Waves that start only when they were approved; naming the first means that nothing starts by itself."""
 
 
 class Checks(ApiModel):
@@ -170,6 +322,8 @@ class PatchPolicySpec(ApiModel):
     """How fast."""
     checks: Checks = Checks()
     """What is looked at before and after."""
+    approval: Approval = Approval()
+    """Which waves wait for a person."""
     window_refs: Annotated[
         tuple[NameRef, ...],
         Field(
@@ -186,6 +340,14 @@ class PatchPolicySpec(ApiModel):
     """Finished rollouts that are kept."""
     suspend: bool = False
     """true: nothing new starts; VMs in work are finished."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "!has(self.approval.before)"
+            " || self.approval.before.all(name, self.strategy.waves.exists(wave, wave.name == name))",
+            "approval.before must name waves of strategy.waves",
+        ),
+    )
 
 
 class PolicyTarget(ApiModel):
@@ -241,15 +403,41 @@ class LastRollout(ApiModel):
     """Empty while it runs."""
 
 
+class PolicyBlocker(ApiModel):
+    """Something that keeps the running rollout from starting more VMs."""
+
+    reason: Annotated[str, Field(max_length=64)]
+    """One word for programs."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """A sentence for people."""
+    ref: Annotated[str, Field(max_length=300)] | None = None
+    """The object that it comes from, as Kind/name."""
+    until: Time | None = None
+    """When it ends by itself, if that is known."""
+
+
+class NextAction(ApiModel):
+    """What happens next, if nothing changes."""
+
+    at: Time | None = None
+    """When; absent if it depends on a person, or on VMs in work."""
+    what: Annotated[str, Field(max_length=512)]
+    """A sentence."""
+
+
 class Progress(ApiModel):
     """How far the policy is."""
 
+    wave: Annotated[str, Field(max_length=63)] | None = None
+    """Wave that the running rollout is in."""
     done: Annotated[int, Field(ge=0)] = 0
     """Applicable VMs at the release."""
     of: Annotated[int, Field(ge=0)] = 0
     """Applicable VMs."""
     summary: Annotated[str, Field(max_length=64)] = ""
     """The same as a text, such as 643/812."""
+    eta: Time | None = None
+    """When the running rollout ends if it goes on at its pace so far, soaks included; windows and approvals are not."""
 
 
 class PatchPolicyStatus(ObservedStatus):
@@ -265,6 +453,10 @@ class PatchPolicyStatus(ObservedStatus):
     """The newest rollout."""
     progress: Progress | None = None
     """How far the policy is."""
+    blocked_by: Annotated[tuple[PolicyBlocker, ...], Field(max_length=8)] = ()
+    """What keeps the running rollout from starting more VMs."""
+    next_action: NextAction | None = None
+    """What happens next."""
 
 
 class PatchPolicy(ApiModel):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, matching, rule
-from sysvm.api.policy import AllowedMethod, Checks, LivePatchOptions, Strategy
+from sysvm.api.policy import AllowedMethod, Approval, Checks, LivePatchOptions, Strategy
 
 
 class RolloutCause(StrEnum):
@@ -44,6 +44,26 @@ class PolicySnapshot(ApiModel):
     """How fast."""
     checks: Checks
     """What is looked at before and after."""
+    approval: Approval = Approval()
+    """Which waves wait for a person."""
+
+
+class BreakGlass(ApiModel):
+    """Windows and freezes do not hold this rollout back. Needs the verb breakglass on rollouts."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=253)]
+    """Why, such as the number of an incident. Another reason begins another twelve hours."""
+    until: Time
+    """When windows and freezes count again; twelve hours after it was set at the latest."""
+
+
+class BreakGlassStatus(ApiModel):
+    """Since when the calendar is ignored."""
+
+    reason: Annotated[str, Field(max_length=253)]
+    """The reason that was given."""
+    since: Time
+    """When the operator first saw it."""
 
 
 class RolloutSpec(ApiModel):
@@ -69,6 +89,8 @@ class RolloutSpec(ApiModel):
     state: DesiredState = DesiredState.RUNNING
     """Set by people. Running: VMs are admitted one after the other. Paused: nothing new starts. Aborted: nothing new
     starts for good; VMs in work are finished."""
+    break_glass: BreakGlass | None = None
+    """Set by people in need: work goes on outside windows and inside freezes. Every use is told as a Warning event."""
 
     cel: ClassVar[tuple[dict[str, str], ...]] = (
         rule(
@@ -85,6 +107,15 @@ class RolloutSpec(ApiModel):
 class RolloutPhase(StrEnum):
     WAITING = "Waiting"
     RUNNING = "Running"
+    SOAKING = "Soaking"
+    ROLLING_BACK = "RollingBack"
+    DONE = "Done"
+
+
+class WavePhase(StrEnum):
+    WAITING = "Waiting"
+    RUNNING = "Running"
+    SOAKING = "Soaking"
     DONE = "Done"
 
 
@@ -92,7 +123,17 @@ class RolloutResult(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     ABORTED = "Aborted"
+    ROLLED_BACK = "RolledBack"
     SUPERSEDED = "Superseded"
+
+
+class AppendedVM(ApiModel):
+    """A VM that appeared after the plan was made."""
+
+    name: Annotated[str, Field(max_length=253)]
+    """Name of the SystemVM."""
+    uid: Annotated[str, Field(max_length=64)]
+    """Its uid: another VM of that name is another VM."""
 
 
 class WaveStatus(ApiModel):
@@ -101,7 +142,10 @@ class WaveStatus(ApiModel):
     name: Annotated[str, Field(max_length=63)]
     """Name of the wave."""
     digest: Annotated[str, Field(max_length=80)]
-    """Digest of its members."""
+    """Digest of its members, those that appeared later included: another member makes it another one, and an approval
+    of the former void."""
+    phase: WavePhase = WavePhase.WAITING
+    """Waiting for the wave before it, Running, Soaking, or Done."""
     size: Annotated[int, Field(ge=0)] = 0
     """VMs in it."""
     done: Annotated[int, Field(ge=0)] = 0
@@ -112,6 +156,19 @@ class WaveStatus(ApiModel):
     """Rolled back, failed or inconsistent."""
     skipped: Annotated[int, Field(ge=0)] = 0
     """On hold, unreachable or gone when their turn came."""
+    returned: Annotated[int, Field(ge=0)] = 0
+    """Patched and then brought back to what they were, because the failure budget was spent."""
+    appended: Annotated[tuple[AppendedVM, ...], Field(max_length=64)] = ()
+    """VMs that appeared after the plan was made; only the last wave takes them. More than 64 wait for the next rollout.
+    """
+    started_at: Time | None = None
+    """When its first VM was admitted."""
+    soak_until: Time | None = None
+    """When its soak ends, if all of its VMs stay well."""
+    finished_at: Time | None = None
+    """When it was done and had soaked."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """What is special about it, such as that it selects no VM, or why its soak does not end."""
 
 
 class BudgetStatus(ApiModel):
@@ -120,7 +177,7 @@ class BudgetStatus(ApiModel):
     failures_used: Annotated[int, Field(ge=0)] = 0
     """VMs that failed."""
     failures_allowed: Annotated[int, Field(ge=0)] = 0
-    """So many may fail before the rollout ends."""
+    """So many may fail in all before the rollout takes no more."""
     slots_used: Annotated[int, Field(ge=0)] = 0
     """VMs that count against maxUnavailable."""
     slots: Annotated[int, Field(ge=0)] = 0
@@ -131,7 +188,7 @@ class RolloutStatus(ObservedStatus):
     """How far it is."""
 
     phase: RolloutPhase = RolloutPhase.WAITING
-    """Waiting, Running or Done."""
+    """Waiting, Running, Soaking, RollingBack or Done."""
     waves: Annotated[
         tuple[WaveStatus, ...],
         Field(
@@ -147,6 +204,8 @@ class RolloutStatus(ObservedStatus):
     """When the first VM was admitted."""
     finished_at: Time | None = None
     """When the result was known."""
+    break_glass: BreakGlassStatus | None = None
+    """There while spec.breakGlass is."""
     result: RolloutResult | None = None
     """Absent while it runs."""
 

@@ -110,6 +110,12 @@ class Identity(ApiModel):
     """Hypervisor host."""
     group: ShortText | None = None
     """VMs of one group are never in work together."""
+    hypervisor: ShortText | None = None
+    """Hypervisor, such as KVM."""
+    account: ShortText | None = None
+    """CloudStack account that owns it."""
+    network: ShortText | None = None
+    """CloudStack network that it serves."""
     address: ShortText
     """Where the operator connects to."""
 
@@ -226,9 +232,10 @@ class PlannedAction(ApiModel):
     """An action on a service that the change of files asks for."""
 
     name: Annotated[str, Field(max_length=128)]
-    """systemd unit without .service."""
+    """systemd unit without .service, or a run of configure.py such as configure.py load_balancer.json."""
     action: Annotated[str, Field(max_length=32)]
-    """Reload, Restart, ..."""
+    """Reload, HeldRestart, Restart, StopStart, EffectiveAtBoot; of configure.py: Rerun, or AtNextCommand where the next
+    command of the management server applies what changed."""
     expected_loss: Annotated[str, Field(max_length=128)] = "none"
     """What tenants notice."""
 

@@ -92,6 +92,8 @@ class VMFacts:
     uid: str
     endpoint: str
     identity: Identity | None
+    moment: datetime
+    """When these facts were true: what ends by itself has ended or not."""
     deleting: bool = False
     hold: Hold | None = None
     """A person's hold that is active now."""
@@ -262,6 +264,7 @@ def facts_of(vm: SystemVM, *, now: datetime, scan: Scan | None = None) -> VMFact
         uid=vm.metadata.uid,
         endpoint=vm.spec.endpoint_ref.name,
         identity=status.identity,
+        moment=now,
         deleting=vm.metadata.deletion_timestamp is not None,
         hold=hold if hold and (hold.until is None or hold.until > now) else None,
         priority=vm.spec.priority,

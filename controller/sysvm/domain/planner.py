@@ -8,20 +8,21 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from sysvm.api.base import ApiModel
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method, PatchPolicySpec
+from sysvm.api.policy import Method, OrderKey, PatchPolicySpec, WaveSpec
+from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.facts import Release, VMFacts
+from sysvm.domain.limits import rounded_up
 from sysvm.domain.method import Decision, decide
-
-REST = "rest"
-"""Name of the only wave there is for now."""
 
 SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 """Of a plan's JSON; 10,000 VMs are a few MiB."""
@@ -54,6 +55,8 @@ class Wave(ApiModel):
     """SystemVM names in the order of work: groups together, BACKUP first, then priority and name."""
     digest: Annotated[str, Field(pattern="^sha256:[a-f0-9]{64}$")]
     """Of its members' entries in order: another member or another decision is another wave."""
+    note: str = ""
+    """What a person should know of it, such as that it selects no VM."""
 
 
 class Plan(ApiModel):
@@ -153,15 +156,45 @@ def plan(
         name: _planned(by_name[name], decision, alone=len(siblings.get(by_name[name].zone_group or "", ())) == 1)
         for name, decision in sorted(decisions.items())
     }
-    members = in_order(by_name[name] for name, entry in entries.items() if entry.method is Method.LIVE_PATCH)
+    members = in_order(
+        (by_name[name] for name, entry in entries.items() if entry.method is Method.LIVE_PATCH), spec.strategy.order
+    )
     return Plan(
         policy=policy_name,
         endpoint=spec.endpoint_ref.name,
         release=release,
         applicable=sum(is_applicable(facts, excluded) for facts in vms),
         entries=tuple(entries.values()),
-        waves=(_wave(REST, [entries[facts.name] for facts in members]),) if members else (),
+        waves=_waves(spec.strategy.waves, members, entries) if members else (),
     )
+
+
+def _waves(specs: Sequence[WaveSpec], members: Sequence[VMFacts], entries: Mapping[str, PlannedVM]) -> tuple[Wave, ...]:
+    """Each takes whole groups, in order, as long as they fit into its limit, at least one. The last has no limit."""
+    waiting = deque(_units(members))
+    waves: list[Wave] = []
+    for spec in specs:
+        room = len(members) if spec.limit is None else rounded_up(spec.limit, len(members))
+        taken: list[PlannedVM] = []
+        while waiting and (not taken or len(taken) + len(waiting[0]) <= room):
+            taken += [entries[facts.name] for facts in waiting.popleft()]
+        waves.append(_wave(spec.name, taken, _note(spec, taken, room)))
+    return tuple(waves)
+
+
+def _units(members: Iterable[VMFacts]) -> Iterable[tuple[VMFacts, ...]]:
+    """What a wave takes whole: the routers of a group. The SSVMs of a zone are only kept from being in work at once."""
+    for _, unit in groupby(members, key=lambda facts: (facts.identity and facts.identity.group) or (facts.name,)):
+        yield tuple(unit)
+
+
+def _note(spec: WaveSpec, taken: Sequence[PlannedVM], room: int) -> str:
+    if not taken:
+        return f"wave {spec.name} selects no VM: the waves before it take all"
+    if len(taken) > room:
+        group = taken[0].group
+        return f"wave {spec.name} has {len(taken)} VMs, more than its limit {spec.limit}: group {group} is not split"
+    return ""
 
 
 def is_applicable(facts: VMFacts, excluded: Mapping[str, str]) -> bool:
@@ -169,17 +202,25 @@ def is_applicable(facts: VMFacts, excluded: Mapping[str, str]) -> bool:
     return facts.name not in excluded and facts.hold is None and not facts.deleting
 
 
-def in_order(vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
+DEFAULT_ORDER = (OrderKey.PRIORITY, OrderKey.NAME)
+
+
+def in_order(vms: Iterable[VMFacts], order: Sequence[OrderKey] = DEFAULT_ORDER) -> tuple[VMFacts, ...]:
     """The order of work: groups together at the place of their first VM; inside, BACKUP first and PRIMARY last; then
-    priority and name."""
-    members = sorted(vms, key=lambda facts: (facts.priority, facts.name))
+    the keys of `order`. The name decides last in any case, so that there is one order."""
+
+    def rank(facts: VMFacts) -> tuple[int, str]:
+        # A name is never equal, so what stands after it would decide nothing.
+        return (facts.priority if order[0] is OrderKey.PRIORITY else 0), facts.name
+
+    members = sorted(vms, key=rank)
     place: dict[str, tuple[int, str]] = {}
     for facts in members:
-        place.setdefault(facts.group or facts.name, (facts.priority, facts.name))
+        place.setdefault(facts.group or facts.name, rank(facts))
 
-    def key(facts: VMFacts) -> tuple[tuple[int, str], int, int, str]:
+    def key(facts: VMFacts) -> tuple[tuple[int, str], int, tuple[int, str]]:
         role = _ROLE_ORDER.get(facts.role, 1) if facts.role else 1
-        return place[facts.group or facts.name], role, facts.priority, facts.name
+        return place[facts.group or facts.name], role, rank(facts)
 
     return tuple(sorted(members, key=key))
 
@@ -203,12 +244,20 @@ def _planned(facts: VMFacts, decision: Decision, *, alone: bool) -> PlannedVM:
     )
 
 
-def _wave(name: str, members: Sequence[PlannedVM]) -> Wave:
+def _wave(name: str, members: Sequence[PlannedVM], note: str) -> Wave:
     return Wave(
         name=name,
         members=tuple(entry.name for entry in members),
         digest=_sha256(_canonical([entry.to_dict() for entry in members])),
+        note=note,
     )
+
+
+def digest_with(wave: Wave, appended: Sequence[AppendedVM]) -> str:
+    """The digest of a wave together with VMs that appeared after the plan was made; without any, that of the plan."""
+    if not appended:
+        return wave.digest
+    return _sha256(_canonical({"wave": wave.digest, "appended": [[vm.name, vm.uid] for vm in appended]}))
 
 
 def _canonical(value: object) -> bytes:

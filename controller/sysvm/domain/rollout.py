@@ -25,6 +25,7 @@ from sysvm.domain.conditions import Wanted
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import VMFacts, short
 from sysvm.domain.failure import failures_of
+from sysvm.domain.limits import rounded_down
 from sysvm.domain.planner import Plan
 
 FAILURES_ALLOWED = 0
@@ -88,9 +89,7 @@ def _bucket(rollout: str, plan: Plan, facts: VMFacts) -> str:
 
 def slots(max_unavailable: IntOrPercent, applicable: int) -> int:
     """maxUnavailable as a number: a percentage is rounded down, at least 1."""
-    if isinstance(max_unavailable, int):
-        return max(1, max_unavailable)
-    return max(1, applicable * int(max_unavailable.rstrip("%")) // 100)
+    return rounded_down(max_unavailable, applicable)
 
 
 def outcome(

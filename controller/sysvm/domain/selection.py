@@ -49,17 +49,27 @@ class Selection:
 
 
 def matches(selector: Selector, identity: Identity) -> bool:
-    """Whether types, zones and names fit; exclusions are not looked at. Names know * and ? and nothing else."""
+    """Whether every list of the selector fits; exclusions are not looked at. Names know * and ? and nothing else."""
     return (
         (not selector.types or identity.type in selector.types)
         and (not selector.zones or identity.zone in selector.zones)
+        and (not selector.hypervisors or identity.hypervisor in selector.hypervisors)
+        and (not selector.accounts or identity.account in selector.accounts)
+        and (not selector.networks or identity.network in selector.networks)
         and (not selector.names or any(_pattern(name).fullmatch(identity.name) for name in selector.names))
     )
 
 
-def exclusion(selector: Selector, identity: Identity) -> str | None:
-    """The reason that the policy gives for leaving the VM alone (perhaps empty), None if it does not."""
-    return next((excluded.reason for excluded in selector.exclude if excluded.name == identity.name), None)
+def exclusion(selector: Selector, facts: VMFacts) -> str | None:
+    """The reason that the policy gives for leaving the VM alone now (perhaps empty), None if it does not."""
+    return next(
+        (
+            excluded.reason
+            for excluded in selector.exclude
+            if excluded.name == facts.vm and (excluded.until is None or excluded.until > facts.moment)
+        ),
+        None,
+    )
 
 
 def owner_of(facts: VMFacts, policies: Iterable[PatchPolicy]) -> PatchPolicy | None:
@@ -69,12 +79,9 @@ def owner_of(facts: VMFacts, policies: Iterable[PatchPolicy]) -> PatchPolicy | N
     being deleted own nothing.
     """
     wanting = [policy for policy in policies if _wants(policy, facts)]
-    identity = facts.identity
-    if identity is None:
-        return None
     return min(
         wanting,
-        key=lambda policy: (exclusion(policy.spec.selector, identity) is not None, *_age(policy)),
+        key=lambda policy: (exclusion(policy.spec.selector, facts) is not None, *_age(policy)),
         default=None,
     )
 
@@ -89,7 +96,7 @@ def select(policy: PatchPolicy, policies: Sequence[PatchPolicy], vms: Iterable[V
         if facts.identity is None or not _wants(policy, facts):
             continue
         owner = owner_of(facts, [policy, *others])
-        reason = exclusion(policy.spec.selector, facts.identity)
+        reason = exclusion(policy.spec.selector, facts)
         if owner is not None and owner.metadata.name != policy.metadata.name:
             if reason is None:
                 conflicts.append(Conflict(facts.vm, owner.metadata.name))

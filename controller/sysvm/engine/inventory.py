@@ -31,6 +31,9 @@ def identity_of(entry: StaticSystemVM) -> Identity:
         zone=entry.zone,
         host=entry.host,
         group=entry.group,
+        hypervisor=entry.hypervisor,
+        account=entry.account,
+        network=entry.network,
         address=entry.address,
     )
 

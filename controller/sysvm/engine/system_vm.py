@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.policy import Checks, Heal, LivePatchOptions, PatchPolicy, Timeouts
+from sysvm.api.policy import Checks, Databags, Heal, LivePatchOptions, PatchPolicy, Timeouts
 from sysvm.api.reasons import EventReason
 from sysvm.api.systemvm import (
     OperationOrder,
@@ -29,7 +29,7 @@ from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_
 from sysvm.domain.method import Decision, decide
 from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import exclusion, owner_of
-from sysvm.domain.system_vm_status import plan_entry, system_vm_truth
+from sysvm.domain.system_vm_status import as_allowed, plan_entry, system_vm_truth
 from sysvm.engine import operations
 from sysvm.engine.board import Board
 from sysvm.engine.credentials import Accounts
@@ -185,13 +185,12 @@ class SystemVMReconciler:
         if owner is None or owner.release is None or facts.identity is None:
             return None, None
         spec = owner.policy.spec
-        identity = facts.identity
         decision = decide(
             facts,
             owner.release,
             methods=spec.methods,
             heal=spec.drift.heal is not Heal.NEVER,
-            excluded=exclusion(spec.selector, identity),
+            excluded=exclusion(spec.selector, facts),
         )
         written = vm.status.plan if vm.status.plan and vm.status.plan.revision == owner.release.revision else None
         blockers = self._board.blockers(endpoint_of(vm), key_of(vm))
@@ -206,7 +205,7 @@ class SystemVMReconciler:
             owner.policy.metadata.name,
             owner.release,
             decision,
-            services=actions,
+            services=as_allowed(actions, spec.live_patch.databags),
             blocked_by=blockers,
         )
         return decision, entry
@@ -260,20 +259,21 @@ class SystemVMReconciler:
         rollout = self._stores.rollouts.get(Key(namespace, order.rollout))
         if rollout is not None:
             snapshot = rollout.spec.snapshot
-            keep, checks, timeouts = snapshot.live_patch.keep_backups, snapshot.checks, snapshot.strategy.timeouts
+            options, checks, timeouts = snapshot.live_patch, snapshot.checks, snapshot.strategy.timeouts
         else:  # force-removed: the VM has the order, or it begins with the defaults
-            keep, checks, timeouts = LivePatchOptions().keep_backups, Checks(), Timeouts()
+            options, checks, timeouts = LivePatchOptions(), Checks(), Timeouts()
         return operations.Work(
             target=target_of(vm, entry, account),
             payload=payload,
             order=Order(
                 id=order.id,
                 epoch=order.epoch,
-                keep_backups=keep,
+                keep_backups=options.keep_backups,
                 settle_seconds=checks.settle.total_seconds(),
                 ignored_checks=checks.ignore,
                 step_timeout_seconds=timeouts.step.total_seconds(),
                 vm_timeout_seconds=timeouts.vm.total_seconds(),
+                apply_databags=options.databags is Databags.NEEDED,
             ),
         )
 

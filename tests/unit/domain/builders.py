@@ -99,6 +99,9 @@ def facts(name: str = "r-101-VM", **kwargs: Any) -> VMFacts:
         zone=kwargs.pop("zone", "ams-1"),
         host=kwargs.pop("host", None),
         group=kwargs.pop("group", None),
+        hypervisor=kwargs.pop("hypervisor", None),
+        account=kwargs.pop("account", None),
+        network=kwargs.pop("network", None),
         address="192.0.2.1",
     )
     role = kwargs.pop("role", None)
@@ -107,6 +110,7 @@ def facts(name: str = "r-101-VM", **kwargs: Any) -> VMFacts:
         "uid": hashlib.sha256(name.encode()).hexdigest()[:12],
         "endpoint": ENDPOINT,
         "identity": identity,
+        "moment": NOW,
         "observed": observed(),
         "content_fresh": True,
         "reach": Reach(True, Reason.REACHABLE),
@@ -189,7 +193,8 @@ def rollout(the_plan: Plan, name: str = "routers-1", *, created: datetime | None
 
 
 def plan_for(*vms: VMFacts, policy_name: str = "routers", **kwargs: Any) -> Plan:
-    return plan(policy_name, policy_spec(), kwargs.pop("release", release()), vms, excluded=kwargs.pop("excluded", {}))
+    spec = policy_spec(strategy=kwargs.pop("strategy", {}))
+    return plan(policy_name, spec, kwargs.pop("release", release()), vms, excluded=kwargs.pop("excluded", {}))
 
 
 def condition(type_: str, status: str, reason: str, message: str = "") -> Condition:

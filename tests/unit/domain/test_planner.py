@@ -1,6 +1,7 @@
 """The plan: complete, ordered, and the same to the byte."""
 
 import gzip
+import math
 
 import pytest
 from hypothesis import given
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.policy import Method
+from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import RedundancyRole
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.planner import Plan, UnreadablePlanError, plan
+from sysvm.domain.planner import Plan, UnreadablePlanError, digest_with, plan
 
 from . import builders as b
 
@@ -67,6 +69,72 @@ def test_groups_stay_together_with_the_backup_first_and_the_primary_last(fleet: 
     assert {facts.name for facts in members} == {
         entry.name for entry in made.entries if entry.method is Method.LIVE_PATCH
     }
+
+
+limits = st.lists(st.one_of(st.integers(1, 9), st.sampled_from(["1%", "10%", "34%", "100%"])), max_size=4)
+
+
+def waves_of(limits: list[int | str]) -> dict[str, object]:
+    """A strategy with so many limited waves and one that takes the rest."""
+    return {"waves": [*({"name": f"w{place}", "limit": limit} for place, limit in enumerate(limits)), {"name": "rest"}]}
+
+
+@given(fleet=vms, limits=limits)
+def test_every_vm_that_gets_work_is_in_exactly_one_wave(fleet: list[VMFacts], limits: list[int | str]) -> None:
+    made = b.plan_for(*fleet, strategy=waves_of(limits))
+    assert made.members == b.plan_for(*fleet).members
+    assert len(set(made.members)) == len(made.members)
+    assert [wave.name for wave in made.waves] in ([], [*(f"w{place}" for place in range(len(limits))), "rest"])
+
+
+@given(fleet=vms, limits=limits)
+def test_routers_of_one_group_are_never_split_by_a_wave(fleet: list[VMFacts], limits: list[int | str]) -> None:
+    made = b.plan_for(*fleet, strategy=waves_of(limits))
+    for wave in made.waves:
+        for group in {made.entry(name).group for name in wave.members} - {None}:
+            everywhere = {entry.name for entry in made.entries if entry.group == group} & set(made.members)
+            assert everywhere <= set(wave.members)
+
+
+@given(fleet=vms, limits=limits)
+def test_a_wave_stays_within_its_limit_unless_its_first_group_alone_is_larger(
+    fleet: list[VMFacts], limits: list[int | str]
+) -> None:
+    made = b.plan_for(*fleet, strategy=waves_of(limits))
+    for wave, limit in zip(made.waves, limits, strict=False):
+        room = limit if isinstance(limit, int) else math.ceil(len(made.members) * int(limit[:-1]) / 100)
+        alone = len({made.entry(name).group or name for name in wave.members}) == 1
+        assert len(wave.members) <= room or (alone and "is not split" in wave.note)
+
+
+def test_the_ssvms_of_a_zone_may_be_in_different_waves() -> None:
+    ssvms = [b.facts(f"s-{number}-VM", type=SystemVMType.SECSTORAGE) for number in (1, 2, 3)]
+    canary, rest = b.plan_for(*ssvms, strategy=waves_of([1])).waves
+    assert (len(canary.members), len(rest.members)) == (1, 2)
+
+
+def test_a_wave_that_selects_nothing_is_told() -> None:
+    first, second, rest = b.plan_for(b.facts("r-1-VM"), b.facts("r-2-VM"), strategy=waves_of([2, "10%"])).waves
+    assert (len(first.members), first.note) == (2, "")
+    assert second.note == "wave w1 selects no VM: the waves before it take all"
+    assert rest.members == ()
+
+
+def test_ten_percent_of_five_vms_is_one_vm() -> None:
+    canary, rest = b.plan_for(*(b.facts(f"r-{number}-VM") for number in range(5)), strategy=waves_of(["10%"])).waves
+    assert (len(canary.members), len(rest.members)) == (1, 4)
+
+
+def test_a_vm_that_appears_later_makes_another_wave_digest() -> None:
+    (wave,) = b.plan_for(b.facts()).waves
+    one, two = AppendedVM(name="r-7-vm", uid="u7"), AppendedVM(name="r-7-vm", uid="u8")
+    assert digest_with(wave, ()) == wave.digest
+    assert len({wave.digest, digest_with(wave, [one]), digest_with(wave, [two]), digest_with(wave, [one, two])}) == 4
+
+
+def test_the_order_may_leave_priorities_out() -> None:
+    made = b.plan_for(b.facts("r-2-VM"), b.facts("r-9-VM", priority=1), strategy={"order": ["name"]})
+    assert made.members == ("prod-r-2-vm", "prod-r-9-vm")
 
 
 def test_priority_then_name_decides_among_the_rest() -> None:

@@ -24,12 +24,18 @@ from . import builders as b
         ({"names": ["R-1*"]}, False),
         ({"names": ["r-1[0-9]1-VM"]}, False),
         ({"names": ["r.101.VM"]}, False),
+        ({"hypervisors": ["KVM"]}, True),
+        ({"hypervisors": ["VMware"]}, False),
+        ({"accounts": ["acme", "other"]}, True),
+        ({"accounts": ["acm*"]}, False),
+        ({"networks": ["guest-7"]}, True),
+        ({"networks": ["guest-8"], "accounts": ["acme"]}, False),
         ({"names": ["*"], "zones": ["ams-2"]}, False),
         ({"names": ["x", "*-VM"], "types": ["router"]}, True),
     ],
 )
 def test_every_given_list_must_match(selector: dict[str, list[str]], *, hit: bool) -> None:
-    identity = b.facts().identity
+    identity = b.facts(hypervisor="KVM", account="acme", network="guest-7").identity
     assert identity is not None
     assert matches(Selector.model_validate(selector), identity) is hit
 
@@ -51,6 +57,13 @@ def test_the_oldest_policy_keeps_the_vm_and_the_newer_skips_only_that_one() -> N
 def test_of_two_policies_of_one_moment_the_name_decides() -> None:
     one, two = b.policy("one"), b.policy("two")
     assert owner_of(b.facts(), [two, one]) is one
+
+
+def test_an_exclusion_ends_by_itself() -> None:
+    vm = b.facts()
+    for until, excluded in ((b.ago(minutes=-1), {vm.name: "CHG-1"}), (b.NOW, {})):
+        mine = b.policy(selector={"exclude": [{"name": vm.vm, "reason": "CHG-1", "until": until}]})
+        assert select(mine, [], [vm]).excluded == excluded
 
 
 def test_a_policy_that_excludes_a_vm_leaves_it_to_others() -> None:
