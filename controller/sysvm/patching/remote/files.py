@@ -237,7 +237,7 @@ def set_times(path, atime_ns, mtime_ns):
 
 
 def unlink_if_there(path):
-    if os.path.lexists(path):
+    if exists(path):
         unlink(path)
 
 
@@ -341,7 +341,20 @@ def checksum(path, algorithm):
 
 
 def exists(path):
-    return os.path.lexists(path)
+    """Raises OSError where the system does not say: a backup that cannot be read now is not gone."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_folder(path):
+    """Links followed. Raises OSError as `exists`."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 # ------------------------------------------------------------------------------------------ facts

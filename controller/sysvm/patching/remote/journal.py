@@ -104,7 +104,9 @@ class Journal(object):
                 if key in record:
                     record[key] = record[key][:1024]
             line = encode(record)
-        reserve = 0 if self.phase in (ROLLING_BACK, INCONSISTENT) or values.get("phase") == ROLLING_BACK else RESERVE
+        back = self.phase in (ROLLING_BACK, INCONSISTENT) or values.get("phase") == ROLLING_BACK
+        # Taking a commit back begins with a baseline, giving its space back with a word.
+        reserve = 0 if back or kind in ("baseline", "forgotten") else RESERVE
         if self._used + len(line) > self._size - reserve:
             raise OSError(errno.ENOSPC, "the journal is full", self.path)
         files.write_at(self._descriptor, line, self._used)
@@ -118,6 +120,11 @@ class Journal(object):
     def phase(self):
         return phase_of(self.records)
 
+    def baseline(self):
+        """What the VM was like when the work began that is to be taken back; None if it never came to that."""
+        found = [record["value"] for record in self.records if record["kind"] == "baseline"]
+        return found[-1] if found else None
+
 
 def read(path):
     """Records of a journal that somebody else may be writing; None if there is none."""
@@ -126,6 +133,11 @@ def read(path):
             return decode(file.read())[0]
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def is_forgotten(records):
+    """Its backup is being given back, so there is no way back any more."""
+    return any(record["kind"] == "forgotten" for record in records or [])
 
 
 def phase_of(records):

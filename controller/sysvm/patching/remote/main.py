@@ -8,7 +8,7 @@ import sys
 
 from . import files, worker
 from . import journal as journals
-from .failures import Failure
+from .failures import Failure, of
 from .host import Host
 from .serve import Session
 from .store import Store
@@ -54,6 +54,10 @@ def main(argv, bundle=None):
         return command(host, store, arguments.command, bundle)
     except Failure as failure:
         sys.stderr.write("sysvm: {0}: {1}\n".format(failure.reason, failure.message))
+        return 1
+    except OSError as error:
+        # What was begun is in the journal: the next start, session or boot ends it.
+        sys.stderr.write("sysvm: {0}: {1}\n".format(*of(error, "SwitchFailed")))
         return 1
     except Closed as closed:
         sys.stderr.write("sysvm: {0}\n".format(closed))

@@ -9,7 +9,7 @@ import zlib
 from . import actors, build, checks, files, login, look, worker
 from . import journal as journals
 from . import order as orders
-from .failures import Failure, of
+from .failures import NO_SPACE, Failure, of
 from .host import cmdline_words
 from .journal import Journal
 from .store import times_of
@@ -354,11 +354,22 @@ class Session(object):
             recover_all(self.host, self.store, False)
             worker.check_back(self.store, name)
             self.store.raise_epoch(args["epoch"])
-            self.store.install_program(self.digest, self.bundle, operation.stages())
-            worker.start(self.host, self.store, operation, self.digest, ["back", name])
+            digest = self.installed_program(operation)
+            worker.start(self.host, self.store, operation, digest, ["back", name])
         finally:
             self.let_go()
         return self.follow(number, operation, True)
+
+    def installed_program(self, operation):
+        """This program, or on a full disk the one that made the patch: it takes it back as well."""
+        try:
+            self.store.install_program(self.digest, self.bundle, operation.stages())
+            return self.digest
+        except OSError as error:
+            installed = self.store.current_program()
+            if error.errno not in NO_SPACE or installed is None:
+                raise
+            return installed
 
     def follow(self, number, operation, starting):
         """Events until the operation has ended or nobody works on it. Looks at the journal, holds nothing."""

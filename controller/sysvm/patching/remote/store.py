@@ -3,7 +3,7 @@
 /var/lib/sysvm/lock                      flock; who holds it: pid, its start time, operation
 /var/lib/sysvm/epoch                     highest leadership seen
 /var/lib/sysvm/program/DIGEST/sysvm.pyz  the program for the worker, the boot unit and the console
-/var/lib/sysvm/operations/ID/            order.json marks.json plan.json old.json baseline.json journal | report.json
+/var/lib/sysvm/operations/ID/            order.json marks.json plan.json old.json journal | report.json
 MOUNT/.../.sysvm-ID/                     content, new trees; after the switch the old ones: the backup
 """
 
@@ -80,6 +80,11 @@ class Operation(object):
             return journal.fold(records)
         return self.load("report.json")
 
+    def has_backup(self):
+        """Its old files are still there, if it was committed."""
+        records = journal.read(self.journal_path)
+        return bool(records) and not journal.is_forgotten(records)
+
     def stages(self):
         """Real paths of the staging folders, which later hold the backup."""
         records = journal.read(self.journal_path)
@@ -152,8 +157,20 @@ class Store(object):
             raise Failure("EpochRefused", text.format(epoch, highest), False)
 
     def raise_epoch(self, epoch):
-        if epoch > self.highest_epoch():
-            files.replace_with(os.path.join(self.home, "epoch"), "{0}\n".format(epoch).encode(), 0o600)
+        if epoch <= self.highest_epoch():
+            return
+        path = os.path.join(self.home, "epoch")
+        text = "{0:020}\n".format(epoch).encode()
+        if not files.exists(path):
+            files.replace_with(path, text, 0o600)
+            return
+        # In its place, because a full disk must not keep a new leader from taking a patch back. Of one length, so that
+        # a write cut in its middle leaves the old number: both begin with the same zeros.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            files.write_at(descriptor, text, 0)
+        finally:
+            os.close(descriptor)
 
     # -------------------------------------------------------------------------------------- operations
 
@@ -189,15 +206,19 @@ class Store(object):
         return [
             (operation, report)
             for operation, report in self.operations()
-            if report["phase"] == journal.COMMITTED
-            and files.exists(operation.journal_path)
-            and not files.exists(operation.path("report.json"))
+            if report["phase"] == journal.COMMITTED and operation.has_backup()
         ]
 
     # -------------------------------------------------------------------------------------- program, boot unit
 
     def program_path(self, digest):
         return os.path.join(self.home, "program", digest, "sysvm.pyz")
+
+    def current_program(self):
+        """Digest of the program that the console and the boot unit start, None if there is none."""
+        current = os.path.join(self.home, "program", "current")
+        digest = os.readlink(current) if os.path.islink(current) else None
+        return digest if digest and files.exists(self.program_path(digest)) else None
 
     def install_program(self, digest, content, stages):
         """Program first, then the unit that names it, then the link that starts it: a boot in between finds a unit
@@ -207,7 +228,7 @@ class Store(object):
             files.make_folders(os.path.dirname(path), 0o700)
             files.replace_with(path, content, 0o600)
         current = os.path.join(self.home, "program", "current")
-        if not os.path.islink(current) or os.readlink(current) != digest:
+        if self.current_program() != digest:
             files.unlink_if_there(current + ".new")
             files.symlink(digest, current + ".new")
             files.rename(current + ".new", current)
@@ -239,7 +260,7 @@ class Store(object):
         process. The journal goes last, because it knows the staging folders."""
         for operation, report in self.operations():
             ended = report["phase"] in (journal.ROLLED_BACK, journal.ABANDONED)
-            if ended or (report["phase"] == journal.COMMITTED and files.exists(operation.path("report.json"))):
+            if ended or (report["phase"] == journal.COMMITTED and not operation.has_backup()):
                 self.forget(operation, report)
         self._sweep_begun()
         for operation, _ in self.operations()[REPORTS_KEPT:]:
@@ -255,23 +276,28 @@ class Store(object):
                 files.remove_tree(os.path.join(home, name))
 
     def forget(self, operation, report):
-        """Keep the report of an ended operation, give back all of its space.
+        """Give back all space of an ended operation, keep its report.
 
-        A kill in between: of a rolled back one the journal is still there, the next sweep repeats it. A committed one
-        has its report.json first, which is what says that its backup is no more (perhaps partly removed).
+        Needs none before it has given some back. A kill in between: the journal goes last, and the next sweep repeats
+        it; that of a committed one says first that its backup is no more, perhaps partly removed.
         """
-        if not files.exists(operation.journal_path):
+        records = journal.read(operation.journal_path)
+        if not records:
             return
-        if report["phase"] == journal.COMMITTED:
-            operation.save("report.json", report)
+        if report["phase"] == journal.COMMITTED and not journal.is_forgotten(records):
+            writing = journal.Journal.open(operation.journal_path)
+            try:
+                writing.add("forgotten")
+            finally:
+                writing.close()
         for stage in operation.stages():
             files.remove_tree(stage)
         if report["phase"] in (journal.ROLLED_BACK, journal.ABANDONED):
             restore_times((operation.load("plan.json") or {}).get("times", []))
-            restore_times((journal.read(operation.journal_path) or [{}])[0].get("times", []))
-            operation.save("report.json", report)
-        for name in ("plan.json", "old.json", "baseline.json", "marks.json", "order.json"):
+            restore_times(records[0].get("times", []))
+        for name in ("plan.json", "old.json", "marks.json", "order.json"):
             files.unlink_if_there(operation.path(name))
+        operation.save("report.json", report)
         files.unlink_if_there(operation.journal_path)
 
     def prune(self, keep):

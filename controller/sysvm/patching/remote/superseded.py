@@ -37,23 +37,27 @@ def settle(work, at_boot):
         return False
     text = "somebody else changed this VM meanwhile ({0}): ".format(", ".join(theirs))
     signed = is_signed(work)
-    if signed and not work.differences():
-        work.journal.enter(journals.COMMITTED, REASON, text + "it has the ordered content, by their hand")
+    ordered = not work.differences()
+    end = None
+    if signed and ordered:
+        end = (journals.COMMITTED, "it has the ordered content, by their hand")
+    elif signed and not [name for name in work.not_as_it_was() if name != actors.PAYLOAD]:
+        end = (journals.ROLLED_BACK, "it has the content that it had before")
+    elif signed and holds_archive(work):
+        end = (journals.ABANDONED, "it has the content of their archive, which stays")
+    if end is not None:
+        if not (ordered and work.verified()):
+            work.make_effective(at_boot)
+        work.journal.enter(end[0], REASON, text + end[1])
         return True
-    if signed and not [name for name in work.not_as_it_was() if name != actors.PAYLOAD]:
-        work.journal.enter(journals.ROLLED_BACK, REASON, text + "it has the content that it had before")
-        return True
-    if signed and holds_archive(work):
-        work.journal.enter(journals.ABANDONED, REASON, text + "it has the content of their archive, which stays")
-        return True
-    if not signed and not work.differences() and work.verified():
-        pass
-    elif not signed and actors.PAYLOAD not in theirs and nothing_foreign(work):
-        # Only a signature that speaks of nothing: all files are ours or the old ones, so the way back is open.
-        return False
-    else:
+    if signed or not ordered or not work.verified():
+        if not signed and actors.PAYLOAD not in theirs and nothing_foreign(work):
+            # Only a signature that speaks of nothing: all files are ours or the old ones, so the way back is open.
+            return False
         repair(work)
-    # A signature that speaks of nothing goes first: from here on it is as between the switch and a commit.
+        # A signature that speaks of nothing goes first: from here on it is as between the switch and a commit.
+        switch.invalidate(work.plan["signature"])
+        work.make_effective(at_boot)
     switch.invalidate(work.plan["signature"])
     work.journal.enter(journals.COMMITTING)
     work.finish_commit(REASON, text + "what they left was brought to the ordered content")
@@ -82,7 +86,7 @@ def happened(work):
     if not ours and not switch.matches(signature["live"], build.identity(signature["old"])):
         found.append(actors.SIGNATURE)
     now = actors.mark(work.host, actors.PAYLOAD)
-    before = (work.operation.load("baseline.json") or {}).get("payload") or now
+    before = (work.journal.baseline() or {}).get("payload") or now
     # When a commit is taken back the baseline is of then; what was there before it is older.
     first = (work.operation.load("marks.json") or {}).get(actors.PAYLOAD) or now
     ordered = (work.order["payload"] or {}).get("sha256")
@@ -153,9 +157,10 @@ def repair(work):
     payload = work.plan["payload"]
     source = payload["stage"] if payload and files.exists(payload["stage"]) else work.host.at(actors.PAYLOAD)
     wanted = dict(orders.entries(work.order))
+    stages = build.stage_folders(work.host, work.order)
     try:
         archive, found = members(source)
-    except (OSError, tarfile.TarError) as error:
+    except tarfile.TarError as error:
         raise Failure("Inconsistent", "what others changed cannot be mended: {0}".format(error), False)
     with archive:
         for path in work.differences():
@@ -165,8 +170,9 @@ def repair(work):
                 continue
             facts = files.facts_of(real)
             right = build.wanted_facts(entry, facts)
-            beside = os.path.join(os.path.dirname(real), ".sysvm-mended")
             files.make_folders(os.path.dirname(real), 0o755)
+            # Where a restart leaves it, it goes with the stage.
+            beside = os.path.join(stages[work.host.mount_of(os.path.dirname(real))[0]], "mended")
             files.unlink_if_there(beside)
             if entry["link"] is not None:
                 files.symlink(entry["link"], beside)

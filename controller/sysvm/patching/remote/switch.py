@@ -41,7 +41,7 @@ def sync_parents(*paths):
 
 def forward(move, journal, number):
     """Carry out one move. The journal says `start` before it and `done` after it."""
-    journal.add("move", move=number, state="start", back=False)
+    journal.add("move", move=number, state="start")
     if move["op"] == "exchange":
         link_runtime(move["live"], move["stage"], move["runtime"])
         try:
@@ -59,7 +59,7 @@ def forward(move, journal, number):
                 apply(single)
     else:
         apply(move)
-    journal.add("move", move=number, state="done", back=False)
+    journal.add("move", move=number, state="done")
 
 
 def apply(move):
@@ -168,13 +168,13 @@ def _exchange_back(move):
 
 def position_of(move):
     """Which tree is in place, by what differs between them: "old", "new", or "unknown" where neither place tells."""
-    if not os.path.isdir(move["live"]):
+    if not files.is_folder(move["live"]):
         return "unknown"
     witnesses = move["witnesses"]
     live_old = all(matches(os.path.join(move["live"], witness["path"]), witness["old"]) for witness in witnesses)
     if live_old:
         return "old"
-    stage_old = os.path.isdir(move["stage"]) and all(
+    stage_old = files.is_folder(move["stage"]) and all(
         matches(os.path.join(move["stage"], witness["path"]), witness["old"]) for witness in witnesses
     )
     return "new" if stage_old else "unknown"

@@ -23,6 +23,9 @@ from .store import restore_times
 
 AGAIN_SECONDS = 30.0
 """For the second quiet moment, after units were stopped that must be down while their files change."""
+BACK_AGAIN_SECONDS = (0.2, 1.0, 3.0)
+"""Waited before the way back is tried once more, after the system refused a change: a disk that was full for a moment,
+an error that a second attempt does not meet."""
 
 
 class Deadline(object):
@@ -118,7 +121,7 @@ class Transaction(object):
         baseline["checks"] = self.failing_checks()
         baseline["payload"] = self.payload_facts()
         baseline["unsteady"] = steady.unsteady(self.host, [service["unit"] for service in self.order["services"]])
-        self.operation.save("baseline.json", baseline)
+        self.journal.add("baseline", value=baseline)
         if baseline["unsteady"]:
             text = "restarting before the patch, so it decides nothing: " + ", ".join(baseline["unsteady"])
             self.journal.add("note", text=text)
@@ -154,7 +157,7 @@ class Transaction(object):
         return actors.mark(self.host, actors.PAYLOAD)
 
     def services(self):
-        return Services(self.host, self.order, self.operation.load("baseline.json"), self.journal)
+        return Services(self.host, self.order, self.journal.baseline(), self.journal)
 
     def switch(self, deadline):
         # The record comes first: a restart that finds it goes back, which is nothing if nothing was done.
@@ -197,7 +200,7 @@ class Transaction(object):
         less = self.services().compare()
         if less:
             raise Failure("VerifyFailed", "less active than before: " + _told(less), False)
-        known = set(self.operation.load("baseline.json")["checks"]) | set(self.order["ignored_checks"])
+        known = set(self.journal.baseline()["checks"]) | set(self.order["ignored_checks"])
         worse = [name for name in self.failing_checks() if name not in known]
         if worse:
             raise Failure("VerifyFailed", "health checks that newly fail: " + ", ".join(worse), False)
@@ -220,7 +223,7 @@ class Transaction(object):
         signature = switch.signature_text(self.plan["signature"])
         if not switch.is_zeros(signature):
             raise Failure("OtherActor", "the signature was written by somebody else: {0}".format(signature[:40]))
-        if self.payload_facts() != self.operation.load("baseline.json")["payload"]:
+        if self.payload_facts() != self.journal.baseline()["payload"]:
             raise Failure("OtherActor", "{0} was replaced by somebody else".format(actors.PAYLOAD))
         self.refuse_other_actors()
         deadline.check("the decision to commit")
@@ -242,25 +245,34 @@ class Transaction(object):
     def go_back(self, reason, message, at_boot=False):
         """Old again, services included, or Inconsistent with the signature at zeros. At boot no service is touched:
         they start later, with the old files."""
-        try:
-            self.journal.enter(journals.ROLLING_BACK, reason, tail(message))
-            self.journal.add("step", name="Restore", state="start")
-            if superseded.settle(self, at_boot):
-                self.make_effective(at_boot)
+        waits = list(BACK_AGAIN_SECONDS)
+        while True:
+            try:
+                self.try_back(reason, message, at_boot)
                 return
-            self._restore(at_boot)
-            self.journal.add("step", name="Restore", state="done")
-            text = tail(message, 1700) + "; the VM is wholly as it was before"
-            self.journal.enter(journals.ROLLED_BACK, reason, text)
-        except Exception as error:  # noqa: BLE001 - a way back that fails must be told, whatever it was
-            why, said = of(error, "Inconsistent")
-            self.say_inconsistent(message, said, why)
+            except Exception as error:  # noqa: BLE001 - a way back that fails must be told, whatever it was
+                if not isinstance(error, OSError) or not waits:
+                    why, said = of(error, "Inconsistent")
+                    self.say_inconsistent(message, said, why)
+                    return
+            # Every change of the way back may be repeated: nothing is lost by beginning anew.
+            self.host.wait(waits.pop(0))
+
+    def try_back(self, reason, message, at_boot):
+        self.journal.enter(journals.ROLLING_BACK, reason, tail(message))
+        self.journal.add("step", name="Restore", state="start")
+        if superseded.settle(self, at_boot):
+            return
+        self._restore(at_boot)
+        self.journal.add("step", name="Restore", state="done")
+        text = tail(message, 1700) + "; the VM is wholly as it was before"
+        self.journal.enter(journals.ROLLED_BACK, reason, text)
 
     def make_effective(self, at_boot):
         """Units that were acted on or stopped get the files that are in place now; whoever put them there acted too,
-        so what fails is told."""
-        baseline = self.operation.load("baseline.json")
-        if at_boot or not baseline or (self.verified() and self.journal.phase == journals.COMMITTED):
+        so what fails is told. Before the last record: who is killed here does it again."""
+        baseline = self.journal.baseline()
+        if at_boot or not baseline:
             return
         try:
             Services(self.host, self.order, baseline, self.journal).act_back()
@@ -280,20 +292,17 @@ class Transaction(object):
             return
         # Also when taking back a finished commit: from here on nothing takes this VM for patched.
         switch.invalidate(signature)
-        baseline = self.operation.load("baseline.json")
+        baseline = self.journal.baseline()
         services = Services(self.host, self.order, baseline, self.journal) if baseline else None
         if services and not at_boot:
             services.stop_first(True)
         if self.plan["payload"]:
             switch.back(self.plan["payload"])
-        begun = set(
-            record["move"] for record in self.journal.records if record["kind"] == "move" and not record["back"]
-        )
+        begun = set(record["move"] for record in self.journal.records if record["kind"] == "move")
         singly = switch.done_singly(self.journal.records)
         for number in sorted(begun, reverse=True):
-            self.journal.add("move", move=number, state="start", back=True)
+            # No record: what was undone is read off the files, and the journal has no room for any number of attempts.
             switch.back(self.plan["moves"][number], number in singly)
-            self.journal.add("move", move=number, state="done", back=True)
         if self.order["daemon_reload"] and begun:
             # systemd read the units before this ran at boot, too; a refusal there only means that it reads them later
             done = self.host.run(["systemctl", "daemon-reload"], 20.0)
@@ -381,7 +390,8 @@ class Transaction(object):
         """Undo a committed operation because a person asks for it."""
         switch.check_backup(self.plan, switch.done_singly(self.journal.records))
         self.refuse_other_actors()
-        self.operation.save("baseline.json", self._baseline_now())
+        # Into the journal, which has room: the disk may be full.
+        self.journal.add("baseline", value=self._baseline_now())
         self.go_back(None, "it was taken back by hand")
 
     def _baseline_now(self):

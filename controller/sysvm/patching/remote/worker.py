@@ -6,7 +6,7 @@ import sys
 from . import journal as journals
 from .failures import Failure, of
 from .host import tail
-from .transaction import Transaction, recover_all, tidy
+from .transaction import BACK_AGAIN_SECONDS, Transaction, recover_all, tidy
 
 UNIT_PROPERTIES = (
     (
@@ -102,6 +102,11 @@ def back(host, store, name):
         transaction = Transaction(host, store, store.operation(name))
         try:
             transaction.take_back()
+        except (Failure, OSError) as error:
+            reason, message = of(error, "SwitchFailed")
+            said = "it could not be taken back, and nothing was changed: {0}".format(message)
+            transaction.journal.add("note", text=tail(said, 500))
+            raise Failure(reason, said)
         finally:
             transaction.close()
         tidy(store, None)
@@ -123,13 +128,18 @@ def check_back(store, name):
 
 def recover_at_boot(host, store):
     """`--recover`: the boot unit. Always returns 0: a boot never waits for a person."""
-    try:
-        store.take_lock("recover")
+    waits = list(BACK_AGAIN_SECONDS)
+    while True:
         try:
-            for report in recover_all(host, store, True):
-                sys.stderr.write("sysvm: {0}: {1}: {2}\n".format(report["id"], report["phase"], report["message"]))
-        finally:
-            store.release_lock()
-    except (Failure, OSError, ValueError, KeyError) as error:
-        sys.stderr.write("sysvm: not recovered: {0}\n".format(of(error, "Inconsistent")[1]))
-    return 0
+            store.take_lock("recover")
+            try:
+                for report in recover_all(host, store, True):
+                    sys.stderr.write("sysvm: {0}: {1}: {2}\n".format(report["id"], report["phase"], report["message"]))
+            finally:
+                store.release_lock()
+        except (Failure, OSError, ValueError, KeyError) as error:
+            sys.stderr.write("sysvm: not recovered: {0}\n".format(of(error, "Inconsistent")[1]))
+            if isinstance(error, OSError) and waits:
+                host.wait(waits.pop(0))
+                continue
+        return 0
