@@ -21,7 +21,7 @@ from kubernetes.aio.client import ApiClient, AuthorizationV1Api
 from lab import chart
 from lab.controlplane import ControlPlane, KubectlError
 
-KINDS = ("cloudstackendpoints", "systemvmtemplates", "patchpolicies", "systemvms", "rollouts")
+KINDS = ("cloudstackendpoints", "systemvmtemplates", "patchpolicies", "systemvms", "rollouts", "rolloutapprovals")
 
 OPERATION = {
     "id": "a1",
@@ -68,12 +68,14 @@ REFUSED = [
     *(Ask(verb, "configmaps") for verb in ("list", "watch", "update")),
     *(
         Ask(verb, kind, "sysvm.io")
-        for kind in ("cloudstackendpoints", "systemvmtemplates", "patchpolicies")
+        for kind in ("cloudstackendpoints", "systemvmtemplates", "patchpolicies", "rolloutapprovals")
         for verb in ("create", "update", "patch", "delete")
     ),
     *(Ask(verb, kind, "sysvm.io") for kind in ("systemvms", "rollouts") for verb in ("update", "deletecollection")),
     *(Ask("update", kind, "sysvm.io", subresource) for kind in KINDS for subresource in ("status", "finalizers")),
     *(Ask(verb, "pods") for verb in ("get", "list", "create", "delete")),
+    Ask("approve", "patchpolicies", "sysvm.io"),
+    Ask("breakglass", "rollouts", "sysvm.io"),
     Ask("create", "pods", subresource="exec"),
     Ask("create", "serviceaccounts", subresource="token"),
     Ask("patch", "deployments", "apps"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from sysvm.api.base import CATEGORY, GROUP, VERSION
+from sysvm.api.approval import RolloutApproval
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.rollout import Rollout
@@ -174,6 +175,23 @@ KINDS: tuple[Kind, ...] = (
             Column("Time zone", ".spec.schedule.timeZone", wide=True),
             _MESSAGE,
         ),
+    ),
+    Kind(
+        RolloutApproval,
+        "rolloutapprovals",
+        "svra",
+        (
+            Column("Rollout", ".spec.rolloutRef.name"),
+            Column("Wave", ".spec.wave"),
+            Column("Decision", ".spec.decision"),
+            Column("Approver", ".spec.approver"),
+            Column("Counts", _READY_STATUS),
+            _REASON,
+            Column("Expires", ".spec.expiresAt", wide=True),
+            _AGE,
+            _MESSAGE,
+        ),
+        (".spec.rolloutRef.name", ".spec.wave"),
     ),
 )
 

@@ -70,6 +70,27 @@ class Reason(StrEnum):
     ACCEPTED = "Accepted"
     DELETING = "Deleting"
 
+    # RolloutApproval
+    WAITING_FOR_APPROVAL = "WaitingForApproval"
+    APPROVED = "Approved"
+    REJECTED = "Rejected"
+    APPROVAL_VOID = "ApprovalVoid"
+    APPROVAL_EXPIRED = "ApprovalExpired"
+    APPROVAL_UNGUARDED = "ApprovalUnguarded"
+    ROLLOUT_NOT_FOUND = "RolloutNotFound"
+    WAVE_NOT_FOUND = "WaveNotFound"
+
+    # MaintenanceWindow, and what waits for one
+    OPEN = "Open"
+    CLOSED = "Closed"
+    OVER = "Over"
+    NEVER_ENDS = "NeverEnds"
+    INVALID_SCHEDULE = "InvalidSchedule"
+    WINDOW_NOT_FOUND = "WindowNotFound"
+    OUTSIDE_WINDOW = "OutsideWindow"
+    FROZEN = "Frozen"
+    WINDOW_CUTOFF = "WindowCutoff"
+
     # SystemVM, method and blockers
     UP_TO_DATE = "UpToDate"
     SCRIPTS_OUTDATED = "ScriptsOutdated"
@@ -124,6 +145,7 @@ class Reason(StrEnum):
     BUILD_FAILED = "BuildFailed"
     SWITCH_FAILED = "SwitchFailed"
     SERVICE_FAILED = "ServiceFailed"
+    DATABAG_FAILED = "DatabagFailed"
     VERIFY_FAILED = "VerifyFailed"
     ROLLED_BACK = "RolledBack"
     INCONSISTENT = "Inconsistent"
@@ -139,6 +161,7 @@ class EventReason(StrEnum):
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     ROLLOUT_FAILED = "RolloutFailed"
     ROLLOUT_ENDED = "RolloutEnded"
+    GLASS_BROKEN = "GlassBroken"
     PATCH_STARTED = "PatchStarted"
     PATCHED = "Patched"
     PATCH_FAILED = "PatchFailed"

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from sysvm.engine.admission import AdmissionReconciler
+from sysvm.engine.approval import ApprovalReconciler
 from sysvm.engine.board import Board
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.endpoint import EndpointReconciler
@@ -57,6 +58,7 @@ class Engine:
         *,
         epoch: int,
         sizes: Sizes,
+        guarded: bool = False,
         queue_observer: QueueObserver | None = None,
     ) -> None:
         self.queue: WorkQueue[Job] = WorkQueue("engine", observer=queue_observer)
@@ -96,6 +98,7 @@ class Engine:
             Role.TEMPLATE: template.reconcile,
             Role.POLICY: policy.reconcile,
             Role.ROLLOUT: rollout.reconcile,
+            Role.APPROVAL: ApprovalReconciler(cluster, stores, clock, guarded=guarded).reconcile,
             Role.SYSTEM_VM: system_vm.reconcile,
             Role.ADMISSION: admit.reconcile,
         }
@@ -150,6 +153,7 @@ class Engine:
             (Role.SYSTEM_VM, self._stores.system_vms),
             (Role.ROLLOUT, self._stores.rollouts),
             (Role.POLICY, self._stores.policies),
+            (Role.APPROVAL, self._stores.approvals),
             (Role.ADMISSION, self._stores.endpoints),
         ):
             for obj in store.values():

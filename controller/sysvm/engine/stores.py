@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
+from sysvm.api.approval import RolloutApproval
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.rollout import Rollout
@@ -23,6 +24,7 @@ BY_ENDPOINT = "endpoint"
 BY_POLICY = "policy"
 BY_GROUP = "group"
 BY_TEMPLATE = "template"
+BY_ROLLOUT = "rollout"
 
 BATCH_SECONDS = 0.2
 """Counting reconcilers wait this long, so that a burst of changes is counted once."""
@@ -36,6 +38,7 @@ class Role(StrEnum):
     POLICY = "policy"
     SYSTEM_VM = "systemvm"
     ROLLOUT = "rollout"
+    APPROVAL = "approval"
     ADMISSION = "admission"
 
 
@@ -66,7 +69,7 @@ def _group(vm: SystemVM) -> list[str]:
 
 
 class Stores:
-    """The caches of all five kinds."""
+    """The caches of all kinds."""
 
     def __init__(self) -> None:
         self.endpoints: Store[CloudStackEndpoint] = Store(resources.ENDPOINT, _read(CloudStackEndpoint.model_validate))
@@ -96,9 +99,17 @@ class Stores:
             },
         )
 
+        self.approvals: Store[RolloutApproval] = Store(
+            resources.APPROVAL,
+            _read(RolloutApproval.model_validate),
+            indices={
+                BY_ROLLOUT: lambda approval: [_value(approval.metadata.namespace, approval.spec.rollout_ref.name)],
+            },
+        )
+
     @property
     def all(self) -> tuple[Store[Any], ...]:
-        return (self.endpoints, self.templates, self.policies, self.system_vms, self.rollouts)
+        return (self.endpoints, self.templates, self.policies, self.system_vms, self.rollouts, self.approvals)
 
     def vms_of(self, endpoint: Key) -> list[SystemVM]:
         return self.system_vms.values(index=BY_ENDPOINT, value=str(endpoint))
@@ -124,6 +135,9 @@ class Stores:
     def rollouts_on(self, endpoint: Key) -> list[Rollout]:
         return self.rollouts.values(index=BY_ENDPOINT, value=str(endpoint))
 
+    def approvals_of(self, rollout: Key) -> list[RolloutApproval]:
+        return self.approvals.values(index=BY_ROLLOUT, value=str(rollout))
+
     def connect(self, enqueue: Enqueue) -> None:
         """From now on every change makes work, by the table below."""
         self.endpoints.subscribe(lambda change: _all(enqueue, self._after_endpoint(change.key)))
@@ -131,6 +145,7 @@ class Stores:
         self.policies.subscribe(lambda change: _all(enqueue, self._after_policy(change)))
         self.system_vms.subscribe(lambda change: _all(enqueue, self._after_system_vm(change)))
         self.rollouts.subscribe(lambda change: _all(enqueue, self._after_rollout(change)))
+        self.approvals.subscribe(lambda change: _all(enqueue, self._after_approval(change)))
 
     def _after_endpoint(self, key: Key) -> Iterable[tuple[Job, float]]:
         yield Job(Role.ENDPOINT, key), 0
@@ -177,9 +192,21 @@ class Stores:
         rollout = (change.new or change.old).value  # type: ignore[union-attr]
         yield Job(Role.POLICY, Key(change.key.namespace, rollout.spec.policy_ref.name)), BATCH_SECONDS
         yield Job(Role.ADMISSION, endpoint_of(rollout)), BATCH_SECONDS
+        for approval in self.approvals_of(change.key):
+            yield Job(Role.APPROVAL, key_of(approval)), BATCH_SECONDS
+
+    def _after_approval(self, change: Change[RolloutApproval]) -> Iterable[tuple[Job, float]]:
+        yield Job(Role.APPROVAL, change.key), 0
+        for entry in (change.old, change.new):
+            if entry is None:
+                continue
+            rollout = self.rollouts.get(Key(change.key.namespace, entry.value.spec.rollout_ref.name))
+            if rollout is not None:
+                yield Job(Role.ROLLOUT, key_of(rollout)), 0
+                yield Job(Role.ADMISSION, endpoint_of(rollout)), 0
 
 
-def key_of(obj: CloudStackEndpoint | SystemVMTemplate | PatchPolicy | SystemVM | Rollout) -> Key:
+def key_of(obj: CloudStackEndpoint | SystemVMTemplate | PatchPolicy | SystemVM | Rollout | RolloutApproval) -> Key:
     return Key(obj.metadata.namespace, obj.metadata.name)
 
 

@@ -142,6 +142,7 @@ class App:
             self._metrics,
             lambda: datetime.now(UTC),
             epoch=epoch,
+            guarded=self._settings.admission_policies,
             sizes=Sizes(settings.workers, settings.operations, settings.looks),
             queue_observer=self._metrics,
         )

@@ -37,6 +37,9 @@ class Settings:
     kubeconfig: Path | None = None
     """None: the Pod's service account."""
     lease_seconds: int = 15
+    admission_policies: bool = False
+    """Whether the chart's ValidatingAdmissionPolicies are installed. Without them nothing proves who approved or broke
+    the glass, and neither counts."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -59,6 +62,7 @@ class Settings:
             payloads_dir=Path(read.text("SYSVM_PAYLOADS_DIR", str(cls.payloads_dir))),
             cache_dir=Path(read.text("SYSVM_CACHE_DIR", str(cls.cache_dir))),
             kubeconfig=Path(kubeconfig) if kubeconfig else None,
+            admission_policies=read.choice("SYSVM_ADMISSION_POLICIES", ("true", "false"), "false") == "true",
             lease_seconds=read.number("SYSVM_LEASE_SECONDS", cls.lease_seconds, 5, 300),
         )
 
