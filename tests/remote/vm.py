@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.remote import systemd
+from tests.remote import configure, systemd
 
 from sysvm.patching.remote import files, worker
 from sysvm.patching.remote.host import Host, Outcome
@@ -93,12 +93,17 @@ class FakeHost(Host):
             files.FAULTS.before("nft")
             state = Path(self.root) / ".systemd/nft"
             there = state.exists()
+            if argv[1].startswith("flush"):
+                return Outcome(argv, 0 if there else 1, "")
             if argv[1].startswith("add"):
                 state.write_text(argv[1])
             else:
                 state.unlink(missing_ok=True)
+                configure.push_waiting(Path(self.root))
             files.FAULTS.after()
             return Outcome(argv, 0 if there or argv[1].startswith("add") else 1, "")
+        if argv[0].endswith("/configure.py"):
+            return Outcome(argv, *configure.run(Path(self.root), Path(argv[0]), argv[1]))
         if argv[0] == "journalctl":
             return Outcome(argv, 0, f"last words of {argv[-1]}")
         if argv[0] == "validate":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sysvm.api.base import Condition
-from sysvm.api.policy import Method
+from sysvm.api.policy import Databags, Method
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import Blocker, OperationResult, PlanEntry, PlannedAction, SystemVM, VMState
 from sysvm.domain import conditions
@@ -127,6 +127,20 @@ def _template_outdated(facts: VMFacts, release: Release | None, decision: Decisi
     version = template.version if template else "unknown"
     told = f"the template of {facts.vm} is {version}, older than {release.version}; live patch does not change it"
     return [conditions.true(ConditionType.TEMPLATE_OUTDATED, Reason.TEMPLATE_OUTDATED, told)]
+
+
+RERUN = "Rerun"
+AT_NEXT_COMMAND = "AtNextCommand"
+"""The two words for a data bag in `status.plan.services`: configure.py is run, or the management server's next command
+applies what changed."""
+
+
+def as_allowed(actions: Sequence[PlannedAction], databags: Databags) -> tuple[PlannedAction, ...]:
+    """The actions with what this policy does about data bags."""
+    if databags is Databags.NEEDED:
+        return tuple(actions)
+    later = {"action": AT_NEXT_COMMAND, "expected_loss": "none"}
+    return tuple(action.model_copy(update=later) if action.action == RERUN else action for action in actions)
 
 
 def plan_entry(

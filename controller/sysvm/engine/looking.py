@@ -13,6 +13,7 @@ from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
 from sysvm.domain.running import must_look_again
+from sysvm.domain.system_vm_status import AT_NEXT_COMMAND, RERUN
 from sysvm.engine.board import Board
 from sysvm.engine.notices import Notices
 from sysvm.engine.observed import observed_from, redundancy_from, seen_host_key
@@ -222,6 +223,13 @@ class Looks:
             memory.actions = tuple(
                 PlannedAction(name=action.name, action=action.action, expected_loss=action.expected_loss)
                 for action in found.actions
+            ) + tuple(
+                PlannedAction(
+                    name=bag.name,
+                    action=RERUN if bag.possible else AT_NEXT_COMMAND,
+                    expected_loss=bag.expected_loss if bag.possible else "none",
+                )
+                for bag in found.databags
             )
         ended = status.operation.finished_at if status.operation else None
         if ended is not None and found.at.replace(microsecond=0) <= ended:

@@ -14,6 +14,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.systemvm import ContentState
 from sysvm.patching import protocol
 from sysvm.patching.archives import FileEntry
+from sysvm.patching.databags import Databag, databags_for
 from sysvm.patching.merge import MERGES
 from sysvm.patching.ownership import ActionKind, FileRule, Owner, rule_for
 from sysvm.patching.payload import Payload
@@ -72,6 +73,11 @@ class Difference:
     @property
     def agent_report(self) -> ContentReport | None:
         return _report(self.revision, self.agent) if self.agent is not None else None
+
+    @property
+    def databags(self) -> tuple[Databag, ...]:
+        """What of it takes effect only when configure.py applies a data bag."""
+        return databags_for((change.path for change in self.scripts), self.vm_type)
 
     @property
     def daemon_reload(self) -> bool:
@@ -195,7 +201,7 @@ def _action_on(unit: str, change: Change, vm_type: SystemVMType, *, can_hold: bo
         service = service_of(unit)
         if rule.action is ActionKind.RELOAD:
             return UnitAction.RELOAD
-        return service.restart(can_hold=can_hold) if service is not None else UnitAction.RESTART
+        return service.restart(vm_type, can_hold=can_hold) if service is not None else UnitAction.RESTART
     built = service_built_from(change.path.lstrip("/"), vm_type)
     if built is not None and is_meant(unit, built.unit):
         return UnitAction.EFFECTIVE_AT_BOOT

@@ -16,6 +16,8 @@ from typing import Literal
 
 from sysvm.api.reasons import Reason
 from sysvm.patching import protocol
+from sysvm.patching.databags import databag_order
+from sysvm.patching.diff import Difference
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
 from sysvm.patching.logins import LoginProof, rsa_works
 from sysvm.patching.observing import (
@@ -423,6 +425,7 @@ def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look) ->
         "signature": payload.signature,
         "daemon_reload": difference.daemon_reload,
         "services": [order_for(unit, action, look.boot, target.type, seconds) for unit, action in _services(look)],
+        "databags": _databags(order, look, difference),
         "run_checks": target.type.is_router,
         "ignored_checks": list(order.ignored_checks),
         "settle_seconds": order.settle_seconds,
@@ -433,6 +436,13 @@ def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look) ->
         "reserve_inodes": _RESERVE_INODES,
         "min_memory_bytes": _MIN_MEMORY_BYTES,
     }
+
+
+def _databags(order: Order, look: Look, difference: Difference) -> list[protocol.DatabagOrder]:
+    """None on a router of a pair: every run of configure.py ends with what may make it a failover."""
+    if not order.apply_databags or look.probe["redundancy"] is not None:
+        return []
+    return [databag_order(bag, order.step_timeout_seconds) for bag in difference.databags]
 
 
 def _services(look: Look) -> list[tuple[str, UnitAction]]:

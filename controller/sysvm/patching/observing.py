@@ -22,6 +22,7 @@ from sysvm.patching.results import (
     JournalPhase,
     Observation,
     OperationReport,
+    PlannedDatabag,
     PlannedServiceAction,
     SeenHostKey,
     ServiceReport,
@@ -165,6 +166,10 @@ def operation_report(
 ) -> OperationReport:
     """The journal's words as the engine's. `before`: steps only the operator saw; `bytes_sent`: what it counted."""
     phase = JournalPhase(report["phase"])
+        databags=tuple(
+            PlannedDatabag(bag.title, redundancy is None, bag.expected_loss)
+            for bag in (difference.databags if difference is not None else ())
+        ),
     return OperationReport(
         id=report["id"],
         revision=report["revision"],

@@ -591,6 +591,22 @@ class Order(TypedDict):
 
 
 class ReportStep(TypedDict):
+class DatabagOrder(TypedDict):
+    """One run of configure.py behind the fence, every data bag copied before and compared after: `DatabagFailed`."""
+
+    name: str
+    """Its argument, such as load_balancer.json."""
+    bag: str
+    """File in /etc/cloudstack without .json; a VM without it is not acted on, with a note."""
+    generated: list[str]
+    """What the run writes beside the bags; put back on going back."""
+    unit: str | None
+    """Reads what is generated: acted on with `verb` if that was put back and the unit was active."""
+    verb: Literal["reload", "restart"]
+    timeout_seconds: float
+    """At most 60. New ssh connections are held for that long."""
+
+
     name: Literal["Stage", "Build", "Fence", "Switch", "Services", "Verify", "Commit", "Restore"]
     done: bool
     failed: bool
@@ -622,6 +638,8 @@ class Report(TypedDict):
     alive: bool
     """A process on the VM holds its lock. Not final and not alive: interrupted, `begin` or the boot recovers it."""
     step: str
+    databags: NotRequired[list[DatabagOrder]]
+    """Applied in this order, after the services."""
     """In work, or the one that failed."""
     steps: list[ReportStep]
     services: list[ReportService]

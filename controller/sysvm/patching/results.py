@@ -147,6 +147,17 @@ class PlannedServiceAction:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedDatabag:
+    """A run of configure.py by which changed files would take effect now; without it they wait for the next command of
+    the management server."""
+
+    name: str
+    possible: bool
+    """Not on a router of a pair, where it may be a failover."""
+    expected_loss: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What one look at a VM found. Nothing on the VM was changed for it."""
 
@@ -184,6 +195,8 @@ class Observation:
     """Only for types that run the agent and payloads that have one."""
     actions: tuple[PlannedServiceAction, ...]
     """What the changed files would ask for. Only if a payload was given."""
+    databags: tuple[PlannedDatabag, ...] = ()
+    """Only if a payload was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,3 +210,5 @@ class Order:
     ignored_checks: tuple[str, ...]
     step_timeout_seconds: float
     vm_timeout_seconds: float
+    apply_databags: bool = False
+    """Run configure.py for the data bags that changed files concern."""

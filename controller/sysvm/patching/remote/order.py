@@ -1,6 +1,7 @@
 """What the operator may ask for. Everything that arrives is checked here once; the rest of the program trusts it."""
 
 import posixpath
+import re
 
 from .failures import Failure
 from .store import check_id
@@ -8,6 +9,7 @@ from .store import check_id
 ACTIONS = ("none", "reload", "restart", "held-restart", "stop-start")
 FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/var", "/root", "/opt", "/lib", "/bin")
 SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
+BAG = re.compile(r"^[a-z0-9_]+\.json$")
 
 
 def refuse(message):
@@ -43,6 +45,8 @@ def check(order):
             if service["action"] not in ACTIONS or service["unit"].startswith("-") or "/" in service["unit"]:
                 refuse("service {0!r} with action {1!r}".format(service["unit"], service["action"]))
             _check_extras(service)
+        for bag in order.get("databags", []):
+            _check_bag(bag)
         return order
     except (KeyError, TypeError, AttributeError) as error:
         refuse("{0}: {1}".format(type(error).__name__, error))
@@ -66,6 +70,18 @@ def _check_tree(tree, seen):
     _absolute(tree["path"], seen)
     inside = set()
     for entry in tree["files"]:
+def _check_bag(bag):
+    if not BAG.match(bag["name"]) or not BAG.match(bag["bag"] + ".json") or bag["verb"] not in ("reload", "restart"):
+        refuse("the data bag {0!r}".format(bag))
+    for path in bag["generated"]:
+        _absolute(path, None)
+    unit, seconds = bag["unit"], bag["timeout_seconds"]
+    if unit is not None and (unit.startswith("-") or "/" in unit):
+        refuse("the data bag {0!r}".format(bag))
+    if not isinstance(seconds, (int, float)) or not 0 < seconds <= 60:
+        refuse("{0} s for the data bag {1}".format(seconds, bag["name"]))
+
+
         _check_entry(entry, False, inside)
     for folder in tree["folders"]:
         _relative(folder["path"])
@@ -160,3 +176,5 @@ def parent_folders(order):
     if order["payload"] is not None:
         paths.append(order["payload"]["path"])
     return sorted(set(posixpath.dirname(path) for path in paths + [SIGNATURE]))
+    for bag in order.get("databags", []):
+        paths += ["/etc/cloudstack/" + bag["name"]] + bag["generated"]

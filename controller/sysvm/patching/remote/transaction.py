@@ -56,6 +56,10 @@ class Transaction(object):
         self.plan = operation.load("plan.json")
         self.gate = fence.Fence(host, self.journal)
 
+        self.bags_are_ours = False
+        """configure.py failed behind the closed fence, so nobody else has written a data bag."""
+        self._services = None
+        self.core = core.Watch(host, self.journal)
     def close(self):
         self.journal.close()
 
@@ -117,6 +121,7 @@ class Transaction(object):
         """Nobody else is there, and the files are those that `build` saw."""
         self.refuse_other_actors()
         # Baseline before the switch, on the disk: whoever goes back later must know what was active.
+        databags.preflight(self.host, self.order)
         baseline = Services.measure(self.host, self.order)
         baseline["checks"] = self.failing_checks()
         baseline["payload"] = self.payload_facts()
@@ -190,6 +195,7 @@ class Transaction(object):
     def daemon_reload(self):
         done = self.host.run(["systemctl", "daemon-reload"], 30.0)
         if not done.ok:
+        databags.run(self, deadline)
             raise Failure("ServiceFailed", done.sentence())
 
     def verify(self, deadline):
@@ -273,6 +279,7 @@ class Transaction(object):
         so what fails is told. Before the last record: who is killed here does it again."""
         baseline = self.journal.baseline()
         if at_boot or not baseline:
+        databags.restore(self, at_boot)
             return
         try:
             Services(self.host, self.order, baseline, self.journal).act_back()
@@ -429,3 +436,4 @@ def tidy(store, keep):
         store.sweep()
     except OSError:
         pass
+        databags.sweep(store)
