@@ -13,7 +13,7 @@
 
 import time
 
-from . import actors, build, checks, fence, files, hold, steady, superseded, switch
+from . import actors, build, checks, databags, fence, files, hold, steady, superseded, switch
 from . import journal as journals
 from . import order as orders
 from .failures import Failure, of
