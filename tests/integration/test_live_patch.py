@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from sysvm.api.systemvm import ContentState
 from sysvm.patching.errors import Refused, Unreachable
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
+from sysvm.patching.remote.digests import load
 from sysvm.patching.results import JournalPhase, OperationReport, Order, SSHAccount, Target
 
 pytestmark = pytest.mark.skipif(
@@ -102,6 +105,29 @@ async def test_looking_changes_nothing_and_tells_what_differs(bench: Bench) -> N
     assert "/opt/cloud/bin/cs/CsFacts.py" in seen.content.paths
     assert [(action.name, action.action) for action in seen.actions] == [("apache2", "Reload")]
     assert (await bench.patcher.observe(bench.target, payload_of(releases.old()))).content.state is ContentState.MATCHES  # type: ignore[union-attr]
+
+
+async def test_a_patch_is_decided_by_bytes_and_not_by_what_a_scan_remembers(bench: Bench) -> None:
+    payload = payload_of(releases.new())
+    memory = bench.vm.root / "var/lib/sysvm/digests"
+    memory.parent.mkdir(parents=True, mode=0o700)
+    async with asyncio.timeout(30):  # what was changed a moment ago is not remembered
+        while "/opt/cloud/bin/configure.py" not in (entries := load(str(memory))):
+            await bench.patcher.observe(bench.target, payload)
+            await asyncio.sleep(0.2)
+    for path, entry in entries.items():
+        wanted = payload.scripts.entries.get(path.lstrip("/"))
+        entry[5] = wanted.sha256 if wanted is not None and wanted.sha256 else entry[5]
+    body = json.dumps(entries).encode()
+    memory.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    fooled = await bench.patcher.observe(bench.target, payload)
+    assert fooled.content is not None
+    assert fooled.content.changed == 0, "a scan does not use what it remembers"
+    report = await bench.patch(payload)
+    assert report.phase is JournalPhase.COMMITTED, report.message
+    for path, content in releases.new().scripts.items():
+        if path.startswith("opt/cloud/"):
+            assert bench.vm.read(path) == content, path
 
 
 async def test_a_patch_brings_the_vm_to_the_payload(bench: Bench) -> None:

@@ -20,7 +20,10 @@ class SystemVMs(Protocol):
     """Looks at VMs and patches them. Implemented by `sysvm.patching.live.LivePatcher`."""
 
     async def observe(self, target: Target, payload: Payload | None) -> Observation:
-        """One look; changes nothing on the VM. With a payload every file is compared. Raises `PatchingError`."""
+        """One look; changes nothing on the VM but what it remembers of digests. With a payload every file is compared.
+
+        Raises `PatchingError`.
+        """
         ...
 
     async def patch(self, target: Target, payload: Payload, order: Order, progress: Progress) -> OperationReport:

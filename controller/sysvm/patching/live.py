@@ -70,7 +70,7 @@ class LivePatcher:
             async with asyncio.timeout(_OBSERVE_SECONDS), self._conversation(target) as (connection, session):
                 look = await probe_vm(session, target.type)
                 if payload is not None:
-                    look = await compare_files(session, look, payload, target.type, self._previous)
+                    look = await compare_files(session, look, payload, target.type, self._previous, known=True)
                 return observation_of(look, connection.host_key)
         except TimeoutError as error:
             raise Unreachable(

@@ -108,12 +108,20 @@ async def probe_vm(session: Session, expected: SystemVMType) -> Look:
 
 
 async def compare_files(
-    session: Session, look: Look, payload: Payload, expected: SystemVMType, previous_payloads: PreviousPayloads
+    session: Session,
+    look: Look,
+    payload: Payload,
+    expected: SystemVMType,
+    previous_payloads: PreviousPayloads,
+    *,
+    known: bool = False,
 ) -> Look:
-    """The same look with every file compared."""
+    """The same look with every file compared. `known`: the VM need not read what nobody has touched since it last did;
+    for a scan, never for what a patch is decided by."""
     vm_type = look.type_or(expected)
     previous = await previous_payloads.of(session, look.probe["payload_checksums"])
     args = digest_args(payload, vm_type, previous)
+    args["known"] = known
     result = await session.request("digest", {**args}, protocol.DigestResult, timeout=_DIGEST_SECONDS)
     if result["truncated"]:
         raise protocol.ProtocolError(

@@ -387,7 +387,7 @@ class ChecksResult(TypedDict):
 
 
 class DigestArgs(TypedDict):
-    """Facts of files. Runs at idle priority. Changes nothing."""
+    """Facts of files. Runs at idle priority. Changes nothing but what the program remembers of digests."""
 
     paths: list[str]
     """Each gets one fact, also when nothing is there."""
@@ -395,6 +395,9 @@ class DigestArgs(TypedDict):
     """Folders that are listed with everything below, without `__pycache__` and without following links."""
     exclude: list[str]
     """fnmatch patterns on absolute paths, `*` crosses `/`: below `roots` what matches is neither listed nor read."""
+    known: NotRequired[bool]
+    """A file that nobody has touched since an earlier scan need not be read again (remote/digests.py). Left out: every
+    file is read."""
 
 
 class FileFact(TypedDict):
@@ -416,6 +419,8 @@ class DigestResult(TypedDict):
     """Sorted by path, each path once."""
     truncated: bool
     """More than 20,000 entries or 2 GiB: the rest was not looked at."""
+    read_bytes: int
+    """Of the files that were read; with `known` usually few."""
 
 
 class ReadArgs(TypedDict):

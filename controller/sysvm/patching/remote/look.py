@@ -149,8 +149,8 @@ def idle():
             pass
 
 
-def digest(host, paths, roots, exclude):
-    """protocol.py `DigestResult`."""
+def digest(host, paths, roots, exclude, digests):
+    """protocol.py `DigestResult`. `digests`: a `Read` or `Known` of digests.py."""
     wanted = {}
     truncated = False
     for path in paths:
@@ -177,11 +177,12 @@ def digest(host, paths, roots, exclude):
                 truncated = True
                 break
             try:
-                fact["sha256"] = files.checksum(wanted[path], "sha256")
+                fact["sha256"] = digests.of(path, wanted[path])
             except FileNotFoundError:
                 fact = {"kind": "absent"}
         facts.append(as_fact(path, fact))
-    return {"facts": facts, "truncated": truncated}
+    digests.keep()
+    return {"facts": facts, "truncated": truncated, "read_bytes": digests.read_bytes}
 
 
 def as_fact(path, fact):

@@ -6,7 +6,7 @@ import platform
 import time
 import zlib
 
-from . import actors, build, checks, files, login, look, worker
+from . import actors, build, checks, digests, files, login, look, worker
 from . import journal as journals
 from . import order as orders
 from .failures import NO_SPACE, Failure, of
@@ -90,7 +90,8 @@ class Session(object):
 
     def do_digest(self, number, args):
         with look.idle():
-            return look.digest(self.host, args["paths"], args["roots"], args["exclude"])
+            found = digests.Known(self.store.home) if args.get("known") else digests.Read()
+            return look.digest(self.host, args["paths"], args["roots"], args["exclude"], found)
 
     def do_read(self, number, args):
         content, digest = look.read(self.host, args["path"])
