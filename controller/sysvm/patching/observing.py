@@ -166,6 +166,10 @@ def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
             PlannedServiceAction(plain(unit), action.value, _expected_loss(unit, action))
             for unit, action in look.actions.items()
         ),
+        databags=tuple(
+            PlannedDatabag(bag.title, redundancy is None, bag.expected_loss)
+            for bag in (difference.databags if difference is not None else ())
+        ),
     )
 
 
@@ -174,10 +178,6 @@ def operation_report(
 ) -> OperationReport:
     """The journal's words as the engine's. `before`: steps only the operator saw; `bytes_sent`: what it counted."""
     phase = JournalPhase(report["phase"])
-        databags=tuple(
-            PlannedDatabag(bag.title, redundancy is None, bag.expected_loss)
-            for bag in (difference.databags if difference is not None else ())
-        ),
     return OperationReport(
         id=report["id"],
         revision=report["revision"],

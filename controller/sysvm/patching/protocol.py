@@ -542,6 +542,22 @@ class ServiceOrder(TypedDict):
     """For the action, and for the first answer after it."""
 
 
+class DatabagOrder(TypedDict):
+    """One run of configure.py behind the fence, every data bag copied before and compared after: `DatabagFailed`."""
+
+    name: str
+    """Its argument, such as load_balancer.json."""
+    bag: str
+    """File in /etc/cloudstack without .json; a VM without it is not acted on, with a note."""
+    generated: list[str]
+    """What the run writes beside the bags; put back on going back."""
+    unit: str | None
+    """Reads what is generated: acted on with `verb` if that was put back and the unit was active."""
+    verb: Literal["reload", "restart"]
+    timeout_seconds: float
+    """At most 60. New ssh connections are held for that long."""
+
+
 class PayloadFile(TypedDict):
     """`/usr/share/cloud/cloud-scripts.tgz`: content staged like any other, renamed at commit, before the signature."""
 
@@ -573,6 +589,8 @@ class Order(TypedDict):
     """Unit files change: `systemctl daemon-reload` after the switch, and after going back."""
     services: list[ServiceOrder]
     """Acted on in this order."""
+    databags: NotRequired[list[DatabagOrder]]
+    """Applied in this order, after the services."""
     run_checks: bool
     """Run /root/health_checks before and after; one that newly fails is `VerifyFailed`."""
     ignored_checks: list[str]
@@ -596,22 +614,6 @@ class Order(TypedDict):
 
 
 class ReportStep(TypedDict):
-class DatabagOrder(TypedDict):
-    """One run of configure.py behind the fence, every data bag copied before and compared after: `DatabagFailed`."""
-
-    name: str
-    """Its argument, such as load_balancer.json."""
-    bag: str
-    """File in /etc/cloudstack without .json; a VM without it is not acted on, with a note."""
-    generated: list[str]
-    """What the run writes beside the bags; put back on going back."""
-    unit: str | None
-    """Reads what is generated: acted on with `verb` if that was put back and the unit was active."""
-    verb: Literal["reload", "restart"]
-    timeout_seconds: float
-    """At most 60. New ssh connections are held for that long."""
-
-
     name: Literal["Stage", "Build", "Fence", "Switch", "Services", "Verify", "Commit", "Restore"]
     done: bool
     failed: bool
@@ -643,8 +645,6 @@ class Report(TypedDict):
     alive: bool
     """A process on the VM holds its lock. Not final and not alive: interrupted, `begin` or the boot recovers it."""
     step: str
-    databags: NotRequired[list[DatabagOrder]]
-    """Applied in this order, after the services."""
     """In work, or the one that failed."""
     steps: list[ReportStep]
     services: list[ReportService]

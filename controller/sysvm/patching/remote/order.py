@@ -66,10 +66,6 @@ def _check_extras(service):
         refuse("{0} has {1!r}".format(service["unit"], numbers))
 
 
-def _check_tree(tree, seen):
-    _absolute(tree["path"], seen)
-    inside = set()
-    for entry in tree["files"]:
 def _check_bag(bag):
     if not BAG.match(bag["name"]) or not BAG.match(bag["bag"] + ".json") or bag["verb"] not in ("reload", "restart"):
         refuse("the data bag {0!r}".format(bag))
@@ -82,6 +78,10 @@ def _check_bag(bag):
         refuse("{0} s for the data bag {1}".format(seconds, bag["name"]))
 
 
+def _check_tree(tree, seen):
+    _absolute(tree["path"], seen)
+    inside = set()
+    for entry in tree["files"]:
         _check_entry(entry, False, inside)
     for folder in tree["folders"]:
         _relative(folder["path"])
@@ -175,6 +175,6 @@ def parent_folders(order):
     paths += [entry["path"] for entry in order["files"]] + list(order["remove"])
     if order["payload"] is not None:
         paths.append(order["payload"]["path"])
-    return sorted(set(posixpath.dirname(path) for path in paths + [SIGNATURE]))
     for bag in order.get("databags", []):
         paths += ["/etc/cloudstack/" + bag["name"]] + bag["generated"]
+    return sorted(set(posixpath.dirname(path) for path in paths + [SIGNATURE]))

@@ -55,11 +55,9 @@ class Transaction(object):
         self.order = operation.load("order.json")
         self.plan = operation.load("plan.json")
         self.gate = fence.Fence(host, self.journal)
-
         self.bags_are_ours = False
         """configure.py failed behind the closed fence, so nobody else has written a data bag."""
-        self._services = None
-        self.core = core.Watch(host, self.journal)
+
     def close(self):
         self.journal.close()
 
@@ -120,8 +118,8 @@ class Transaction(object):
     def fence(self, deadline):
         """Nobody else is there, and the files are those that `build` saw."""
         self.refuse_other_actors()
-        # Baseline before the switch, on the disk: whoever goes back later must know what was active.
         databags.preflight(self.host, self.order)
+        # Baseline before the switch, on the disk: whoever goes back later must know what was active.
         baseline = Services.measure(self.host, self.order)
         baseline["checks"] = self.failing_checks()
         baseline["payload"] = self.payload_facts()
@@ -190,12 +188,12 @@ class Transaction(object):
             self.daemon_reload()
         services = self.services()
         services.act(deadline)
+        databags.run(self, deadline)
         services.settle(deadline)
 
     def daemon_reload(self):
         done = self.host.run(["systemctl", "daemon-reload"], 30.0)
         if not done.ok:
-        databags.run(self, deadline)
             raise Failure("ServiceFailed", done.sentence())
 
     def verify(self, deadline):
@@ -267,6 +265,7 @@ class Transaction(object):
     def try_back(self, reason, message, at_boot):
         self.journal.enter(journals.ROLLING_BACK, reason, tail(message))
         self.journal.add("step", name="Restore", state="start")
+        databags.restore(self, at_boot)
         if superseded.settle(self, at_boot):
             return
         self._restore(at_boot)
@@ -279,7 +278,6 @@ class Transaction(object):
         so what fails is told. Before the last record: who is killed here does it again."""
         baseline = self.journal.baseline()
         if at_boot or not baseline:
-        databags.restore(self, at_boot)
             return
         try:
             Services(self.host, self.order, baseline, self.journal).act_back()
@@ -431,9 +429,9 @@ def recover_all(host, store, at_boot):
 def tidy(store, keep):
     """Give back space. A failure here changes nothing that was said; the next session tries again."""
     try:
+        databags.sweep(store)
         if keep is not None:
             store.prune(keep)
         store.sweep()
     except OSError:
         pass
-        databags.sweep(store)
