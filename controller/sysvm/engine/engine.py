@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from sysvm.api.window import MaintenanceWindow
 from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.approval import ApprovalReconciler
 from sysvm.engine.board import Board
@@ -19,6 +20,7 @@ from sysvm.engine.rollout import RolloutReconciler
 from sysvm.engine.stores import Job, Role, Stores, key_of
 from sysvm.engine.system_vm import SystemVMReconciler
 from sysvm.engine.template import TemplateReconciler
+from sysvm.engine.window import WindowReconciler
 from sysvm.engine.work import Pool
 from sysvm.kube.client import Cluster
 from sysvm.kube.objects import Key
@@ -99,6 +101,7 @@ class Engine:
             Role.POLICY: policy.reconcile,
             Role.ROLLOUT: rollout.reconcile,
             Role.APPROVAL: ApprovalReconciler(cluster, stores, clock, guarded=guarded).reconcile,
+            Role.WINDOW: WindowReconciler(cluster, stores, self._window_passed, clock).reconcile,
             Role.SYSTEM_VM: system_vm.reconcile,
             Role.ADMISSION: admit.reconcile,
         }
@@ -146,6 +149,10 @@ class Engine:
         for vm in self._stores.system_vms.values(template.namespace):
             self._wake(Role.SYSTEM_VM, key_of(vm))
 
+    def _window_passed(self, window: MaintenanceWindow) -> None:
+        for job, delay in self._stores.around_window(window):
+            self._enqueue(job, delay)
+
     def _look_at_everything(self) -> None:
         for role, store in (
             (Role.ENDPOINT, self._stores.endpoints),
@@ -154,6 +161,7 @@ class Engine:
             (Role.ROLLOUT, self._stores.rollouts),
             (Role.POLICY, self._stores.policies),
             (Role.APPROVAL, self._stores.approvals),
+            (Role.WINDOW, self._stores.windows),
             (Role.ADMISSION, self._stores.endpoints),
         ):
             for obj in store.values():

@@ -16,6 +16,7 @@ _LOG_FIELD = {
     "PatchPolicy": "policy",
     "SystemVM": "systemvm",
     "Rollout": "rollout",
+    "MaintenanceWindow": "window",
 }
 
 

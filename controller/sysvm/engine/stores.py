@@ -14,6 +14,7 @@ from sysvm.api.policy import PatchPolicy
 from sysvm.api.rollout import Rollout
 from sysvm.api.systemvm import SystemVM
 from sysvm.api.template import SystemVMTemplate
+from sysvm.api.window import Effect, MaintenanceWindow
 from sysvm.engine import resources
 from sysvm.kube.cache import Change, Store, strip
 from sysvm.kube.objects import Key, Object
@@ -25,6 +26,7 @@ BY_POLICY = "policy"
 BY_GROUP = "group"
 BY_TEMPLATE = "template"
 BY_ROLLOUT = "rollout"
+BY_WINDOW = "window"
 
 BATCH_SECONDS = 0.2
 """Counting reconcilers wait this long, so that a burst of changes is counted once."""
@@ -39,6 +41,7 @@ class Role(StrEnum):
     SYSTEM_VM = "systemvm"
     ROLLOUT = "rollout"
     APPROVAL = "approval"
+    WINDOW = "window"
     ADMISSION = "admission"
 
 
@@ -80,6 +83,9 @@ class Stores:
             indices={
                 BY_ENDPOINT: lambda policy: [_value(policy.metadata.namespace, policy.spec.endpoint_ref.name)],
                 BY_TEMPLATE: lambda policy: [_value(policy.metadata.namespace, policy.spec.template_ref.name)],
+                BY_WINDOW: lambda policy: [
+                    _value(policy.metadata.namespace, ref.name) for ref in policy.spec.window_refs
+                ],
             },
         )
         self.system_vms: Store[SystemVM] = Store(
@@ -106,10 +112,19 @@ class Stores:
                 BY_ROLLOUT: lambda approval: [_value(approval.metadata.namespace, approval.spec.rollout_ref.name)],
             },
         )
+        self.windows: Store[MaintenanceWindow] = Store(resources.WINDOW, _read(MaintenanceWindow.model_validate))
 
     @property
     def all(self) -> tuple[Store[Any], ...]:
-        return (self.endpoints, self.templates, self.policies, self.system_vms, self.rollouts, self.approvals)
+        return (
+            self.endpoints,
+            self.templates,
+            self.policies,
+            self.system_vms,
+            self.rollouts,
+            self.approvals,
+            self.windows,
+        )
 
     def vms_of(self, endpoint: Key) -> list[SystemVM]:
         return self.system_vms.values(index=BY_ENDPOINT, value=str(endpoint))
@@ -146,6 +161,7 @@ class Stores:
         self.system_vms.subscribe(lambda change: _all(enqueue, self._after_system_vm(change)))
         self.rollouts.subscribe(lambda change: _all(enqueue, self._after_rollout(change)))
         self.approvals.subscribe(lambda change: _all(enqueue, self._after_approval(change)))
+        self.windows.subscribe(lambda change: _all(enqueue, self._after_window(change)))
 
     def _after_endpoint(self, key: Key) -> Iterable[tuple[Job, float]]:
         yield Job(Role.ENDPOINT, key), 0
@@ -205,8 +221,29 @@ class Stores:
                 yield Job(Role.ROLLOUT, key_of(rollout)), 0
                 yield Job(Role.ADMISSION, endpoint_of(rollout)), 0
 
+    def _after_window(self, change: Change[MaintenanceWindow]) -> Iterable[tuple[Job, float]]:
+        yield Job(Role.WINDOW, change.key), 0
+        for entry in (change.old, change.new):
+            if entry is not None:
+                yield from self.around_window(entry.value)
 
-def key_of(obj: CloudStackEndpoint | SystemVMTemplate | PatchPolicy | SystemVM | Rollout | RolloutApproval) -> Key:
+    def around_window(self, window: MaintenanceWindow) -> Iterable[tuple[Job, float]]:
+        """Who looks again when a window changed or an edge of it passed. A freeze may be about any policy."""
+        key = key_of(window)
+        policies = self.policies.values(index=BY_WINDOW, value=str(key))
+        if window.spec.effect is Effect.DENY:
+            policies = self.policies.values(key.namespace)
+        for policy in policies:
+            yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+            yield Job(Role.ADMISSION, endpoint_of(policy)), BATCH_SECONDS
+            for rollout in self.rollouts_of(key_of(policy)):
+                if rollout.status.result is None:
+                    yield Job(Role.ROLLOUT, key_of(rollout)), BATCH_SECONDS
+
+
+def key_of(
+    obj: CloudStackEndpoint | SystemVMTemplate | PatchPolicy | SystemVM | Rollout | RolloutApproval | MaintenanceWindow,
+) -> Key:
     return Key(obj.metadata.namespace, obj.metadata.name)
 
 
