@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from tests.remote import systemd
-from tests.remote.vm import OLD_SIGNATURE, VM, FakeHost, in_child, make_order, service, write
+from tests.remote.vm import OLD_SIGNATURE, VM, FakeHost, in_child, make_order, service, with_file, write
 
-from sysvm.patching.remote import hold, login, services
+from sysvm.patching.remote import hold, login, services, switch
 from sysvm.patching.remote.host import Host, Outcome
 
 DNS = [{"protocol": "udp", "ports": [53, 67]}, {"protocol": "tcp", "ports": [53]}]
@@ -25,6 +25,7 @@ IPS = {
     "eth2": [{"nw_type": "public", "add": True}],
     "eth3": [{"nw_type": "guest", "add": False}],
 }
+IF_INET6 = b"fe80000000000000004cfefffe000001 02 40 20 80     eth0\n"
 LEFT = f"-P INPUT ACCEPT\n-N {hold.CHAIN}\n-A INPUT -i eth0 -j {hold.CHAIN}\n-A {hold.CHAIN} -p udp -j NFQUEUE\n"
 
 
@@ -48,6 +49,8 @@ def tables(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The mangle table of the scratch VM as a file, and a log of what was done to it and to units."""
     table = vm.base / "mangle"
     table.write_text("-P INPUT ACCEPT\n")
+    table6 = vm.base / "mangle6"
+    table6.write_text("-P INPUT ACCEPT\n")
     log = vm.base / "log"
     log.write_text("")
     plain = FakeHost.run
@@ -55,11 +58,13 @@ def tables(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Path:
     def run(self: FakeHost, argv: list[str], timeout: float, folder: str = "/", merged: bool = True) -> Outcome:
         if argv[0] == "systemctl" and argv[1] in ("restart", "reload", "start"):
             with log.open("a") as file:
-                file.write(f"{argv[1]} {argv[-1]} with {table.read_text().count('-j ' + hold.CHAIN)} ways in\n")
-        if argv[0] != "iptables":
+                ways = [one.read_text().count("-j " + hold.CHAIN) for one in (table, table6)]
+                file.write(f"{argv[1]} {argv[-1]} with {ways[0]} ways in" + f" and {ways[1]} of IPv6" * bool(ways[1]))
+                file.write("\n")
+        if argv[0] not in ("iptables", "ip6tables"):
             return plain(self, argv, timeout, folder, merged)
-        assert argv[:5] == ["iptables", "-w", "2", "-t", "mangle"]
-        return Outcome(argv, *_iptables(table, argv[5:]))
+        assert argv[1:5] == ["-w", "2", "-t", "mangle"]
+        return Outcome(argv, *_iptables(table if argv[0] == "iptables" else table6, argv[5:]))
 
     monkeypatch.setattr(FakeHost, "run", run)
     monkeypatch.setattr(FakeHost, "plays_packets", True, raising=False)
@@ -118,6 +123,94 @@ def test_only_guest_interfaces_are_held_and_only_what_opens_a_connection(vm: VM,
     (vm.root / "etc/cloudstack/ips.json").write_text("{ torn")
     assert hold.guest_interfaces(host, "router") == ["eth0"], "the type's own order of interfaces"
     assert hold.guest_interfaces(host, "vpcrouter") == [], "which tiers there are is not known"
+
+
+def test_every_tier_of_a_vpc_router_is_held(vm: VM, tables: Path) -> None:
+    guest = {"nw_type": "guest", "add": True}
+    told = {"id": "ips", "eth1": [{"nw_type": "public", "add": True}], "eth2": [guest], "eth10": [guest]}
+    write(vm.root / "etc/cloudstack/ips.json", json.dumps(told).encode())
+    write(vm.root / "var/cache/cloud/cmdline", b"template=domP name=r-4-VM type=vpcrouter eth0ip=169.254.1.2\n")
+    vm.prepare(held_order(vm_type="vpcrouter"))
+    report = vm.run("op-1")
+    assert report["phase"] == "Committed", report["message"]
+    assert (vm.base / "log").read_text() == "restart haproxy with 2 ways in\n"
+
+
+def test_ipv6_guests_wait_too_where_there_are_any(vm: VM, tables: Path) -> None:
+    write(vm.root / "proc/net/if_inet6", IF_INET6)
+    vm.prepare(held_order())
+    assert vm.run("op-1")["phase"] == "Committed"
+    assert (vm.base / "log").read_text() == "restart haproxy with 1 ways in and 1 of IPv6\n"
+    assert hold.CHAIN not in (vm.base / "mangle6").read_text()
+
+
+def test_where_ipv6_cannot_be_held_the_others_wait_all_the_same(
+    vm: VM, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(vm.root / "proc/net/if_inet6", IF_INET6)
+
+    def only_ipv4(table: Path, words: list[str], plain=_iptables) -> tuple[int, str]:
+        return plain(table, words) if table.name == "mangle" else (3, "ip6tables: No chain/target/match by that name.")
+
+    monkeypatch.setitem(globals(), "_iptables", only_ipv4)
+    vm.prepare(held_order())
+    report = vm.run("op-1")
+    assert (vm.base / "log").read_text() == "restart haproxy with 1 ways in\n"
+    assert [note for note in report["notes"] if note.startswith("requests of haproxy over IPv6 do not wait")]
+    assert hold.CHAIN not in tables.read_text()
+
+
+def test_requests_wait_from_the_death_of_a_service_until_its_old_files_serve(vm: VM, tables: Path) -> None:
+    """Neither a reload nor going back needs a hold as long as the service lives."""
+    before = vm.state()
+    order = make_order(services=[service("cloud", "restart"), service("haproxy", "reload", hold=DNS)])
+    vm.prepare(with_file(order, "/etc/haproxy/haproxy.cfg", b"broken\n"))
+    report = vm.run("op-1")
+    assert report["phase"] == "RolledBack", report["message"]
+    assert (vm.base / "log").read_text().splitlines() == [
+        "restart cloud with 0 ways in",
+        "reload haproxy with 0 ways in",
+        "start haproxy with 1 ways in",
+        "restart cloud with 0 ways in",
+    ], "what tenants wait for comes first"
+    assert [note for note in report["notes"] if "packets waited for its restart" in note]
+    assert hold.CHAIN not in tables.read_text()
+    after = vm.state()
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == set()
+
+
+def test_requests_wait_for_a_service_that_dies_while_it_should_settle(
+    vm: VM, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Host.wait
+
+    def wait(self: Host, seconds: float) -> None:
+        state = systemd.load(str(vm.root), "haproxy")
+        if state["done"] == ["reload"] and state["active"] == "active":
+            systemd.save(str(vm.root), "haproxy", {**state, "active": "failed", "pid": 0})
+        plain(self, seconds)
+
+    monkeypatch.setattr(Host, "wait", wait)
+    vm.prepare(make_order(services=[service("haproxy", "reload", hold=DNS)], settle_seconds=0.5))
+    report = vm.run("op-1")
+    assert report["phase"] == "RolledBack", report["message"]
+    assert "became failed (success) after it was active" in report["message"]
+    assert (vm.base / "log").read_text().splitlines() == [
+        "reload haproxy with 0 ways in",
+        "start haproxy with 1 ways in",
+    ]
+    assert hold.CHAIN not in tables.read_text()
+
+
+def test_a_way_back_that_fails_leaves_no_rule_either(vm: VM, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("the disk is on fire")
+
+    order = make_order(services=[service("haproxy", "reload", hold=DNS)])
+    vm.prepare(with_file(order, "/etc/haproxy/haproxy.cfg", b"broken\n"))
+    monkeypatch.setattr(switch, "back", broken)
+    assert vm.run("op-1")["phase"] == "Inconsistent"
+    assert hold.CHAIN not in tables.read_text()
 
 
 def test_the_ports_of_haproxy_are_those_it_binds(vm: VM) -> None:
@@ -328,3 +421,127 @@ def test_the_timer_behind_sshd_puts_back_the_old_file_only_if_nobody_logged_in(t
     assert (tmp_path / "said").read_text() == "reload ssh\n"
     proof.touch()
     assert fire() == "new"
+
+
+def test_the_gap_of_a_service_that_died_is_counted_from_its_last_answer_on_the_way_forward() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    checks = [{"kind": "tcp", "host": "127.0.0.1", "port": port}]
+    with services.GapMeter(checks) as forward:
+        time.sleep(0.2)
+        listener.close()
+        time.sleep(0.2)
+    assert forward.silent_since is not None
+    time.sleep(0.4)
+    with services.GapMeter(checks, forward.silent_since) as back:
+        listener = socket.create_server(("127.0.0.1", port))
+        time.sleep(0.3)
+    listener.close()
+    assert forward.gap is not None
+    assert back.gap >= forward.gap + 0.4
+    assert back.silent_since is None
+
+
+# ------------------------------------------------------------------------------------------ slow, or dead
+
+
+class Dns:
+    """A name server that stays silent for its first questions."""
+
+    def __init__(self, silent: int) -> None:
+        self.silent = silent
+        self.asked = 0
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.check = {"kind": "dns", "host": "127.0.0.1", "port": self.socket.getsockname()[1]}
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            question, sender = self.socket.recvfrom(512)
+            self.asked += 1
+            if self.asked > self.silent:
+                self.socket.sendto(question[:2] + b"\x80" + question[3:], sender)
+
+
+def settled(vm: VM, check: dict, **more: object) -> dict:
+    vm.prepare(make_order(services=[service("haproxy", "none", serving=[check])], settle_seconds=0, **more))
+    return vm.run("op-1")
+
+
+def test_a_question_that_has_no_answer_once_is_asked_again(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Dns(silent=0)
+    judged = services.Services.settle
+
+    def settle(self: services.Services, deadline: object) -> None:
+        server.silent = server.asked + 2
+        judged(self, deadline)
+
+    monkeypatch.setattr(services.Services, "settle", settle)
+    report = settled(vm, server.check)
+    assert report["phase"] == "Committed", report["message"]
+
+
+def test_a_service_that_is_active_and_never_answers_is_not_serving(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Dns(silent=0)
+    judged = services.Services.settle
+
+    def settle(self: services.Services, deadline: object) -> None:
+        server.silent, server.asked = 1000, 0
+        judged(self, deadline)
+
+    monkeypatch.setattr(services.Services, "settle", settle)
+    report = settled(vm, server.check)
+    assert (report["phase"], report["reason"]) == ("RolledBack", "ServiceFailed")
+    assert "it no longer answers on dns 127.0.0.1" in report["message"]
+    assert server.asked == services.TRIES
+
+
+def test_a_service_that_dies_while_it_is_asked_again_is_not_taken_for_a_slow_one(
+    vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Dns(silent=0)
+    asked_again = services.Services._answers_at_last
+
+    def dies(self: services.Services, check: dict, deadline: object) -> bool:
+        state = systemd.load(str(vm.root), "haproxy")
+        systemd.save(str(vm.root), "haproxy", {**state, "active": "failed", "pid": 0})
+        return asked_again(self, check, deadline)
+
+    monkeypatch.setattr(services.Services, "_answers_at_last", dies)
+    report = settled(vm, server.check)
+    assert (report["phase"], report["reason"]) == ("RolledBack", "ServiceFailed")
+    assert "became failed" in report["message"]
+
+
+def test_the_baseline_asks_again_what_was_silent_and_not_what_refuses() -> None:
+    server = Dns(silent=2)
+    assert services.answers_in_time(server.check)
+    assert server.asked == 3
+    closed = socket.create_server(("127.0.0.1", 0))
+    port = closed.getsockname()[1]
+    closed.close()
+    began = time.monotonic()
+    assert not services.answers_in_time({"kind": "tcp", "host": "127.0.0.1", "port": port})
+    assert time.monotonic() - began < services.ASK_TIMEOUT
+
+
+@pytest.mark.parametrize(("said", "serves"), [(b"Name: HAProxy\nVersion: 2.6\n", True), (b"Unknown command\n", False)])
+def test_haproxy_answers_on_its_command_socket(tmp_path: Path, said: bytes, serves: bool) -> None:
+    path = tmp_path / "admin.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        one, _ = listener.accept()
+        assert one.recv(100) == b"show info\n"
+        one.sendall(said)
+        one.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    check = {"kind": "haproxy", "host": str(path), "port": 0}
+    assert services.answers(check) is serves
+    listener.close()
+    path.unlink()
+    assert not services.answers(check)

@@ -491,8 +491,9 @@ class TreeOrder(TypedDict):
 class ProbeCheck(TypedDict):
     """A question to a service; an answer proves that it serves. One that fails before the switch is not asked after."""
 
-    kind: Literal["tcp", "dns", "http"]
+    kind: Literal["tcp", "dns", "http", "haproxy"]
     host: str
+    """haproxy: path of its command socket, which is asked for `show info`."""
     port: int
     name: NotRequired[str]
     """dns: name to ask for (any answer counts, also NXDOMAIN). http: path (any status below 500 counts)."""
@@ -531,7 +532,8 @@ class ServiceOrder(TypedDict):
     """`none`: only watched. `held-restart`: a restart for which what asks for it waits; where that turns out to be
     impossible it is a `restart`, with a note. `stop-start`: stopped before the switch, started after it (the agent)."""
     hold: NotRequired[list[HeldPorts]]
-    """For `held-restart`."""
+    """Waits during a `held-restart`; after any other action from the moment a unit died until it runs again with its
+    old files."""
     drain: NotRequired[DrainLimits]
     login_seconds: NotRequired[float]
     """After the action the report's `awaiting` says `login`, and a `prove-login` over a connection opened from then on

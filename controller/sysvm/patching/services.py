@@ -4,6 +4,9 @@ The least action that makes a change effective is a property of the service, and
 facts are those of CloudStack 4.21 on its Debian 12 template (postinit.sh, CsApp.py, CsDhcp.py, CsLoadBalancer.py,
 CsRedundant.py, configure_router.py, monitorServices.py). Units that are not here are watched if the VM has them
 enabled, and never acted on.
+
+All of these run in user space. A router's core (forwarding, address translation, firewall, routes) is its kernel's: no
+row acts on it, and `remote/core.py` compares it before and after.
 """
 
 import fnmatch
@@ -22,6 +25,8 @@ _BALANCERS = _ROUTERS | {SystemVMType.ELBVM, SystemVMType.ILBVM}
 _WEB = _DHCP | {SystemVMType.SECSTORAGE}
 _AGENTS = frozenset({SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY})
 _ALL = frozenset(SystemVMType)
+_GUESTS = _BALANCERS | _DHCP
+"""Types with interfaces in guest networks: where requests can wait. An agent's tenants come from outside."""
 
 _LOGIN_SECONDS = 60.0
 _DRAIN: protocol.DrainLimits = {"max_old": 1, "min_memory_bytes": 64 << 20, "wait_seconds": 20.0}
@@ -78,6 +83,8 @@ class Where(StrEnum):
     CONTROL = "control"
     INSTANCE = "instance"
     """What follows the `@` of the unit."""
+    COMMAND_SOCKET = "command socket"
+    """haproxy's, in the configuration that CloudStack generates and not in the packaged one."""
 
 
 class StartedBy(StrEnum):
@@ -95,7 +102,7 @@ class StartedBy(StrEnum):
 class Question:
     """How to know that a service serves. Asked at every place; one that has no answer before is not asked after."""
 
-    kind: Literal["tcp", "dns", "http"]
+    kind: Literal["tcp", "dns", "http", "haproxy"]
     port: int
     places: tuple[Where, ...]
     name: str | None = None
@@ -118,7 +125,7 @@ class Service:
     unit: str
     types: frozenset[SystemVMType]
     started_by: tuple[StartedBy, ...] = (StartedBy.ENABLED,)
-    core: bool = False
+    vital: bool = False
     """Tenants, or the operator's way in, depend on it: a VM where it is down is not healthy."""
     at_boot: tuple[str, ...] = ()
     """Paths of a payload that only the boot scripts turn into this unit's configuration."""
@@ -147,12 +154,17 @@ class Service:
             case UnitAction.RESTART | UnitAction.STOP_START:
                 return self.restart_loss
 
-    def restart(self, *, can_hold: bool) -> UnitAction:
+    def holds_on(self, vm_type: SystemVMType) -> bool:
+        """Whether what asks for it on this type of VM can be kept waiting."""
+        return bool(self.held) and vm_type in _GUESTS
+
+    def restart(self, vm_type: SystemVMType, *, can_hold: bool) -> UnitAction:
         """The restart that loses least on a VM that can, or cannot, hold packets."""
-        return UnitAction.HELD_RESTART if self.held and can_hold else UnitAction.RESTART
+        return UnitAction.HELD_RESTART if can_hold and self.holds_on(vm_type) else UnitAction.RESTART
 
 
 _HAPROXY_CONFIG = "/etc/haproxy/haproxy.cfg"
+_HAPROXY_SOCKET = "/run/haproxy/admin.sock"
 
 SERVICES: tuple[Service, ...] = (
     Service("systemd-journald", _ALL, started_by=(StartedBy.SYSTEM,)),
@@ -167,11 +179,15 @@ SERVICES: tuple[Service, ...] = (
     Service(
         "haproxy",
         _BALANCERS,
-        core=True,
+        vital=True,
         reload=True,
         held=(Held("tcp", binds=_HAPROXY_CONFIG),),
         validators=(("haproxy", "-c", "-f", _HAPROXY_CONFIG),),
-        questions=(Question("tcp", 35999, (Where.LOOPBACK,)), Question("tcp", 8081, (Where.LOOPBACK, Where.GUEST))),
+        questions=(
+            Question("haproxy", 0, (Where.COMMAND_SOCKET,)),
+            Question("tcp", 35999, (Where.LOOPBACK,)),
+            Question("tcp", 8081, (Where.LOOPBACK, Where.GUEST)),
+        ),
         drain=True,
         held_loss="running load-balanced connections are cut; new ones wait, those from outside may be refused",
         restart_loss="running load-balanced connections are cut, new ones wait up to half a second",
@@ -180,9 +196,9 @@ SERVICES: tuple[Service, ...] = (
         "dnsmasq",
         _DHCP,
         started_by=(StartedBy.ENABLED, StartedBy.NOTIFY),
-        core=True,
+        vital=True,
         at_boot=("etc/dnsmasq.conf.tmpl", "etc/vpcdnsmasq.conf"),
-        held=(Held("udp", (53, 67)), Held("tcp", (53,))),
+        held=(Held("udp", (53, 67, 547)), Held("tcp", (53,))),
         validators=(("dnsmasq", "--test"),),
         questions=(Question("dns", 53, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="localhost"),),
         restart_loss="DNS and DHCP requests of about a tenth of a second",
@@ -190,9 +206,10 @@ SERVICES: tuple[Service, ...] = (
     Service(
         "apache2",
         _WEB,
-        core=True,
+        vital=True,
         at_boot=("etc/apache2/vhost.template",),
         reload=True,
+        held=(Held("tcp", (80, 443)),),
         validators=(("apache2ctl", "-t"),),
         questions=(Question("http", 80, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="/"),),
         reload_loss="new requests may wait about a second, and a client that is less patient loses them",
@@ -202,7 +219,7 @@ SERVICES: tuple[Service, ...] = (
         "cloud-password-server@*",
         _DHCP,
         started_by=(StartedBy.CONFIGURE, StartedBy.NOTIFY),
-        core=True,
+        vital=True,
         held=(Held("tcp", (8080,)),),
         questions=(Question("tcp", 8080, (Where.INSTANCE,)),),
         restart_loss="password requests of about a second",
@@ -239,7 +256,7 @@ SERVICES: tuple[Service, ...] = (
         "keepalived",
         _ROUTERS,
         started_by=(StartedBy.ENABLED, StartedBy.CONFIGURE),
-        core=True,
+        vital=True,
         reload=True,
         restart_loss="a restart on the PRIMARY is a failover",
     ),
@@ -248,7 +265,7 @@ SERVICES: tuple[Service, ...] = (
     Service(
         "cloud",
         _AGENTS,
-        core=True,
+        vital=True,
         restart_loss="console sessions or running transfers of this VM are cut; the agent reconnects",
         action_seconds=90.0,
     ),
@@ -256,7 +273,7 @@ SERVICES: tuple[Service, ...] = (
         "ssh",
         _ALL,
         started_by=(StartedBy.SYSTEM,),
-        core=True,
+        vital=True,
         reload=True,
         validators=(("sshd", "-t"),),
         questions=(Question("tcp", 3922, (Where.LOOPBACK, Where.CONTROL)),),
@@ -336,7 +353,8 @@ def order_for(
     }
     if service is None or not action.acts:
         return order
-    if action is UnitAction.HELD_RESTART:
+    if service.holds_on(vm_type):
+        # For a reload, too: a service that dies of its new files is started again on the way back.
         order["hold"] = [_held_ports(held) for held in service.held]
     if service.drain:
         order["drain"] = _DRAIN
@@ -368,6 +386,8 @@ def _hosts(place: Where, unit: str, boot: BootArguments, vm_type: SystemVMType) 
     match place:
         case Where.LOOPBACK:
             return ["127.0.0.1"]
+        case Where.COMMAND_SOCKET:
+            return [_HAPROXY_SOCKET]
         case Where.GUEST:
             address = boot.address(_GUEST_NIC[vm_type]) if vm_type in _GUEST_NIC else None
         case Where.GATEWAY:

@@ -85,10 +85,10 @@ def test_nothing_that_loses_traffic_is_planned_without_a_word() -> None:
             assert len(service.expected_loss(action)) <= 128, "the status holds no more"
 
 
-def test_what_tenants_ask_of_a_core_service_is_asked_of_it_by_us_too() -> None:
+def test_what_tenants_ask_of_a_vital_service_is_asked_of_it_by_us_too() -> None:
     for service in SERVICES:
-        if service.core and service.unit not in ("keepalived", "cloud"):
-            assert service.questions, f"{service.unit} is core and nothing proves that it serves"
+        if service.vital and service.unit not in ("keepalived", "cloud"):
+            assert service.questions, f"{service.unit} is vital and nothing proves that it serves"
         assert service.started_by
     assert {service.unit for service in SERVICES if StartedBy.NOTIFY in service.started_by} >= {
         "dnsmasq",
@@ -96,11 +96,15 @@ def test_what_tenants_ask_of_a_core_service_is_asked_of_it_by_us_too() -> None:
     }, "down on a healthy BACKUP"
 
 
-def test_a_restart_is_held_where_the_vm_can_and_costs_what_the_plan_says_where_it_cannot() -> None:
-    held = {service.unit for service in SERVICES if service.restart(can_hold=True) is UnitAction.HELD_RESTART}
-    assert held == {"dnsmasq", "haproxy", "cloud-password-server@*"}
-    for service in SERVICES:
-        assert service.restart(can_hold=False) is UnitAction.RESTART
+@pytest.mark.parametrize("vm_type", SystemVMType)
+def test_a_restart_is_held_where_the_vm_can_and_costs_what_the_plan_says_where_it_cannot(vm_type: SystemVMType) -> None:
+    there = [service for service in SERVICES if vm_type in service.types]
+    held = {one.unit for one in there if one.restart(vm_type, can_hold=True) is UnitAction.HELD_RESTART}
+    serving = {"dnsmasq", "haproxy", "apache2", "cloud-password-server@*"} & {one.unit for one in there}
+    agent = vm_type in (SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY)
+    assert held == (set() if agent else serving), "there is no guest network on an agent's VM"
+    for service in there:
+        assert service.restart(vm_type, can_hold=False) is UnitAction.RESTART
         assert service.expected_loss(UnitAction.HELD_RESTART) != service.restart_loss or service.unit not in held
 
 
@@ -119,9 +123,16 @@ def test_the_order_carries_what_an_action_needs_and_nothing_for_units_that_are_o
         return order_for(unit, action, BOOT, SystemVMType.ROUTER, 120)
 
     assert order("dnsmasq", UnitAction.HELD_RESTART).get("hold") == [
-        {"protocol": "udp", "ports": [53, 67]},
+        {"protocol": "udp", "ports": [53, 67, 547]},
         {"protocol": "tcp", "ports": [53]},
     ]
+    assert order("apache2", UnitAction.RELOAD).get("hold") == [{"protocol": "tcp", "ports": [80, 443]}], "it may die"
+    assert "hold" not in order_for("apache2", UnitAction.RELOAD, BOOT, SystemVMType.SECSTORAGE, 120)
+    assert order("haproxy", UnitAction.RELOAD)["serving"][0] == {
+        "kind": "haproxy",
+        "host": "/run/haproxy/admin.sock",
+        "port": 0,
+    }
     assert order("haproxy", UnitAction.RELOAD).get("drain") == {
         "max_old": 1,
         "min_memory_bytes": 64 << 20,

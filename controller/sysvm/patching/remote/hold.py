@@ -7,7 +7,8 @@ is sent to an NFQUEUE for that moment and let in afterwards. Three things make t
 * They name interfaces and ports, and `--queue-bypass`: if this program dies, the kernel lets everything through.
 * The thread that keeps the packets lets all of them go when the time is up, whatever the restart does.
 
-The chain has a name of its own, so that what a crash left behind can be found, also in rules that were saved meanwhile.
+The same for IPv6 where a guest interface has an address of it; one queue takes both. The chain has a name of its own,
+so that what a crash left behind can be found, also in rules that were saved meanwhile.
 """
 
 import json
@@ -27,6 +28,9 @@ LIMIT_SECONDS = 3.0
 SAVED_RULES = ("/etc/iptables/rules.v4", "/etc/iptables/rules.v6", "/etc/iptables/rules.nftables")
 QUEUES = range(53920, 53928)
 MAX_PACKETS = 4096
+FAMILIES = ("iptables", "ip6tables")
+DRAIN_SECONDS = 0.05
+"""Between hold and restart: what was let in before is answered, which for a request takes milliseconds."""
 PACE, PACE_SECONDS, RELEASE_SECONDS = 8, 0.004, 0.25
 """At least so many packets so often, and more if all of them would take longer than that."""
 GUEST_NIC = {"router": "eth0", "dhcpsrvr": "eth0", "elbvm": "eth0", "ilbvm": "eth0"}
@@ -236,6 +240,12 @@ def _is_guest(entry):
     return isinstance(entry, dict) and entry.get("nw_type") == "guest" and entry.get("add") is not False
 
 
+def speaks_ipv6(host, interfaces):
+    """Whether one of the interfaces has an IPv6 address, be it a link-local one."""
+    lines = (host.proc("net/if_inet6") or "").splitlines()
+    return any(line.split()[-1:] == [name] for line in lines for name in interfaces)
+
+
 def ports_of(host, held):
     """Ports of one entry of the order (protocol.py `HeldPorts`), those of an haproxy configuration included."""
     ports = set(held["ports"])
@@ -283,16 +293,35 @@ class Hold(object):
         # On the disk before the first rule: whoever comes after a crash knows that there is something to remove.
         self.journal.add("hold", unit=self.unit, state="start")
         try:
-            self._iptables(["-N", CHAIN])
-            for rule in rules(self.host, self.held, self.queue.number):
-                self._iptables(["-A", CHAIN] + rule)
+            made = rules(self.host, self.held, self.queue.number)
+            self._prepare("iptables", made)
+            inside = ["iptables"]
+            if speaks_ipv6(self.host, interfaces):
+                try:
+                    self._prepare("ip6tables", made)
+                    inside.append("ip6tables")
+                except NotHeld as reason:
+                    text = "requests of {0} over IPv6 do not wait: {1}".format(self.unit, reason)
+                    self.journal.add("note", text=text[:500])
             self.queue.keep(LIMIT_SECONDS)
             self._began = time.monotonic()
-            for interface in interfaces:
-                self._iptables(["-I", "INPUT", "-i", interface, "-j", CHAIN])
+            for program in inside:
+                for interface in interfaces:
+                    self._run(program, ["-I", "INPUT", "-i", interface, "-j", CHAIN])
         except NotHeld:
             self.leave()
             raise
+
+    @property
+    def is_over(self):
+        """Its time is up: nothing waits any longer."""
+        return self._began is None or time.monotonic() - self._began >= LIMIT_SECONDS
+
+    def _prepare(self, program, made):
+        """The chain, which nothing leads into yet."""
+        self._run(program, ["-N", CHAIN])
+        for rule in made:
+            self._run(program, ["-A", CHAIN] + rule)
 
     def leave(self):
         """Everything goes on; rules and chain are removed, also from what was saved meanwhile."""
@@ -310,8 +339,8 @@ class Hold(object):
             text = "{0}: {1} packets waited for its restart, the longest {2:.3f} s"
             self.journal.add("note", text=text.format(self.unit, count, longest))
 
-    def _iptables(self, words):
-        done = self.host.run(["iptables", "-w", "2", "-t", "mangle"] + words, 5.0)
+    def _run(self, program, words):
+        done = self.host.run([program, "-w", "2", "-t", "mangle"] + words, 5.0)
         if not done.ok:
             raise NotHeld(done.sentence())
 
@@ -338,17 +367,21 @@ def clean(host, journal):
 def remove(host):
     """The chain, the ways into it, and both in saved rules. Harmless where there is nothing."""
     if has_packets(host):
-        table = ["iptables", "-w", "2", "-t", "mangle"]
-        listed = host.run(table + ["-S"], 5.0, merged=False)
-        for line in listed.output.splitlines():
-            words = line.split()
-            if words[:1] == ["-A"] and words[1:2] != [CHAIN] and words[-1:] == [CHAIN]:
-                host.run(table + ["-D"] + words[1:], 5.0)
-        if "-N " + CHAIN in listed.output:
-            host.run(table + ["-F", CHAIN], 5.0)
-            host.run(table + ["-X", CHAIN], 5.0)
+        for program in FAMILIES:
+            _remove_chain(host, [program, "-w", "2", "-t", "mangle"])
     for path in SAVED_RULES:
         _remove_saved(host, path)
+
+
+def _remove_chain(host, table):
+    listed = host.run(table + ["-S"], 5.0, merged=False)
+    for line in listed.output.splitlines():
+        words = line.split()
+        if words[:1] == ["-A"] and words[1:2] != [CHAIN] and words[-1:] == [CHAIN]:
+            host.run(table + ["-D"] + words[1:], 5.0)
+    if "-N " + CHAIN in listed.output:
+        host.run(table + ["-F", CHAIN], 5.0)
+        host.run(table + ["-X", CHAIN], 5.0)
 
 
 def _remove_saved(host, path):

@@ -19,6 +19,10 @@ ASK_TIMEOUT = 2.0
 """A connection that waits in the queue of a server that reloads is late and not lost: it is not given up at once."""
 ASK_DATAGRAM_TIMEOUT = 0.25
 """A question that was lost gets no answer, however long one waits."""
+TRIES = 3
+"""A VM that is short of CPU answers late: one question without an answer is no service that died."""
+TRY_AGAIN_SECONDS = 0.1
+STATS_LINE = b"Name: HAProxy"
 STOP_GAP_SECONDS = 4.0
 """CloudStack 4.21 monitorServices.py starts what it misses for 5 s, apache2 with kill -9."""
 
@@ -60,14 +64,33 @@ def is_active(state):
 def answers(check):
     """Whether the service answers now (protocol.py `ProbeCheck`)."""
     try:
-        if check["kind"] == "tcp":
-            socket.create_connection((check["host"], check["port"]), ASK_TIMEOUT).close()
-            return True
-        if check["kind"] == "http":
-            return _http(check)
-        return _dns(check)
+        return _ask(check, 1)
     except (OSError, http.client.HTTPException, ValueError):
         return False
+
+
+def answers_in_time(check):
+    """The same for a baseline: only silence is asked again, a refusal is an answer."""
+    for patience in range(1, TRIES + 1):
+        try:
+            return _ask(check, patience)
+        except socket.timeout:
+            continue
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+    return False
+
+
+def _ask(check, patience):
+    """`patience`: how many times the usual time a question waits for its answer."""
+    if check["kind"] == "tcp":
+        socket.create_connection((check["host"], check["port"]), ASK_TIMEOUT).close()
+        return True
+    if check["kind"] == "http":
+        return _http(check)
+    if check["kind"] == "haproxy":
+        return _haproxy(check)
+    return _dns(check, ASK_DATAGRAM_TIMEOUT * patience)
 
 
 def _http(check):
@@ -79,7 +102,19 @@ def _http(check):
         connection.close()
 
 
-def _dns(check):
+def _haproxy(check):
+    """Its command socket: there only where CloudStack has written the configuration."""
+    asking = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        asking.settimeout(ASK_TIMEOUT)
+        asking.connect(check["host"])
+        asking.sendall(b"show info\n")
+        return asking.recv(4096).startswith(STATS_LINE)
+    finally:
+        asking.close()
+
+
+def _dns(check, timeout):
     number = int.from_bytes(os.urandom(2), "big")
     labels = [label.encode("ascii") for label in (check.get("name") or "localhost").strip(".").split(".")]
     question = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
@@ -87,7 +122,7 @@ def _dns(check):
     family = socket.AF_INET6 if ":" in check["host"] else socket.AF_INET
     asking = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        asking.settimeout(ASK_DATAGRAM_TIMEOUT)
+        asking.settimeout(timeout)
         asking.connect((check["host"], check["port"]))
         asking.send(asked)
         answer = asking.recv(4096)
@@ -102,15 +137,21 @@ class GapMeter(object):
     `gap`: the longest time without an answer, from the last one before a question that failed to the first one after;
     0.0 if none failed. `slowest`: the longest time that one answer took. A server that reloads makes a request wait
     and loses none, which is no gap.
+
+    `silent_since` (monotonic): what did not answer at the end has not answered since. Given to the next meter, the gap
+    of that one begins there.
     """
 
-    def __init__(self, checks):
+    def __init__(self, checks, silent_since=None):
         self.checks = checks
         self.gap = None
         self.slowest = None
+        self.silent_since = None
+        self._began_silent = silent_since
         self._done = threading.Event()
         self._threads = []
         self._found = {}
+        self._silent = {}
 
     def __enter__(self):
         for number, check in enumerate(self.checks):
@@ -121,8 +162,8 @@ class GapMeter(object):
         return self
 
     def _ask(self, number, check):
-        answered = time.monotonic()
-        failing = False
+        failing = self._began_silent is not None
+        answered = self._began_silent if failing else time.monotonic()
         longest = slowest = 0.0
         while not self._done.is_set():
             asked = time.monotonic()
@@ -140,6 +181,7 @@ class GapMeter(object):
             self._done.wait(ASK_EVERY)
         if failing:
             self._found[number] = (max(longest, time.monotonic() - answered), slowest)
+            self._silent[number] = answered
 
     def __exit__(self, *ignored):
         self._done.set()
@@ -148,6 +190,8 @@ class GapMeter(object):
         if self._found:
             self.gap = round(max(longest for longest, _ in self._found.values()), 3)
             self.slowest = round(max(slowest for _, slowest in self._found.values()), 3)
+        if self._silent:
+            self.silent_since = min(self._silent.values())
 
 
 # ------------------------------------------------------------------------------------------ acting
@@ -161,6 +205,10 @@ class Services(object):
         self.order = order
         self.baseline = baseline
         self.journal = journal
+        self.kept = None
+        """Requests of a unit that died wait until it runs again with its old files: at most as long as any hold."""
+        self.silent = {}
+        """Since when (monotonic) a unit that died has not answered."""
 
     @staticmethod
     def measure(host, order):
@@ -174,7 +222,7 @@ class Services(object):
         units = [service["unit"] for service in order["services"]]
         serving = {}
         for service in order["services"]:
-            serving[service["unit"]] = [answers(check) for check in service["serving"]]
+            serving[service["unit"]] = [answers_in_time(check) for check in service["serving"]]
         return {"states": states(host, units), "serving": serving, "at": time.time()}
 
     def was_active(self, service):
@@ -214,6 +262,7 @@ class Services(object):
             except Failure as failure:
                 if self.is_gate(service):
                     raise
+                self.let_go()
                 self.journal.add("note", text="restarting before the patch: " + tail(failure.message, 500))
 
     def act_back(self):
@@ -223,16 +272,38 @@ class Services(object):
         """
         units = acted_on(self.journal.records)
         failed = []
-        for service in self.order["services"]:
-            if service["unit"] not in units or not self.was_active(service):
-                continue
-            try:
-                self._restore(service)
-            except Failure as failure:
-                if self.is_gate(service):
-                    failed.append(failure.message)
+        try:
+            for service in self._dead_first():
+                if service["unit"] not in units or not self.was_active(service):
+                    continue
+                try:
+                    self._restore(service)
+                except Failure as failure:
+                    if self.is_gate(service):
+                        failed.append(failure.message)
+        finally:
+            self.let_go()
         if failed:
             raise Failure("ServiceFailed", "; ".join(failed), False)
+
+    def _dead_first(self):
+        """Tenants wait for the one that died; there is one hold at a time."""
+        waited_for = self.kept.unit if self.kept else None
+        return sorted(self.order["services"], key=lambda service: service["unit"] != waited_for)
+
+    def keep_waiting(self, service):
+        """A unit that died on the way forward is started on the way back: until then, what asks for it waits."""
+        if self.kept is None and service.get("hold") and not self._is_up(service["unit"]):
+            self.kept = self._enter(service, "{0} died, and its requests do not wait: {1}")
+
+    def let_go(self):
+        """Nothing waits any longer. May be called at any time, and again."""
+        if self.kept is not None:
+            kept, self.kept = self.kept, None
+            kept.leave()
+
+    def _is_up(self, unit):
+        return is_active(states(self.host, [unit])[unit])
 
     def _restore(self, service):
         unit = service["unit"]
@@ -254,12 +325,12 @@ class Services(object):
         self.journal.add("unit", unit=unit, action=action, state="start", back=back)
         since = time.time()
         questions = [] if action == "stop" else self.questions(service)
-        held = self._hold(service) if action == "held-restart" else None
+        held = self._hold(service, action, back)
         proof = None
         if service.get("login_seconds") and not back:
             proof = login.Proof(self.host, self.journal, service, self.backup_of(login.SSHD_CONFIG))
         problem = None
-        with GapMeter(questions) as meter:
+        with GapMeter(questions, self.silent.pop(unit, None)) as meter:
             try:
                 if proof:
                     proof.arm()
@@ -270,8 +341,14 @@ class Services(object):
                 elif action != "stop":
                     problem = self._await(service, questions)
             finally:
-                if held:
+                if held and problem is None:
                     held.leave()
+                elif held:
+                    self.kept = held
+        if problem is not None:
+            if meter.silent_since is not None:
+                self.silent[unit] = meter.silent_since
+            self.keep_waiting(service)
         if action == "held-restart" and held is None:
             action = "restart"
         values = {"gap": meter.gap, "slowest": meter.slowest}
@@ -291,13 +368,26 @@ class Services(object):
         found = [move["backup"] for move in plan["moves"] if move["live"] == live and move.get("backup")]
         return found[0] if found else None
 
-    def _hold(self, service):
-        """What asks for this unit waits from now on; None where it cannot, which is told."""
+    def _hold(self, service, action, back):
+        """What asks for this unit waits from now on; None where it does not, or cannot, which is told."""
+        starts_again = back and action in ("start", "restart") and service.get("hold")
+        if action != "held-restart" and not starts_again:
+            return None
+        if self.kept is not None and self.kept.unit == service["unit"] and not self.kept.is_over:
+            held, self.kept = self.kept, None
+            return held
+        self.let_go()
+        held = self._enter(service, "{0} was restarted without holding its requests: {1}")
+        if held is not None:
+            self.host.wait(hold.DRAIN_SECONDS)
+        return held
+
+    def _enter(self, service, why_not):
         wanted = hold.Hold(self.host, self.journal, service["unit"], service.get("hold", []), self.order["vm_type"])
         try:
             wanted.enter()
         except hold.NotHeld as reason:
-            self.note("{0} was restarted without holding its requests: {1}".format(service["unit"], reason))
+            self.note(why_not.format(service["unit"], reason))
             return None
         return wanted
 
@@ -330,25 +420,53 @@ class Services(object):
         first = states(self.host, units)
         end = time.monotonic() + self.order["settle_seconds"]
         since = time.time()
+        looked = time.monotonic()
         while True:
             now = states(self.host, units)
-            for unit in units:
-                if _restarted_by_other(first[unit], now[unit]):
-                    text = "RestartedByMonitor: {0} got another main process, {2} instead of {1}, not from this program"
-                    self.note(text.format(unit, first[unit]["main_pid"], now[unit]["main_pid"]))
-                    first[unit] = now[unit]
-                problem = _unstable(first[unit], now[unit])
-                if problem:
-                    raise Failure("ServiceFailed", self.explain(unit, problem, since - 30), False)
+            for service in services:
+                self._judge(service, first, now, since, looked)
+            looked = time.monotonic()
             if time.monotonic() >= end:
                 break
             deadline.check("services")
-            self.host.wait(min(0.25, max(0.01, end - time.monotonic())))
+            # What dies of its new files does so at once, and tenants wait for it to be seen.
+            often = 0.05 if time.time() - since < 1.0 else 0.25
+            self.host.wait(min(often, max(0.01, end - time.monotonic())))
         for service in services:
             for check in self.questions(service):
-                if not answers(check):
+                if not self._answers_at_last(check, deadline):
                     problem = "it no longer answers on {0} {1}:{2}".format(check["kind"], check["host"], check["port"])
                     raise Failure("ServiceFailed", self.explain(service["unit"], problem, since - 30), False)
+        # Asking takes a while where answers are late: a service that died meanwhile is not taken for a slow one.
+        now = states(self.host, units)
+        for service in services:
+            self._judge(service, first, now, since, looked)
+
+    def _judge(self, service, first, now, since, looked):
+        """Raises `Failure` if a unit does not stand still. `looked` (monotonic): when it was last seen to."""
+        unit = service["unit"]
+        if _restarted_by_other(first[unit], now[unit]):
+            text = "RestartedByMonitor: {0} got another main process, {2} instead of {1}, not from this program"
+            self.note(text.format(unit, first[unit]["main_pid"], now[unit]["main_pid"]))
+            first[unit] = now[unit]
+        problem = _unstable(first[unit], now[unit])
+        if problem:
+            if not is_active(now[unit]):
+                self.silent[unit] = looked
+                self.keep_waiting(service)
+            raise Failure("ServiceFailed", self.explain(unit, problem, since - 30), False)
+
+    def _answers_at_last(self, check, deadline):
+        for patience in range(1, TRIES + 1):
+            try:
+                if _ask(check, patience):
+                    return True
+            except (OSError, http.client.HTTPException, ValueError):
+                pass
+            deadline.check("services")
+            if patience < TRIES:
+                self.host.wait(TRY_AGAIN_SECONDS)
+        return False
 
     def compare(self):
         """{unit: its state} of those that are less active than before; of units that were steady then."""

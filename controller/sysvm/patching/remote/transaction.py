@@ -13,7 +13,7 @@
 
 import time
 
-from . import actors, build, checks, databags, fence, files, hold, steady, superseded, switch
+from . import actors, build, checks, core, databags, fence, files, hold, steady, superseded, switch
 from . import journal as journals
 from . import order as orders
 from .failures import Failure, of
@@ -57,6 +57,8 @@ class Transaction(object):
         self.gate = fence.Fence(host, self.journal)
         self.bags_are_ours = False
         """configure.py failed behind the closed fence, so nobody else has written a data bag."""
+        self._services = None
+        self.core = core.Watch(host, self.journal)
 
     def close(self):
         self.journal.close()
@@ -128,6 +130,7 @@ class Transaction(object):
         if baseline["unsteady"]:
             text = "restarting before the patch, so it decides nothing: " + ", ".join(baseline["unsteady"])
             self.journal.add("note", text=text)
+        self.core.begin()
         said = self.gate.close(deadline)
         self.refuse_other_actors()
         self.refuse_changes()
@@ -160,7 +163,10 @@ class Transaction(object):
         return actors.mark(self.host, actors.PAYLOAD)
 
     def services(self):
-        return Services(self.host, self.order, self.journal.baseline(), self.journal)
+        """The same on both ways: what asks for a unit that died waits until it runs again with its old files."""
+        if self._services is None:
+            self._services = Services(self.host, self.order, self.journal.baseline(), self.journal)
+        return self._services
 
     def switch(self, deadline):
         # The record comes first: a restart that finds it goes back, which is nothing if nothing was done.
@@ -208,7 +214,9 @@ class Transaction(object):
         worse = [name for name in self.failing_checks() if name not in known]
         if worse:
             raise Failure("VerifyFailed", "health checks that newly fail: " + ", ".join(worse), False)
+        said = self.core.verify(bool(self.order.get("databags")) or "cloud" in acted_on(self.journal.records))
         deadline.check("verifying")
+        return said
 
     def differences(self):
         """Paths that are not what the order says: content, links, executability, what was to go."""
@@ -259,6 +267,8 @@ class Transaction(object):
                     why, said = of(error, "Inconsistent")
                     self.say_inconsistent(message, said, why)
                     return
+            finally:
+                self.let_go()
             # Every change of the way back may be repeated: nothing is lost by beginning anew.
             self.host.wait(waits.pop(0))
 
@@ -269,6 +279,7 @@ class Transaction(object):
         if superseded.settle(self, at_boot):
             return
         self._restore(at_boot)
+        self.core.tell_back()
         self.journal.add("step", name="Restore", state="done")
         text = tail(message, 1700) + "; the VM is wholly as it was before"
         self.journal.enter(journals.ROLLED_BACK, reason, text)
@@ -280,9 +291,14 @@ class Transaction(object):
         if at_boot or not baseline:
             return
         try:
-            Services(self.host, self.order, baseline, self.journal).act_back()
+            self.services().act_back()
         except Failure as failure:
             self.journal.add("note", text=tail(failure.message, 500))
+
+    def let_go(self):
+        """Nobody waits for a unit any longer."""
+        if self._services is not None:
+            self._services.let_go()
 
     def verified(self):
         """Everything was proven before others came: only the commit was to be done."""
@@ -298,7 +314,7 @@ class Transaction(object):
         # Also when taking back a finished commit: from here on nothing takes this VM for patched.
         switch.invalidate(signature)
         baseline = self.journal.baseline()
-        services = Services(self.host, self.order, baseline, self.journal) if baseline else None
+        services = self.services() if baseline else None
         if services and not at_boot:
             services.stop_first(True)
         if self.plan["payload"]:
