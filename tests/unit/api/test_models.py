@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from pydantic import JsonValue, ValidationError
 
+from sysvm.api.approval import RolloutApproval
 from sysvm.api.base import PENDING_STATUS
 from sysvm.api.crds import KINDS, Kind
 from sysvm.api.endpoint import CloudStackEndpoint, SystemVMType
@@ -16,6 +17,7 @@ from sysvm.api.rollout import Rollout
 from sysvm.api.schema import JsonObject, as_object, filled, kind_schema
 from sysvm.api.systemvm import SystemVM
 from sysvm.api.template import DEFAULT_COMPATIBILITY, SystemVMTemplate
+from sysvm.api.window import MaintenanceWindow
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
@@ -33,8 +35,12 @@ TEXTS = (
     f"SHA256:{'B' * 43}",
     "sha512",
     "Ready",
+    "FREQ=DAILY",
+    "22:00",
+    "UTC",
 )
 """For every pattern one that matches."""
+MOMENTS = {"date-time": "2026-01-31T22:00:00Z", "date": "2026-01-31"}
 
 
 def allowed(node: JsonObject, chance: Random) -> JsonValue:
@@ -52,7 +58,7 @@ def allowed(node: JsonObject, chance: Random) -> JsonValue:
     if "items" in node:
         return [allowed(as_object(node["items"]), chance) for _ in range(chance.choice([1, 2]))]
     if node["type"] == "string":
-        return "2026-01-31T22:00:00Z" if node.get("format") == "date-time" else text(node, chance)
+        return MOMENTS[str(node["format"])] if "format" in node else text(node, chance)
     if node["type"] == "integer":
         low, high = int(str(node.get("minimum", -5))), int(str(node.get("maximum", 2**40)))
         return chance.choice([low, high, chance.randint(low, high)])
@@ -99,6 +105,17 @@ MINIMAL: dict[type, JsonObject] = {
         "planRef": {"name": "x", "digest": f"sha256:{'a' * 64}"},
         "snapshot": {"methods": ["LivePatch"], "livePatch": {}, "strategy": {}, "checks": {}},
     },
+    RolloutApproval: {
+        "rolloutRef": {"name": "r"},
+        "wave": "w",
+        "waveDigest": f"sha256:{'a' * 64}",
+        "decision": "Approved",
+        "approver": "alice",
+    },
+    MaintenanceWindow: {
+        "effect": "Allow",
+        "schedule": {"rrule": "FREQ=DAILY", "start": "22:00", "duration": "6h", "timeZone": "UTC"},
+    },
 }
 
 
@@ -121,9 +138,9 @@ def test_the_default_of_the_status_can_be_read(kind: Kind) -> None:
 
 def test_a_field_that_a_newer_version_added_is_passed_over() -> None:
     read = PatchPolicy.model_validate(
-        {"metadata": {"name": "x", "managedFields": []}, "spec": {**MINIMAL[PatchPolicy], "windowRefs": [{}]}}
+        {"metadata": {"name": "x", "managedFields": []}, "spec": {**MINIMAL[PatchPolicy], "moonPhase": [{}]}}
     )
-    assert "windowRefs" not in read.to_dict()["spec"]
+    assert "moonPhase" not in read.to_dict()["spec"]
 
 
 def test_absent_is_written_as_absent() -> None:
