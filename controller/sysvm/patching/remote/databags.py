@@ -24,6 +24,7 @@ NEEDED = ("cmdline", "ips")
 MAX_BAG_BYTES = 8 * 1024 * 1024
 """Larger ones are not compared within this program's memory."""
 RENEW_SECONDS = 0.4
+EFFECT = "; {0} had been run: what it did to addresses and firewall rules stays until the management server's next command"
 SAVED = "databags.json"
 COPIES = "databags"
 REASON = "DatabagFailed"
@@ -202,6 +203,8 @@ def apply(work, one):
         return
     services = work.services()
     questions = [check for service in work.order["services"] for check in services.questions(service)]
+    # sshd does not answer because of us.
+    questions = [check for check in questions if check["port"] not in work.gate.hold.ports]
     work.journal.add("unit", unit=unit, action="rerun", state="start", back=False)
     with GapMeter(questions) as meter:
         done = work.host.run([work.host.at(PROGRAM), one["name"]], one["timeout_seconds"])
@@ -240,9 +243,11 @@ def was_begun(records):
 
 
 def restore(work, at_boot):
-    """Bags and what was made of them are what they were. May be repeated any number of times."""
-    if not was_begun(work.journal.records):
-        return
+    """Bags and what was made of them are what they were. May be repeated any number of times. Returns what cannot be
+    taken back, as the end of a sentence."""
+    records = work.journal.records
+    if not was_begun(records):
+        return ""
     gate = fence.Fence(work.host, work.journal)
     try:
         if not at_boot:
@@ -252,6 +257,8 @@ def restore(work, at_boot):
         gate.open()
     if not at_boot:
         act_back(work, back)
+    ran = sorted(set(record["unit"] for record in records if record["kind"] == "unit" and record["action"] == "rerun"))
+    return EFFECT.format(", ".join(ran)) if ran else ""
 
 
 def wait(work, gate):
@@ -276,11 +283,6 @@ def compare_and_put_back(work):
             continue
         back.append(entry["path"])
         put_back(entry)
-    ran = sorted(set(record["unit"] for record in records if record["kind"] == "unit" and record["action"] == "rerun"))
-    text = "{0} had been run, {1} files are put back; what it did to addresses and firewall rules stays until the next"
-    text += " command of the management server"
-    if ran and back:
-        work.note_all([text.format(", ".join(ran), len(back))])
     if theirs:
         work.note_all(["written by somebody else since, and left as it is: " + ", ".join(theirs[:5])])
     return back

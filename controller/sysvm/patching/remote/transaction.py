@@ -275,13 +275,13 @@ class Transaction(object):
     def try_back(self, reason, message, at_boot):
         self.journal.enter(journals.ROLLING_BACK, reason, tail(message))
         self.journal.add("step", name="Restore", state="start")
-        databags.restore(self, at_boot)
+        left = databags.restore(self, at_boot)
         if superseded.settle(self, at_boot):
             return
         self._restore(at_boot)
         self.core.tell_back()
         self.journal.add("step", name="Restore", state="done")
-        text = tail(message, 1700) + "; the VM is wholly as it was before"
+        text = tail(message, 1500) + "; the VM is wholly as it was before" + left
         self.journal.enter(journals.ROLLED_BACK, reason, text)
 
     def make_effective(self, at_boot):

@@ -1,0 +1,134 @@
+"""A data bag is applied on a router of the lab, whose configure.py is as careless as CloudStack's."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import pytest
+from tests.system.test_fence import BAGS, Commands, pushes
+from tests.system.test_live_patch import order, payload, target, told
+
+from lab import Lab, SystemVMType, VMSpec, preflight
+from lab.content import releases
+from sysvm.api.reasons import Reason
+from sysvm.patching.live import LivePatcher
+from sysvm.patching.results import JournalPhase, OperationReport
+
+pytestmark = [
+    pytest.mark.systemvm,
+    pytest.mark.skipif(preflight.missing() is not None, reason=preflight.missing() or ""),
+]
+
+NAME = "r-71-VM"
+MODULE = "opt/cloud/bin/cs/CsLoadBalancer.py"
+CONFIG = "/etc/haproxy/haproxy.cfg"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    made = Lab(tmp_path_factory.mktemp("bags"))
+    try:
+        made.up([VMSpec(name=NAME, type=SystemVMType.ROUTER, index=71, group="net-71")], release="old")
+        yield made
+    finally:
+        made.down()
+
+
+def release(name: str, more: bytes) -> releases.Release:
+    """One whose load balancer is made otherwise."""
+    start = releases.old()
+    return start.derive(name, change={MODULE: start.scripts[MODULE] + more})
+
+
+def bags(lab: Lab) -> dict[str, bytes]:
+    names = lab.exec(NAME, "ls /etc/cloudstack").stdout.split()
+    return {name: lab.read_bytes(NAME, f"/etc/cloudstack/{name}") for name in names}
+
+
+async def patch(lab: Lab, wanted: releases.Release, number: int, *, databags: bool = True) -> OperationReport:
+    ordered = dataclasses.replace(order(number), apply_databags=databags)
+    return await LivePatcher().patch(target(lab, NAME), payload(wanted), ordered, lambda _: None)
+
+
+ANOTHER_LINE = b"""
+
+_process = CsLoadBalancer.process
+
+
+def process(self, rules):
+    for entry in self.bag.get("config") or ():
+        if "# applied" not in entry["configuration"]:
+            entry["configuration"] = ["# applied"] + entry["configuration"]
+    return _process(self, rules)
+
+
+CsLoadBalancer.process = process
+"""
+WILD = b"""
+
+def process(self, rules):
+    del self.bag["config"]
+    self.save()
+
+
+CsLoadBalancer.process = process
+"""
+
+
+@pytest.mark.timeout(500)
+async def test_a_bag_is_applied_only_where_the_order_says_so_and_costs_no_key(lab: Lab) -> None:
+    before = bags(lab)
+    one = release("bags-1", b"# another comment\n")
+    plan = await LivePatcher().observe(target(lab, NAME), payload(one))
+    assert [(bag.name, bag.possible) for bag in plan.databags] == [("configure.py load_balancer.json", True)]
+
+    report = await patch(lab, release("bags-2", ANOTHER_LINE), 1, databags=False)
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    assert b"# applied" not in lab.read_bytes(NAME, CONFIG)
+
+    commands = Commands(lab)
+    lane = asyncio.create_task(commands.lane(pushes()))
+    report = await patch(lab, release("bags-3", ANOTHER_LINE + b"# again\n"), 2)
+    await asyncio.sleep(1)
+    commands.stop.set()
+    await lane
+    print(told(report), dict(commands.done), f"slowest {commands.slowest_seconds:.2f} s")
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    assert "Rerun" in {service.action for service in report.services}, told(report)
+    assert b"# applied" in lab.read_bytes(NAME, CONFIG)
+    assert not commands.failures, commands.failures[:3]
+    now = bags(lab)
+    assert {f"{name}.json" for name in BAGS} - {"forwardingrules.json"} <= now.keys()
+    for name, text in before.items():
+        assert set(json.loads(text)) <= set(json.loads(now[name])), name
+    pushed = json.loads(now["forwardingrules.json"])
+    assert len(pushed) - 1 >= commands.done["update_config.py"]
+    assert not lab.exec(NAME, "find / -xdev -path '*/.sysvm-*/databags*'").stdout.strip()
+
+
+@pytest.mark.timeout(500)
+async def test_a_run_that_empties_a_bag_goes_back_and_every_bag_is_as_it_was(lab: Lab) -> None:
+    before, config = bags(lab), lab.read_bytes(NAME, CONFIG)
+    report = await patch(lab, release("bags-wild", WILD), 3)
+    print(told(report))
+    assert report.phase is JournalPhase.ROLLED_BACK, told(report)
+    assert report.reason is Reason.DATABAG_FAILED
+    assert "loadbalancer.json has lost /config" in report.message
+    assert bags(lab) == before
+    assert lab.read_bytes(NAME, CONFIG) == config
+    assert lab.exec(NAME, ["systemctl", "is-active", "haproxy"]).stdout.strip() == "active"
+
+
+@pytest.mark.timeout(500)
+async def test_a_bag_that_is_broken_already_refuses_before_anything_is_changed(lab: Lab) -> None:
+    path = "/etc/cloudstack/vmdata.json"
+    whole = lab.read_bytes(NAME, path)
+    lab.exec(NAME, f"head -c 20 {path} > /tmp/half && cat /tmp/half > {path}")
+    report = await patch(lab, release("bags-4", ANOTHER_LINE + b"# more\n"), 4)
+    lab.exec(NAME, f"cat > {path} <<'BAG'\n{whole.decode()}BAG\n")
+    assert report.phase is JournalPhase.ABANDONED, told(report)
+    assert report.reason is Reason.DATABAG_FAILED
+    assert "vmdata.json" in report.message
