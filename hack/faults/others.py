@@ -53,7 +53,7 @@ _THEIRS = {
 }
 
 
-def _archive(members: dict[str, bytes]) -> bytes:
+def archive(members: dict[str, bytes]) -> bytes:
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as archive:
         for path, content in members.items():
@@ -63,7 +63,7 @@ def _archive(members: dict[str, bytes]) -> bytes:
     return plain.getvalue()
 
 
-THEIRS_TGZ = _archive(_THEIRS)
+THEIRS_TGZ = archive(_THEIRS)
 THEIRS_SIGNATURE = hashlib.md5(THEIRS_TGZ).hexdigest()
 _PAYLOADS = {
     OLD_TGZ: {**{f"opt/cloud/{path}": body for path, body in OLD_TREE.items()}, **OLD_FILES},

@@ -17,7 +17,7 @@ from faults.hooks import Hook, jump, refuse, refuse_some, set_immutable
 from faults.rows import Row, Trial, Verdict, in_child_then_judged
 from faults.scenes import Judge, Rows, Scene, Scenes, broken_order, next_boot, next_session, recovered
 from faults.table import End
-from sysvm.patching.remote import files
+from sysvm.patching.remote import files, transaction
 from sysvm.patching.remote.failures import Failure
 
 SCENES = ("preparing", "forward", "failing", "by hand")
@@ -44,10 +44,23 @@ def from_then_on(code: int, names: tuple[str, ...], scenes: Scenes, _seeds: int)
             yield f"{name}, from {number} {change} on", partial(_refused, scene, arm)
 
 
+def for_a_while(scenes: Scenes, _seeds: int) -> Iterator[Trial]:
+    """Two or three changes in a row are refused, whatever they are; also those of a way back that is tried again."""
+    codes = (errno.EIO, errno.ENOSPC, errno.EINTR)
+    for name in SCENES:
+        scene = scenes.get(name)
+        for number, change in enumerate(scene.changes, 1):
+            code, last = codes[number % 3], number + 1 + number // 3 % 2
+            arm = partial(Hook.arm_here, number, before=refuse_some(code, CHANGES), last=last)
+            yield f"{name}, {number} {change} to {last}, {errno.errorcode[code]}", partial(_refused, scene, arm)
+
+
 def _refused(scene: Scene, arm: partial[Hook], turn: int) -> Verdict:
     scene.reset()
 
     def child() -> None:
+        # What is waited for happens here with the next change.
+        transaction.BACK_AGAIN_SECONDS = (0.0,) * len(transaction.BACK_AGAIN_SECONDS)
         arm()
         try:
             scene.work()
@@ -194,7 +207,9 @@ ROWS = (
     Row("a disk with few bytes left (tmpfs)", partial(small_disk, "size={}", 16384)),
     Row("a disk with few inodes left (tmpfs)", partial(small_disk, "nr_inodes={}", 2)),
     Row("read-only file system from a change on", partial(from_then_on, errno.EROFS, CHANGES)),
-    Row("an I/O error, once, at every change", partial(once, errno.EIO, CHANGES), loud=True),
+    Row("an I/O error, once, at every change", partial(once, errno.EIO, CHANGES)),
+    Row("I/O errors, no space or interrupts for a while", for_a_while),
+    Row("I/O errors from a change on", partial(from_then_on, errno.EIO, CHANGES)),
     Row("an immutable file", immutable),
     Row("the clock jumps", clock),
 )

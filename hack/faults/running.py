@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from faults import kills, others, refusals
+from faults import kills, others, overtaken, refusals
 from faults.rows import Row
 from faults.scenes import Scenes
 from faults.table import End, Result, Table
 
-ROWS: tuple[Row, ...] = (*kills.ROWS, *refusals.ROWS, *others.ROWS)
+ROWS: tuple[Row, ...] = (*kills.ROWS, *refusals.ROWS, *others.ROWS, *overtaken.ROWS)
 TRIAL_SECONDS = 120
 Say = Callable[[str], None]
 

@@ -30,6 +30,7 @@ from faults.table import End
 from sysvm.patching.remote import files, worker
 
 Rows = dict[str, tuple[object, ...]]
+CONFIGURATION = "etc/haproxy/haproxy.cfg"
 OWN = (".sysvm-", "sysvm-recover")
 """What the program keeps beside a new VM: its backup and its boot unit."""
 _MTIME = 5
@@ -66,6 +67,9 @@ class Judge:
     old: Rows
     services: dict[str, str]
     new: Rows = field(default_factory=dict)
+    archive: bytes = NEW_TGZ
+    signature: str = NEW_SIGNATURE
+    """Of the new release."""
 
     def verdict(self, vm: VM, foreign: frozenset[str] = frozenset()) -> tuple[End, str]:
         """What `vm` is. A VM whose last word does not fit its files is NEITHER too.
@@ -81,17 +85,19 @@ class Judge:
             return (End.INCONSISTENT, told) if loud else (End.NEITHER, f"inconsistent with signature {signature}")
         if vm.systemd() != self.services:
             return End.NEITHER, f"services {vm.systemd()}; {told}"
+        if systemd.runs_with(str(vm.root), "haproxy") != (vm.root / CONFIGURATION).read_text():
+            return End.NEITHER, f"haproxy runs with another file than the one in place; {told}"
         if vm.store().unfinished():
             return End.NEITHER, f"not brought to its end; {told}"
         rows = vm.state()
         new = differing(shape(rows), self.new)
         old = differing(rows, self.old)
-        if (vm.root / TGZ).read_bytes() != NEW_TGZ:
+        if (vm.root / TGZ).read_bytes() != self.archive:
             new.append(TGZ)
-        if signature not in (OLD_SIGNATURE, NEW_SIGNATURE):
+        if signature not in (OLD_SIGNATURE, self.signature):
             new.append(SIGNATURE)
         committed = "Committed" in phases
-        end, wrong = (End.NEW, new) if (signature == NEW_SIGNATURE or (foreign and committed)) else (End.OLD, old)
+        end, wrong = (End.NEW, new) if (signature == self.signature or (foreign and committed)) else (End.OLD, old)
         wrong = [path for path in wrong if path not in foreign]
         if phases and committed != (end is End.NEW):
             wrong.append("the last word does not fit")
@@ -113,7 +119,7 @@ class Scene:
             Hook.disarm()
         self.changes = counting.names
         """Names of the changes that the work makes when nothing goes wrong."""
-        if not judge.new and vm.signature() == NEW_SIGNATURE:
+        if not judge.new and vm.signature() == judge.signature:
             judge.new = shape(vm.state())
         vm.reset()
 

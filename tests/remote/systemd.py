@@ -37,7 +37,20 @@ def install(root: str, unit: str, *, active: bool) -> None:
 
 
 def needs(root: str, unit: str, path: str) -> None:
-    save(root, unit, {**load(root, unit), "needs": path})
+    state = {**load(root, unit), "needs": path}
+    save(root, unit, {**state, "runs": _needed(root, state)})
+
+
+def runs_with(root: str, unit: str) -> str:
+    """The text that an active unit took its file for when it was last started or reloaded."""
+    return load(root, unit).get("runs", "")
+
+
+def _needed(root: str, state: dict) -> str:
+    if not state["needs"] or not os.path.exists(os.path.join(root, state["needs"])):
+        return ""
+    with open(os.path.join(root, state["needs"])) as file:
+        return file.read()
 
 
 def plays(root: str, unit: str, states: list[dict]) -> None:
@@ -60,15 +73,12 @@ def systemctl(root: str, argv: list[str]) -> tuple[int, str]:
     elif verb == "reload" and state["active"] != "active":
         return 1, "Unit is not active, cannot be reloaded."
     else:
-        text = ""
-        if state["needs"] and os.path.exists(os.path.join(root, state["needs"])):
-            with open(os.path.join(root, state["needs"])) as file:
-                text = file.read()
+        text = _needed(root, state)
         if "broken" in text:
             state.update(active="failed", pid=0)
         else:
             pid = state["pid"] if verb == "reload" else state["pid"] + 1
-            state.update(active="active", pid=pid, unstable="unstable" in text)
+            state.update(active="active", pid=pid, unstable="unstable" in text, runs=text)
     save(root, units[0], state)
     return (1, f"Job for {units[0]} failed.") if state["active"] == "failed" else (0, "")
 

@@ -3,6 +3,7 @@
 Or it says that the VM is inconsistent, with a signature that CloudStack takes for no patch.
 """
 
+import errno
 import os
 import shutil
 
@@ -22,10 +23,11 @@ from tests.remote.vm import (
     write,
 )
 
-from sysvm.patching.remote import worker
+from faults.hooks import Hook
+from sysvm.patching.remote import files, switch, transaction, worker
 from sysvm.patching.remote.failures import Failure
 from sysvm.patching.remote.host import Outcome
-from sysvm.patching.remote.transaction import Transaction
+from sysvm.patching.remote.transaction import Transaction, tidy
 
 ALL_WELL = {"haproxy": "active", "cloud": "active", "dnsmasq": "inactive"}
 
@@ -242,3 +244,120 @@ def test_a_stop_start_unit_is_running_again_whatever_fails(vm):
     session.let_go()
     assert vm.run("op-2")["phase"] == "RolledBack"
     assert vm.systemd() == ALL_WELL
+
+
+# ------------------------------------------------------------------------------------ refused for a while
+
+
+def phase(vm) -> str:
+    report = vm.store().operation("op-1").report()
+    return report["phase"] if report else ""
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EINTR])
+@pytest.mark.parametrize("name", ["record", "exchange", "rename", "fsync"])
+def test_what_the_system_refuses_for_a_moment_on_the_way_back_is_tried_again(vm, monkeypatch, code, name):
+    monkeypatch.setattr(transaction, "BACK_AGAIN_SECONDS", (0.0, 0.0, 0.0))
+    refused = []
+
+    def refuse(change):
+        if change == name and len(refused) < 3 and phase(vm) == "RollingBack":
+            refused.append(change)
+            raise OSError(code, os.strerror(code), change)
+
+    Hook.arm_here(1, before=refuse, last=1 << 30)
+    try:
+        rolled_back(vm, with_file(make_order(), "/etc/haproxy/haproxy.cfg", b"broken\n"))
+    finally:
+        Hook.disarm()
+    assert refused
+
+
+def test_what_the_system_refuses_for_ever_is_inconsistent_with_its_words(vm, monkeypatch):
+    monkeypatch.setattr(transaction, "BACK_AGAIN_SECONDS", (0.0, 0.0, 0.0))
+    vm.prepare(with_file(make_order(), "/etc/haproxy/haproxy.cfg", b"broken\n"))
+
+    def refuse(change):
+        if change == "exchange" and phase(vm) == "RollingBack":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "/opt/cloud")
+
+    Hook.arm_here(1, before=refuse, last=1 << 30)
+    try:
+        report = vm.run("op-1")
+    finally:
+        Hook.disarm()
+    assert report["phase"] == "Inconsistent"
+    assert "Input/output error: /opt/cloud" in report["message"]
+
+
+def test_taking_back_that_cannot_begin_says_why_and_changes_nothing(vm, monkeypatch):
+    vm.prepare(make_order())
+    vm.run("op-1")
+    before = vm.state()
+
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/opt/cloud")
+
+    monkeypatch.setattr(switch, "check_backup", refuse)
+    with pytest.raises(Failure, match="could not be taken back, and nothing was changed: Input/output error"):
+        worker.back(vm.host(), vm.store(), "op-1")
+    report = vm.report("op-1")
+    assert report["phase"] == "Committed"
+    assert "could not be taken back" in report["notes"][-1]
+    assert vm.state() == before
+    monkeypatch.undo()
+    worker.back(vm.host(), vm.store(), "op-1")
+    assert vm.report("op-1")["phase"] == "RolledBack"
+
+
+def test_a_backup_is_given_back_on_a_full_disk_and_its_report_stays(vm):
+    vm.prepare(make_order())
+    vm.run("op-1")
+    store = vm.store()
+    files.FAULTS.arm("disk-full:1")
+    tidy(store, 0)
+    files.FAULTS.mode = None
+    assert not (vm.root / "opt/.sysvm-op-1").exists(), "the space is given back"
+    assert store.backups() == [], "and nobody takes it for a way back"
+    assert vm.report("op-1")["phase"] == "Committed"
+    # Somebody made room.
+    tidy(store, None)
+    assert not os.path.exists(store.operation("op-1").journal_path)
+    assert vm.report("op-1")["phase"] == "Committed"
+
+
+def test_a_boot_that_meets_an_error_recovers_all_the_same(vm, monkeypatch):
+    monkeypatch.setattr(worker, "BACK_AGAIN_SECONDS", (0.0, 0.0))
+    before = vm.state()
+    vm.prepare(make_order())
+    killed_at(lambda: vm.run("op-1"), "kill-after", 60)
+    refused = []
+
+    def refuse(change):
+        if not refused:
+            refused.append(change)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), change)
+
+    Hook.arm_here(1, before=refuse, last=1 << 30)
+    try:
+        vm.recover()
+    finally:
+        Hook.disarm()
+    assert refused
+    assert vm.report("op-1")["phase"] == "RolledBack"
+    assert vm.state() == before
+
+
+def test_a_new_leader_takes_back_on_a_full_disk_with_the_program_that_is_there(vm):
+    vm.prepare(make_order())
+    vm.run("op-1")
+    store = vm.store()
+    session = vm.session()
+    session.digest = "e" * 64
+    files.FAULTS.arm("disk-full:1")
+    store.raise_epoch(7)
+    assert session.installed_program(store.operation("op-1")) == "d" * 64
+    worker.back(vm.host(), store, "op-1")
+    files.FAULTS.mode = None
+    assert store.highest_epoch() == 7
+    assert vm.report("op-1")["phase"] == "RolledBack"

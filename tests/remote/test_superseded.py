@@ -9,6 +9,7 @@ import tarfile
 import threading
 
 import pytest
+from tests.remote import systemd
 from tests.remote.test_refusals import fake_process
 from tests.remote.vm import (
     BODIES,
@@ -147,6 +148,35 @@ def test_the_old_release_put_back_by_them_is_the_old_one(vm):
     assert (report["phase"], report["reason"]) == ("RolledBack", "VerifyFailed"), report["message"]
     assert (vm.root / "opt/cloud/bin/configure.py").read_bytes() == OLD_TREE["bin/configure.py"]
     assert vm.signature() == OLD_SIGNATURE
+
+
+def test_their_patch_between_two_moves_of_ours_is_not_taken_for_theirs(vm):
+    """Every file is as ordered in the end, but the signature and the archive speak of another release."""
+    order = order_with_archive()
+
+    def sign() -> None:
+        write(vm.root / TGZ, THEIRS, age=0)
+        write(vm.root / SIGNATURE, hashlib.md5(THEIRS).hexdigest().encode() + b"\n", age=0)
+
+    report = overtaken(vm, order, sign)
+    assert (report["phase"], report["reason"]) == ("Committed", "SupersededExternally"), report["message"]
+    assert vm.signature() == order["signature"]
+    assert (vm.root / TGZ).read_bytes() == OURS
+
+
+def test_units_run_with_what_was_mended_before_the_last_word(vm):
+    """haproxy was not acted on yet when the others broke off: it runs with their file until it is told of ours."""
+
+    def half() -> None:
+        write(vm.root / "etc/haproxy/haproxy.cfg", b"good theirs\n", age=0)
+        write(vm.root / TGZ, THEIRS, age=0)
+        systemd.systemctl(str(vm.root), ["restart", "haproxy"])
+
+    report = overtaken(vm, order_with_archive(), half, at=("systemctl", "daemon-reload"))
+    assert (report["phase"], report["reason"]) == ("Committed", "SupersededExternally"), report["message"]
+    assert (
+        (vm.root / "etc/haproxy/haproxy.cfg").read_text() == systemd.runs_with(str(vm.root), "haproxy") == "good new\n"
+    )
 
 
 @pytest.mark.parametrize("fresh", ["cloud-scripts.tgz", "patch-sysvms.sh"])

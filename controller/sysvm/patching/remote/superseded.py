@@ -2,11 +2,13 @@
 
 Their process is waited for, then the files say whose VM it is:
 
-    as ordered, and the signature speaks of the archive in place    Committed   it is the release, by whoever's hand
-    as before, and the signature speaks of the archive in place     RolledBack  it is what it was
-    what the archive in place holds, with its signature             Abandoned   it is theirs, whole
+    as ordered and what the archive in place holds, signed          Committed   it is the release, by whoever's hand
+    as before and what the archive in place holds, signed           RolledBack  it is what it was
+    what the archive in place holds, signed                         Abandoned   it is theirs, whole
     none of these                                                   forward: what differs is written out of our own
                                                                     archive, then Committed; else Inconsistent
+
+Signed: the signature is the checksum of the archive in place, so that CloudStack takes the VM for patched with it.
 
 All with the reason SupersededExternally.
 """
@@ -38,26 +40,30 @@ def settle(work, at_boot):
     text = "somebody else changed this VM meanwhile ({0}): ".format(", ".join(theirs))
     signed = is_signed(work)
     ordered = not work.differences()
+    whole = signed and holds_archive(work)
+    as_it_was = not [name for name in work.not_as_it_was() if name != actors.PAYLOAD]
     end = None
-    if signed and ordered:
+    if whole and ordered:
         end = (journals.COMMITTED, "it has the ordered content, by their hand")
-    elif signed and not [name for name in work.not_as_it_was() if name != actors.PAYLOAD]:
+    elif as_it_was and (whole or (signed and actors.PAYLOAD not in theirs)):
         end = (journals.ROLLED_BACK, "it has the content that it had before")
-    elif signed and holds_archive(work):
+    elif whole:
         end = (journals.ABANDONED, "it has the content of their archive, which stays")
     if end is not None:
         if not (ordered and work.verified()):
-            work.make_effective(at_boot)
+            # Where the release is told, its units have to run with it; whoever put back or brought others acted too.
+            work.make_effective(at_boot, everywhere=ordered)
         work.journal.enter(end[0], REASON, text + end[1])
         return True
     if signed or not ordered or not work.verified():
         if not signed and actors.PAYLOAD not in theirs and nothing_foreign(work):
             # Only a signature that speaks of nothing: all files are ours or the old ones, so the way back is open.
             return False
-        repair(work)
-        # A signature that speaks of nothing goes first: from here on it is as between the switch and a commit.
+        # Their signature goes first: a restart half way must not find mixed files that pass for whole.
         switch.invalidate(work.plan["signature"])
-        work.make_effective(at_boot)
+        repair(work)
+        if not work.make_effective(at_boot, everywhere=True):
+            return False
     switch.invalidate(work.plan["signature"])
     work.journal.enter(journals.COMMITTING)
     work.finish_commit(REASON, text + "what they left was brought to the ordered content")
@@ -135,16 +141,18 @@ def _digest(stream):
 
 
 def holds_archive(work):
-    """Every tree of ours has what the archive in place holds. Other files of it are edited on the VM."""
+    """Every tree of ours has what the archive in place holds, and no other file of it is still as we ordered it. What
+    else differs was edited on the VM."""
     try:
         archive, found = members(work.host.at(actors.PAYLOAD))
-    except (OSError, tarfile.TarError):
+    except (FileNotFoundError, tarfile.TarError):
         return False
+    new = set(work.not_as_it_was()) - set(work.differences())
     trees = tuple(tree["path"] + "/" for tree in work.order["trees"])
     compared = 0
     with archive:
         for path, member in found.items():
-            if path.startswith(trees):
+            if path.startswith(trees) or path in new:
                 facts = files.facts_of(work.host.at(path))
                 if facts.get("sha256") != _digest(archive.extractfile(member)):
                     return False
@@ -182,6 +190,8 @@ def repair(work):
                 files.write_new(beside, _chunks(archive.extractfile(found[path])), right["mode"])
             else:
                 raise Failure("Inconsistent", "{0} was changed by others, and its content is gone".format(path), False)
+            if facts["kind"] == "file":
+                files.copy_xattrs(real, beside)
             files.set_owner(beside, right["uid"], right["gid"])
             files.rename(beside, real)
             files.sync_folder(os.path.dirname(real))

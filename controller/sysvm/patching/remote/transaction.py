@@ -284,16 +284,26 @@ class Transaction(object):
         text = tail(message, 1500) + "; the VM is wholly as it was before" + left
         self.journal.enter(journals.ROLLED_BACK, reason, text)
 
-    def make_effective(self, at_boot):
-        """Units that were acted on or stopped get the files that are in place now; whoever put them there acted too,
-        so what fails is told. Before the last record: who is killed here does it again."""
-        baseline = self.journal.baseline()
-        if at_boot or not baseline:
-            return
+    def make_effective(self, at_boot, everywhere=False):
+        """Units that were acted on or stopped (`everywhere`: all of the order) get the files that are in place now.
+        Before the last record: who is killed here does it again. What fails is told; False if something did."""
+        if at_boot or not self.journal.baseline():
+            return True
+        if everywhere:
+            known = acted_on(self.journal.records)
+            for service in self.order["services"]:
+                if service["action"] != "none" and service["unit"] not in known:
+                    self.journal.add("unit", unit=service["unit"], action=service["action"], state="start", back=False)
         try:
+            if self.order["daemon_reload"]:
+                self.daemon_reload()
+            if everywhere:
+                self.services().stop_first(True)
             self.services().act_back()
         except Failure as failure:
             self.journal.add("note", text=tail(failure.message, 500))
+            return False
+        return True
 
     def let_go(self):
         """Nobody waits for a unit any longer."""
