@@ -80,9 +80,12 @@ class Host(object):
 
     # -------------------------------------------------------------------------------------- commands
 
+    @staticmethod
+    def environment():
+        return dict(os.environ, LC_ALL="C", SYSTEMD_PAGER="", SYSTEMD_COLORS="0")
+
     def run(self, argv, timeout, folder="/", merged=True):
         """Run a command without a shell, its output bounded; at the timeout its whole process group is stopped."""
-        environment = dict(os.environ, LC_ALL="C", SYSTEMD_PAGER="", SYSTEMD_COLORS="0")
         try:
             process = subprocess.Popen(
                 argv,
@@ -90,7 +93,7 @@ class Host(object):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if merged else subprocess.DEVNULL,
                 cwd=folder,
-                env=environment,
+                env=self.environment(),
                 start_new_session=True,
             )
         except OSError as error:
