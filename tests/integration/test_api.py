@@ -47,6 +47,22 @@ SPECS: dict[str, Manifest] = {
         "planRef": {"name": "routers-8c1f03ab-1-plan", "digest": DIGEST},
         "snapshot": {"methods": ["LivePatch"], "livePatch": {}, "strategy": {}, "checks": {}},
     },
+    "RolloutApproval": {
+        "rolloutRef": {"name": "routers-8c1f03ab-1"},
+        "wave": "rest",
+        "waveDigest": DIGEST,
+        "decision": "Approved",
+        "approver": "alice",
+    },
+    "MaintenanceWindow": {
+        "effect": "Allow",
+        "schedule": {
+            "rrule": "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH",
+            "start": "22:00",
+            "duration": "6h",
+            "timeZone": "Europe/Amsterdam",
+        },
+    },
 }
 
 
@@ -113,6 +129,14 @@ AMOUNT = "must be a whole number from 1, or a percentage from 1% to 100%"
 SOURCE = "spec.payload.files.scripts.source"
 ONE_SOURCE = "exactly one of http, configMapRef and mounted is needed"
 VM = "spec.systemVMs.0"
+ONCE = {"from": "2026-12-01T00:00:00Z", "to": "2026-12-02T00:00:00Z"}
+
+
+def window(*edits: tuple[str, object]) -> Manifest:
+    """A maintenance window with fields of its schedule set (`rrule`) or fields of its spec (`spec.cutoff`)."""
+    placed = [(path if path.startswith("spec.") else f"spec.schedule.{path}", value) for path, value in edits]
+    return manifest("MaintenanceWindow", *placed)
+
 
 REFUSED: dict[str, tuple[Manifest, str]] = {
     "unknown field": (manifest("PatchPolicy", ("spec.strategy.wavs", [])), 'unknown field "spec.strategy.wavs"'),
@@ -272,6 +296,81 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         manifest("SystemVM", ("spec.acceptHostKey", "MD5:11:22")),
         "as ssh-keygen -l shows it",
     ),
+    "window that is neither": (window(("spec.schedule", UNSET)), "exactly one of schedule and interval is needed"),
+    "window that is both": (window(("spec.interval", ONCE)), "exactly one of schedule and interval is needed"),
+    "window without an effect": (window(("spec.effect", UNSET)), "spec.effect: Required value"),
+    "window of every hour": (
+        window(("rrule", "FREQ=HOURLY;BYDAY=MO")),
+        "FREQ must be DAILY, WEEKLY, MONTHLY or YEARLY",
+    ),
+    "rule with a time of day": (window(("rrule", "FREQ=DAILY;BYHOUR=22")), "the time of day is start"),
+    "rule in small letters": (window(("rrule", "freq=weekly;byday=mo")), "in capital letters"),
+    "rule without a frequency": (window(("rrule", "BYDAY=MO;COUNT=3")), "FREQ must be DAILY"),
+    "rule that is too long": (window(("rrule", "FREQ=DAILY;BYYEARDAY=" + "1," * 130)), "may not be more than 256"),
+    "interval of nothing to count from": (
+        window(("rrule", "FREQ=WEEKLY;INTERVAL=2;BYDAY=MO")),
+        "what would it count from?",
+    ),
+    "count of nothing to count from": (window(("rrule", "FREQ=DAILY;COUNT=3")), "what would it count from?"),
+    "rule that names no days": (window(("rrule", "FREQ=MONTHLY")), "needs startDate: it falls on the same day as that"),
+    "a month named, no day": (window(("rrule", "FREQ=YEARLY;BYMONTH=6")), "needs startDate"),
+    "time of day of tomorrow": (window(("start", "24:00")), "must be a time of day from 00:00 to 23:59"),
+    "time of day of one digit": (window(("start", "9:00")), "must be a time of day from 00:00 to 23:59"),
+    "day that is none": (window(("startDate", "2026-02-30")), "must be of type date"),
+    "day of another century": (window(("startDate", "1999-12-31")), "must be a day from 2000-01-01 to 2099-12-31"),
+    "window of a moment": (window(("duration", "59s")), "must be at least 1m"),
+    "window of more than a month": (window(("duration", "744h1s")), "must be at most 744h"),
+    "offset instead of a time zone": (window(("timeZone", "+02:00")), "must be a name such as Europe/Amsterdam or UTC"),
+    "interval that ends before it begins": (
+        window(("spec.schedule", UNSET), ("spec.interval", {"from": ONCE["to"], "to": ONCE["from"]})),
+        "to must be later than from",
+    ),
+    "interval of nothing": (
+        window(("spec.schedule", UNSET), ("spec.interval", {"from": ONCE["to"], "to": ONCE["to"]})),
+        "to must be later than from",
+    ),
+    "cutoff as long as the window": (window(("spec.cutoff", "6h")), "cutoff must be shorter than the window"),
+    "cutoff as long as the interval": (
+        window(("spec.schedule", UNSET), ("spec.interval", ONCE), ("spec.cutoff", "24h")),
+        "cutoff must be shorter than the window",
+    ),
+    "cutoff of a freeze": (window(("spec.effect", "Deny"), ("spec.cutoff", "5m")), "a freeze begins when it begins"),
+    "freeze that rolls back": (
+        window(("spec.effect", "Deny"), ("spec.atEnd", "RollBack")),
+        "a freeze lets VMs in work finish",
+    ),
+    "window that selects policies": (
+        window(("spec.policySelector", {})),
+        "an Allow window counts for the policies that name it in windowRefs",
+    ),
+    "selector without values": (
+        window(
+            ("spec.effect", "Deny"), ("spec.policySelector", {"matchExpressions": [{"key": "team", "operator": "In"}]})
+        ),
+        "In and NotIn need values",
+    ),
+    "selector with values too many": (
+        window(
+            ("spec.effect", "Deny"),
+            ("spec.policySelector", {"matchExpressions": [{"key": "team", "operator": "Exists", "values": ["a"]}]}),
+        ),
+        "Exists and DoesNotExist have none",
+    ),
+    "selector by what is no label": (
+        window(
+            ("spec.effect", "Deny"),
+            ("spec.policySelector", {"matchExpressions": [{"key": "a b", "operator": "Exists"}]}),
+        ),
+        "must be the key of a label",
+    ),
+    "window named twice": (
+        manifest("PatchPolicy", ("spec.windowRefs", [{"name": "nights"}, {"name": "nights"}])),
+        "Duplicate value",
+    ),
+    "too many windows": (
+        manifest("PatchPolicy", ("spec.windowRefs", [{"name": f"w{n}"} for n in range(17)])),
+        "must have at most 16 items",
+    ),
     "hold without a reason": (manifest("SystemVM", ("spec.hold", {})), "spec.hold.reason: Required value"),
 }
 
@@ -282,6 +381,48 @@ def test_a_bad_manifest_is_refused_with_a_sentence(control_plane: ControlPlane, 
     said = Server(control_plane, "default").refusal("create", content)
     assert sentence in said
     assert "evaluating rule" not in said, "a rule failed instead of answering"
+
+
+@pytest.mark.parametrize("zone", ["Europe/Amstredam", "Mars/Olympus", "CEST"])
+def test_a_time_zone_that_nobody_knows_is_refused(server: Server, zone: str) -> None:
+    """The rule ends in an error of the server's own database; its sentence is shown beside that."""
+    assert "must be a time zone of the IANA database" in server.refusal("create", window(("timeZone", zone)))
+
+
+@pytest.mark.parametrize("zone", ["Europe/Amsterdam", "America/Argentina/Buenos_Aires", "Etc/GMT+5", "UTC", "EST5EDT"])
+def test_a_time_zone_has_the_name_of_the_database(server: Server, zone: str) -> None:
+    server.create(window(("timeZone", zone)))
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [("rrule", "FREQ=WEEKLY;INTERVAL=2"), ("startDate", "2026-01-05")],
+        [("rrule", "FREQ=DAILY")],
+        [("rrule", "FREQ=MONTHLY;BYDAY=-1SU")],
+        [("rrule", "FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR;BYSETPOS=-1;UNTIL=20261231")],
+        [("rrule", "FREQ=YEARLY;BYMONTH=12;BYMONTHDAY=15"), ("duration", "744h"), ("spec.effect", "Deny")],
+        [("spec.cutoff", "5h59m59s"), ("spec.atEnd", "RollBack")],
+        [("spec.schedule", UNSET), ("spec.interval", ONCE), ("spec.cutoff", "23h59m")],
+        [("spec.effect", "Deny"), ("spec.policySelector", {"matchLabels": {"team": "net"}})],
+        [("spec.effect", "Deny"), ("spec.policySelector", {})],
+        [
+            ("spec.effect", "Deny"),
+            (
+                "spec.policySelector",
+                {
+                    "matchExpressions": [
+                        {"key": "example.com/team", "operator": "NotIn", "values": ["net", ""]},
+                        {"key": "tier", "operator": "DoesNotExist"},
+                    ]
+                },
+            ),
+        ],
+    ],
+    ids=lambda edits: " ".join(str(value) for _, value in edits),
+)
+def test_a_window_that_makes_sense_is_accepted(server: Server, edits: list[tuple[str, object]]) -> None:
+    server.create(window(*edits))
 
 
 EDITS: dict[str, tuple[str, str, object, str]] = {
@@ -384,6 +525,8 @@ def test_a_partly_written_object_is_filled_up(server: Server, kind: Kind) -> Non
         "PatchPolicy": [("spec.strategy", {"perHost": 1, "timeouts": {"vm": "20m"}}), ("spec.checks", {})],
         "SystemVM": [("spec.hold", {"reason": "CHG-881"})],
         "Rollout": [("spec.snapshot.strategy", {"maxUnavailable": "5%"})],
+        "RolloutApproval": [],
+        "MaintenanceWindow": [("spec.cutoff", "45m")],
     }[kind.name]
     content = manifest(kind.name, *partly)
     filled = server.create(content)["spec"]
@@ -504,6 +647,13 @@ IN_WORK: dict[str, Manifest] = {
         "phase": "Running",
         "summary": "1/4",
         "conditions": [_condition("False", "RollingOut", "1 of 4")],
+    },
+    "RolloutApproval": {"conditions": [_condition("True", "Approved", "opens wave rest")]},
+    "MaintenanceWindow": {
+        "open": True,
+        "nextOpen": "2026-11-24T21:00:00Z",
+        "nextClose": "2026-11-24T03:00:00Z",
+        "conditions": [_condition("True", "Open", "open until 2026-11-24T03:00:00Z")],
     },
 }
 

@@ -20,6 +20,8 @@ from sysvm.api.window import DAY_PARTS, FIRST_YEAR, FREQUENCIES, LAST_YEAR, RULE
 
 MOST = 1000
 """Largest INTERVAL and COUNT."""
+_NUMBERED = {"BYMONTH": 12, "BYMONTHDAY": 31, "BYYEARDAY": 366, "BYWEEKNO": 53, "BYSETPOS": 366}
+"""Largest number of each part; dateutil fails over some that are not in a calendar."""
 _WEEKDAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 _LAST_CYCLE = date(9972, 1, 1)
 """The last 28 years that dateutil knows. 28 years hold every kind of year (first weekday, leap or not), so a rule that
@@ -84,8 +86,7 @@ def understood(schedule: Schedule) -> Recurrence:
     asked = {"WKST": "MO", **asked, **_implied(asked, schedule.start_date)}
     if asked["WKST"] not in _WEEKDAYS:
         raise ScheduleError(f"WKST={asked['WKST']} is no day of the week")
-    if frequency in ("DAILY", "WEEKLY") and re.search("[0-9]", asked.get("BYDAY", "")):
-        raise ScheduleError(f"BYDAY={asked['BYDAY']} numbers its weekdays: that needs FREQ=MONTHLY or FREQ=YEARLY")
+    _check_days(asked)
     hours, minutes = schedule.start.split(":")
     found = Recurrence(
         rule=";".join(f"{name}={text}" for name, text in asked.items()),
@@ -124,6 +125,20 @@ def _number(parts: dict[str, str], name: str) -> int | None:
     if not re.fullmatch("[0-9]{1,4}", parts[name]) or not 1 <= int(parts[name]) <= MOST:
         raise ScheduleError(f"{name}={parts[name]} must be a number from 1 to {MOST}")
     return int(parts[name])
+
+
+def _check_days(asked: dict[str, str]) -> None:
+    for part, largest in _NUMBERED.items():
+        for text in asked[part].split(",") if part in asked else ():
+            number = int(text) if re.fullmatch("[+-]?[0-9]{1,3}", text) else 0
+            if not 1 <= abs(number) <= largest or (part == "BYMONTH" and number < 0):
+                raise ScheduleError(f"{part}={text} is in no calendar")
+    for text in asked["BYDAY"].split(",") if "BYDAY" in asked else ():
+        match = re.fullmatch("([+-]?[0-9]{1,2})?([A-Z]{2})", text)
+        if match is None or match[2] not in _WEEKDAYS or (match[1] is not None and not 1 <= abs(int(match[1])) <= 53):
+            raise ScheduleError(f"BYDAY={text} is in no calendar")
+        if match[1] is not None and asked["FREQ"] in ("DAILY", "WEEKLY"):
+            raise ScheduleError(f"BYDAY={text} numbers a weekday: that needs FREQ=MONTHLY or FREQ=YEARLY")
 
 
 def _zone(name: str) -> ZoneInfo:
