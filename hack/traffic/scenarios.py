@@ -2,7 +2,8 @@
 
 `must_keep` says what the promise is. Where it is ALL, no loss is excused: nothing of a service changed, or what
 changed can be reloaded. Where it is PLANNED, a kind of traffic may lose exactly if the plan, asked before, named a
-loss for the service behind it. `victims` are services that the scenario itself kills.
+loss for the service behind it. `victims` are services that the scenario itself kills. `acts` are the actions without
+which the scenario has shown nothing: a restart that was not held names its loss, and would be excused by that.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Shape(enum.StrEnum):
     """The VMs of a scenario."""
 
     ROUTER = "router"
+    VPC = "vpc"
     PAIR = "pair"
     STORAGE = "storage"
 
@@ -36,8 +38,9 @@ class Shape(enum.StrEnum):
             name = f"s-{number}-VM"
             return (VMSpec(name=name, type=SystemVMType.SECSTORAGE, index=number, tmpfs_mib=_DISK_MIB),)
         group, name = f"net-{number}", f"r-{number}-VM"
-        if self is Shape.ROUTER:
-            return (VMSpec(name=name, type=SystemVMType.ROUTER, index=number, group=group, tmpfs_mib=_DISK_MIB),)
+        if self in (Shape.ROUTER, Shape.VPC):
+            kind = SystemVMType.ROUTER if self is Shape.ROUTER else SystemVMType.VPCROUTER
+            return (VMSpec(name=name, type=kind, index=number, group=group, tmpfs_mib=_DISK_MIB),)
         return tuple(
             VMSpec(
                 name=f"r-{number + place}-VM",
@@ -74,6 +77,7 @@ class Scenario:
     shape: Shape = Shape.ROUTER
     must_keep: Keep = Keep.ALL
     victims: frozenset[str] = frozenset()
+    acts: tuple[str, ...] = ()
     ends: JournalPhase = JournalPhase.COMMITTED
     build_seed: int = 0
 
@@ -153,6 +157,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         title="a setting of apache2 changed (reloadable)",
         release=_apache_config,
         works=_apache_reread,
+        acts=("apache2 reload",),
     ),
     Scenario(
         name="haproxy-config",
@@ -166,6 +171,15 @@ SCENARIOS: tuple[Scenario, ...] = (
         release=_unit("haproxy"),
         works=_runs_with_mark("haproxy"),
         must_keep=Keep.PLANNED,
+        acts=("haproxy heldrestart",),
+    ),
+    Scenario(
+        name="apache-unit",
+        title="apache2's unit changed (needs a restart)",
+        release=_unit("apache2"),
+        works=_runs_with_mark("apache2"),
+        must_keep=Keep.PLANNED,
+        acts=("apache2 heldrestart",),
     ),
     Scenario(
         name="dnsmasq-unit",
@@ -173,6 +187,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         release=_unit("dnsmasq"),
         works=_runs_with_mark("dnsmasq"),
         must_keep=Keep.PLANNED,
+        acts=("dnsmasq heldrestart",),
+    ),
+    Scenario(
+        name="vpc-unit",
+        title="a VPC router (one tier): dnsmasq's unit changed",
+        release=_unit("dnsmasq"),
+        works=_runs_with_mark("dnsmasq"),
+        shape=Shape.VPC,
+        must_keep=Keep.PLANNED,
+        acts=("dnsmasq heldrestart",),
     ),
     Scenario(
         name="pair",
@@ -188,6 +212,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         works=_still_old,
         must_keep=Keep.PLANNED,
         victims=frozenset({"apache2"}),
+        acts=("apache2 start (going back)",),
         ends=JournalPhase.ROLLED_BACK,
     ),
     Scenario(

@@ -32,6 +32,10 @@ def broken_promises(scenario: Scenario, measured: Measurement) -> tuple[str, ...
         for tally in measured.tallies
         if is_broken(scenario, measured, tally)
     ]
+    missing = [action for action in scenario.acts if action not in measured.account.actions]
+    if missing:
+        did = ", ".join(measured.account.actions) or "nothing"
+        found.append(f"{scenario.name}: it should have done {', '.join(missing)}, and did {did}")
     if not measured.account.as_wanted:
         found.append(f"{scenario.name}: ended {measured.account.ended} instead of {scenario.ends}")
     elif not measured.works:

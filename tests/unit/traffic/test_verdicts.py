@@ -18,12 +18,19 @@ def tally(kind: Kind, *, lost: int = 0, failed: int = 0, slow: int = 0, gap: flo
     )
 
 
+EVERY_ACTION = tuple(action for each in SCENARIOS for action in each.acts)
+
+
 def measured(
-    *tallies: Tally, as_wanted: bool = True, works: bool = True, losses: dict[str, str] | None = None
+    *tallies: Tally,
+    as_wanted: bool = True,
+    works: bool = True,
+    losses: dict[str, str] | None = None,
+    actions: tuple[str, ...] = EVERY_ACTION,
 ) -> Measurement:
     return Measurement(
         way="ours",
-        account=Account(ended="Committed", as_wanted=as_wanted, losses=losses or {}),
+        account=Account(ended="Committed", as_wanted=as_wanted, losses=losses or {}, actions=actions),
         works=works,
         tallies=tallies,
         patch_seconds=2.0,
@@ -55,6 +62,14 @@ def test_a_loss_that_the_plan_named_is_excused_for_that_service_only(kind: Kind,
 def test_a_plan_that_says_none_excuses_nothing() -> None:
     named = {"dnsmasq": "none lost; a request may wait up to a second"}
     assert broken_promises(scenario("dnsmasq-unit"), measured(tally(Kind.DNS_TCP, lost=3), losses=named))
+
+
+@pytest.mark.parametrize("name", ["dnsmasq-unit", "apache-unit", "vpc-unit", "haproxy-unit"])
+def test_a_restart_that_was_not_held_is_no_held_restart_whatever_its_plan_named(name: str) -> None:
+    unit = scenario(name).acts[0].split()[0]
+    named = {unit: "all of it"}
+    found = broken_promises(scenario(name), measured(losses=named, actions=(f"{unit} restart",)))
+    assert found == (f"{name}: it should have done {unit} heldrestart, and did {unit} restart",)
 
 
 def test_forwarding_is_never_excused() -> None:
@@ -100,6 +115,8 @@ def test_vms_of_two_scenarios_never_meet() -> None:
 def test_only_a_unit_change_and_a_rollback_may_lose_anything() -> None:
     assert {each.name for each in SCENARIOS if each.must_keep is Keep.PLANNED} == {
         "haproxy-unit",
+        "apache-unit",
         "dnsmasq-unit",
+        "vpc-unit",
         "rollback",
     }

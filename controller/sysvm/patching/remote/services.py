@@ -345,10 +345,10 @@ class Services(object):
                     held.leave()
                 elif held:
                     self.kept = held
-        if problem is not None:
-            if meter.silent_since is not None:
-                self.silent[unit] = meter.silent_since
-            self.keep_waiting(service)
+            if problem is not None:
+                self.keep_waiting(service)
+        if meter.silent_since is not None and problem is not None:
+            self.silent[unit] = meter.silent_since
         if action == "held-restart" and held is None:
             action = "restart"
         values = {"gap": meter.gap, "slowest": meter.slowest}
@@ -397,7 +397,8 @@ class Services(object):
     def _await(self, service, questions):
         """None as soon as the unit is active and answers, a sentence when its time is up."""
         unit = service["unit"]
-        deadline = time.monotonic() + service["timeout_seconds"]
+        since = time.monotonic()
+        deadline = since + service["timeout_seconds"]
         while True:
             state = states(self.host, [unit])[unit]
             if state["active"] == "failed" or state["sub"] == "auto-restart":
@@ -411,7 +412,7 @@ class Services(object):
                     text = "{0} is active but {1} {2}:{3} does not answer"
                     return text.format(unit, check["kind"], check["host"], check["port"])
                 return "{0} is {1} ({2}) instead of active".format(unit, state["active"], state["sub"])
-            self.host.wait(0.05)
+            self.host.wait(0.02 if time.monotonic() - since < 1.0 else 0.1)
 
     def settle(self, deadline):
         """Every unit that was active keeps its process for `settle_seconds` and is still active then."""
