@@ -311,9 +311,13 @@ class Transaction(object):
             self._services.let_go()
 
     def verified(self):
-        """Everything was proven before others came: only the commit was to be done."""
-        records = self.journal.records
-        return any(one["kind"] == "step" and one["name"] == "Verify" and one["state"] == "done" for one in records)
+        """Everything was proven before others came, and no unit was acted on since: only the commit was to be done."""
+        for one in reversed(self.journal.records):
+            if one["kind"] == "unit":
+                return False
+            if one["kind"] == "step" and one["name"] == "Verify" and one["state"] == "done":
+                return True
+        return False
 
     def _restore(self, at_boot):
         signature = self.plan["signature"]
