@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -68,18 +69,20 @@ def payload_of(release: releases.Release, *, agent: bool = False) -> Payload:
     return read_payload(payloads.build_scripts(release), payloads.build_agent(release) if agent else None)
 
 
+def make_bench(folder: Path, vm_type: str = "vpcrouter", *, agent: bool = False) -> Bench:
+    """A VM at the old release behind a server that is not started yet."""
+    key = make_key(folder, "id_rsa.cloud")
+    program = find_sshd()
+    assert program is not None
+    (folder / "ssh").mkdir()
+    server = OpenSSH(folder / "ssh", [key], program, host_keys=[make_key(folder, "host")])
+    vm = ScratchVM(folder, vm_type).lay_out(releases.old(), agent=agent)
+    return Bench(server, key, vm, LivePatcher(start=vm.start))
+
+
 @pytest.fixture
 def lay_out(tmp_path: Path) -> Callable[..., Bench]:
-    def build(vm_type: str = "vpcrouter", *, agent: bool = False) -> Bench:
-        key = make_key(tmp_path, "id_rsa.cloud")
-        program = find_sshd()
-        assert program is not None
-        (tmp_path / "ssh").mkdir()
-        server = OpenSSH(tmp_path / "ssh", [key], program, host_keys=[make_key(tmp_path, "host")])
-        vm = ScratchVM(tmp_path, vm_type).lay_out(releases.old(), agent=agent)
-        return Bench(server, key, vm, LivePatcher(start=vm.start))
-
-    return build
+    return functools.partial(make_bench, tmp_path)
 
 
 @pytest_asyncio.fixture

@@ -285,6 +285,8 @@ class OperationStep(ApiModel):
     """How long it took."""
     bytes: Annotated[int, Field(ge=0)] | None = None
     """Bytes sent."""
+    bytes_total: Annotated[int, Field(ge=0)] | None = None
+    """While content is being sent: how many bytes it is in all, without what an earlier connection brought."""
     message: Annotated[str, Field(max_length=1024)] = ""
     """What was done, or what failed with its output."""
 

@@ -7,7 +7,16 @@ from datetime import datetime
 from sysvm.api.base import Condition
 from sysvm.api.policy import Databags, Method
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.systemvm import Blocker, OperationResult, PlanEntry, PlannedAction, SystemVM, VMState
+from sysvm.api.systemvm import (
+    Blocker,
+    OperationResult,
+    OperationStatus,
+    PlanEntry,
+    PlannedAction,
+    StepResult,
+    SystemVM,
+    VMState,
+)
 from sysvm.domain import conditions
 from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import Reach, Release, VMFacts, facts_of, is_partial, short, signature_contradicts_payload
@@ -88,8 +97,19 @@ def _work(facts: VMFacts) -> str:
     if order is None:
         return ""
     begun = operation is not None and operation.id == order.id and operation.step
-    step = f"step {operation.step}" if begun and operation else "about to begin"
+    step = f"step {operation.step}{_sent(operation)}" if begun and operation else "about to begin"
     return f"{order.method} to {short(order.revision)} ({order.id}): {step}"
+
+
+def _sent(operation: OperationStatus | None) -> str:
+    """`, 34 of 90 MB` while the step in work sends content."""
+    step = (
+        next((step for step in reversed(operation.steps) if step.name == operation.step), None) if operation else None
+    )
+    if step is None or step.result is not StepResult.RUNNING or not step.bytes_total:
+        return ""
+    digits = 0 if step.bytes_total >= 10_000_000 else 1
+    return f", {(step.bytes or 0) / 1e6:.{digits}f} of {step.bytes_total / 1e6:.{digits}f} MB"
 
 
 def _reachable(facts: VMFacts) -> Wanted:

@@ -172,6 +172,7 @@ def _step(step: StepReport) -> OperationStep:
         result=result,
         seconds=round(max(0.0, step.seconds), 3),
         bytes=step.bytes_sent,
+        bytes_total=step.bytes_total,
         message=_cut(step.message, 1024),
     )
 

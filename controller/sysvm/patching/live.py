@@ -34,7 +34,7 @@ from sysvm.patching.results import JournalPhase, Observation, OperationReport, O
 from sysvm.patching.services import SERVICES, UnitAction, order_for, plain
 from sysvm.patching.session import RemoteFailure, Session, open_session
 from sysvm.patching.ssh import Connection, SSHTransport
-from sysvm.patching.staging import batches, content_of
+from sysvm.patching.staging import Transfer, batches, content_of
 
 Progress = Callable[[OperationReport], None]
 
@@ -42,6 +42,8 @@ _OBSERVE_SECONDS = 300.0
 _REPORT_SECONDS = 30.0
 _BEGIN_SECONDS = 120.0
 _GOING_BACK_SECONDS = 120.0
+TELL_SECONDS = 1.0
+"""While contents are sent, between two reports of how far they are."""
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _RESERVE_BYTES = 64 << 20
 _RESERVE_INODES = 500
@@ -259,20 +261,37 @@ class _Attempt:
                 )
             return await self._attach(work.session)
         work.begun = self.ours = True
-        wire_bytes = 0
-        for batch in batches(self._payload, work.contents, tuple(begun["missing"])):
-            items = [content.item for content in batch]
-            wire_bytes += sum(item["wire_size"] for item in items)
-            stage: protocol.StageArgs = {"items": items}
+        missing = tuple(begun["missing"])
+        transfer = await asyncio.to_thread(lambda: Transfer(list(batches(self._payload, work.contents, missing))))
+        telling = self._telling(transfer, work.session)
+        for batch in transfer.batches:
+            stage: protocol.StageArgs = {"items": [content.item for content in batch]}
             await work.session.request(
                 "stage",
                 {**stage},
                 protocol.StageResult,
                 timeout=self._order.step_timeout_seconds,
-                content=content_of(self._payload, batch),
+                content=transfer.counted(content_of(self._payload, batch), telling),
             )
-        work.message = f"{len(begun['missing'])} contents, {wire_bytes} bytes"
+        work.message = f"{len(missing)} contents, {transfer.total_bytes} bytes"
         return None
+
+    def _telling(self, transfer: Transfer, session: Session) -> Callable[[], None]:
+        """To be called while contents are sent: says now and then how far they are."""
+        began = told = time.monotonic()
+        total = transfer.total_bytes
+
+        def tell() -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told < TELL_SECONDS:
+                return
+            told = now
+            step = StepReport("Stage", False, False, round(now - began, 3), transfer.sent_bytes, bytes_total=total)
+            report = self._operator_report(JournalPhase.STAGING, "Stage", session)
+            self._progress(replace(report, steps=(*report.steps, step)))
+
+        return tell
 
     async def build(self, work: "_Work") -> None:
         args: protocol.BuildArgs = {}

@@ -108,6 +108,8 @@ class StepReport:
     seconds: float
     bytes_sent: int | None = None
     message: str = ""
+    bytes_total: int | None = None
+    """While content is being sent: how much it is in all."""
 
 
 @dataclass(frozen=True, slots=True)

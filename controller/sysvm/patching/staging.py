@@ -1,14 +1,15 @@
 """What travels to the VM, in which order and how packed.
 
 Text is compressed, because a patch is mostly text and the line to a hypervisor may be thin; jars and images are sent as
-they are. Contents go in batches, so that a cut costs one content and not the whole payload.
+they are. Contents go in batches, so that a cut costs one content and not the whole payload. All is packed before the
+first byte is sent, because people are told how much it is.
 """
 
 import asyncio
 import itertools
 import posixpath
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sysvm.patching import protocol
@@ -28,6 +29,25 @@ class Outgoing:
 
     item: protocol.StageItem
     wire: bytes | None
+
+
+@dataclass
+class Transfer:
+    """How far the contents of one order have travelled, in bytes as they travel."""
+
+    batches: list[list[Outgoing]]
+    sent_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(outgoing.item["wire_size"] for batch in self.batches for outgoing in batch)
+
+    async def counted(self, pieces: AsyncIterator[bytes], told: Callable[[], None]) -> AsyncIterator[bytes]:
+        """The same pieces; `told` is called after each that the connection has taken."""
+        async for piece in pieces:
+            yield piece
+            self.sent_bytes += len(piece)
+            told()
 
 
 def batches(payload: Payload, merged: Mapping[str, bytes], missing: tuple[str, ...]) -> Iterator[list[Outgoing]]:

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ PHASES = (
     (0.8, JournalPhase.VERIFYING, "Verify"),
 )
 """Share of the operation's time after which it is in that phase."""
+SENT_BYTES = 90_000_000
+"""All that Stage sends."""
 OUTPUT = "haproxy: [ALERT] cannot bind socket"
 """What the service that breaks says."""
 _NEVER = 1e12
@@ -269,15 +271,15 @@ class SimulatedVMs:
     async def patch(self, target: Target, payload: Payload, order: Order, progress: Progress) -> OperationReport:
         await self._connect(target)
         self.fleet.begin(target.name, payload, order)
-        told: JournalPhase | None = None
+        told: OperationReport | None = None
         while True:
             report = self._report(target.name, order.id)
             if report is None:
                 raise Unreachable(f"{target.name}: the operation is gone")
             if report.phase.is_final:
                 return report
-            if report.phase is not told:
-                told = report.phase
+            if report != told:
+                told = report
                 progress(report)
             await asyncio.sleep(_TICK_SECONDS)
 
@@ -310,12 +312,16 @@ class SimulatedVMs:
             return _final(name, one)
         share = (now - one["begun"]) / (one["ends"] - one["begun"])
         _, phase, step = next(found for found in reversed(PHASES) if share >= found[0])
+        running = StepReport(step, done=False, failed=False, seconds=0.0)
+        if phase is JournalPhase.STAGING:
+            sent = int(SENT_BYTES * share / PHASES[1][0])
+            running = replace(running, bytes_sent=sent, bytes_total=SENT_BYTES)
         return OperationReport(
             id=operation,
             revision=one["revision"],
             phase=phase,
             step=step,
-            steps=(StepReport(step, done=False, failed=False, seconds=0.0),),
+            steps=(running,),
             services=(),
             bytes_sent=100,
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from tests.integration.engine import objects
 from tests.integration.engine.cluster import condition, kstatus
 from tests.integration.engine.journey import FIRST, SECOND, Journey
-from tests.integration.engine.simulated_vms import OUTPUT, fingerprint_of
+from tests.integration.engine.simulated_vms import OUTPUT, SENT_BYTES, fingerprint_of
 
 from lab.content import hostile
 from sysvm.api.reasons import Reason
@@ -58,6 +59,32 @@ async def test_the_next_release_supersedes_the_one_in_work(journey: Journey) -> 
     assert journey.patched(FIRST) == [first]
     assert journey.patched(SECOND) == [first, second]
     assert [one["status"]["result"] for one in await journey.rollouts()] == ["Superseded", "Succeeded"]
+
+
+async def test_status_shows_how_much_was_sent(journey: Journey) -> None:
+    await journey.declare(journey.add("a", seconds=30.0))
+    seen: list[int] = []
+
+    async def sending() -> bool:
+        status = (await journey.vm(journey.vms[0]))["status"]
+        steps = (status.get("operation") or {}).get("steps") or [{}]
+        if steps[-1].get("bytesTotal") != SENT_BYTES:
+            return False
+        sent = steps[-1]["bytes"]
+        message = condition({"status": status}, "Ready")["message"]
+        assert message.endswith(f"step Stage, {sent / 1e6:.0f} of 90 MB")
+        if sent not in seen:
+            seen.append(sent)
+        return len(seen) == 3
+
+    await journey.until(sending, "three times another number of bytes")
+    assert seen == sorted(seen)
+    # 90 MB in 12 s: written every two seconds, although the VM says more every 30 ms.
+    assert all(later - sooner > 10e6 for sooner, later in itertools.pairwise(seen))
+    journey.fleet.end(journey.vms[0])
+    await journey.converged()
+    done = (await journey.vm(journey.vms[0]))["status"]["operation"]["steps"]
+    assert not any("bytesTotal" in step for step in done)
 
 
 async def test_a_look_that_is_asked_for_is_taken_and_echoed(journey: Journey) -> None:
