@@ -44,11 +44,13 @@ class Client:
             stderr=subprocess.PIPE,
             env={"PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin"},
         )
-        self.write(bundle().preamble())
         self.decoder = protocol.Decoder()
         self.waiting: list[protocol.Frame] = []
         self.events: list[protocol.Event] = []
         self.number = 0
+        self.found = protocol.parse(protocol.Found, self.frame().value)["program"]
+        if self.found == "wanted":
+            self.write(bundle().preamble())
         self.hello = protocol.parse(protocol.Hello, self.frame().value)
 
     def write(self, content: bytes) -> None:
@@ -258,8 +260,9 @@ def test_a_probe_knows_the_role_the_checks_and_the_journal(vm, client):
     vm.prepare(make_order("op-2"))
     probe = client().get(protocol.ProbeResult, "probe", {"units": [], "paths": []})
     assert probe["redundancy"]["role"] == "PRIMARY"
-    assert probe["redundancy"]["redundant_state"] == "BACKUP"
-    assert not probe["redundancy"]["keepalived_active"]
+    (sample,) = probe["redundancy"]["samples"]
+    assert sample["redundant_state"] == "BACKUP"
+    assert not sample["keepalived_active"]
     assert probe["failing_checks"] == ["dns_check.py"]
     assert probe["journal"]["unfinished"]["id"] == "op-2"
     assert probe["journal"]["last_finished"]["phase"] == "RolledBack"

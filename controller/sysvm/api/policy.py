@@ -52,6 +52,11 @@ class Databags(StrEnum):
     NEEDED = "Needed"
 
 
+class PlannedFailover(StrEnum):
+    NEVER = "Never"
+    ALLOWED = "Allowed"
+
+
 class Heal(StrEnum):
     NEVER = "Never"
 
@@ -134,6 +139,10 @@ class LivePatchOptions(ApiModel):
     """Never: CloudStack's configure.py is not run; a changed file that only it applies takes effect at the next command
     of the management server. Needed: it is run for exactly the data bag concerned, on single routers; addresses and
     firewall rules are then set anew, and new outbound connections may fail for a moment, which the plan says."""
+    planned_failover: PlannedFailover = PlannedFailover.NEVER
+    """Never: the PRIMARY of a pair of routers is held where its keepalived would have to be restarted. Allowed: it is
+    restarted once the BACKUP is patched and exactly one PRIMARY is proven, and the other router takes over: tenants
+    lose what the plan names."""
     keep_backups: Annotated[int, Field(ge=0, le=10)] = 2
     """Backups of earlier patches kept on the VM, beside the one of the patch in work. They use at most 10 % of the
     disk."""

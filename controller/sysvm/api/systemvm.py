@@ -133,6 +133,47 @@ class HostKey(ApiModel):
     """When it was first seen."""
 
 
+_MAC = Annotated[str, Field(max_length=17)]
+
+
+class PairGateway(ApiModel):
+    """An address that keepalived moves between the routers of a pair."""
+
+    address: Annotated[str, Field(max_length=64)]
+    """The tenants' gateway."""
+    held: bool
+    """This router has it."""
+    mac: _MAC = ""
+    """Of this router's interface in that guest network."""
+    asked: bool = True
+    """The guest network was asked who has the address."""
+    answers: Annotated[tuple[_MAC, ...], Field(max_length=4)] = ()
+    """Who answered, other than this router itself."""
+
+
+class PairSample(ApiModel):
+    """Facts about the role of a router of a pair at one moment. None of them proves it alone."""
+
+    at: Time
+    """When they were seen."""
+    keepalived: bool
+    """keepalived is active."""
+    state: RedundancyRole | None = None
+    """What keepalived's notify script noted last, in cmdline.json."""
+    heartbeat: bool
+    """keepalived has written its time stamp within ten seconds."""
+    public_up: bool | None = None
+    """A public interface is up; absent: there is none."""
+    conntrackd: bool
+    """conntrackd is active and answers."""
+    flows: Annotated[int, Field(ge=0)] | None = None
+    """Connections that it tracks itself."""
+    replicated: Annotated[int, Field(ge=0)] | None = None
+    """Connections that the other router has sent to it."""
+    gateways: Annotated[tuple[PairGateway, ...], Field(max_length=4)] = ()
+    """The addresses that keepalived moves."""
+
+
 class Redundancy(ApiModel):
     """Its part in a pair of routers."""
 
@@ -142,6 +183,8 @@ class Redundancy(ApiModel):
     """The other VMs of its group."""
     observed_at: Time
     """When it was seen."""
+    samples: Annotated[tuple[PairSample, ...], Field(max_length=3)] = ()
+    """What its role is judged by, oldest first: one sample of a usual look, three where a patch depends on it."""
 
 
 class ObservedTemplate(ApiModel):

@@ -18,11 +18,13 @@ from sysvm.api.systemvm import (
     OperationOrder,
     OperationResult,
     OperationStatus,
+    PlannedAction,
     Redundancy,
     RedundancyRole,
     SystemVM,
 )
 from sysvm.api.template import CompatibilityRow, Signature, SystemVMTemplate
+from sysvm.domain.pairs import Trouble
 
 ZONE_TYPES = frozenset({SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY})
 """Types of which every zone needs a healthy one."""
@@ -108,8 +110,10 @@ class VMFacts:
     """status.operation: the operation in work, or the last one."""
     history: tuple[HistoryEntry, ...] = ()
     reach: Reach = NEVER_TRIED
-    pair_trouble: str | None = None
-    """What is wrong with the roles of its pair, as a sentence (`running.in_pairs`)."""
+    actions: tuple[PlannedAction, ...] = ()
+    """What a live patch would do to its services, as the last comparison of its files found."""
+    pair_trouble: Trouble | None = None
+    """What is wrong with the roles of its pair (`running.in_pairs`)."""
 
     @property
     def vm(self) -> str:
@@ -135,6 +139,12 @@ class VMFacts:
     @property
     def role(self) -> RedundancyRole | None:
         return self.redundancy.role if self.redundancy else None
+
+    @property
+    def has_gateway(self) -> bool:
+        """It was last seen with an address that keepalived moves: a restart of keepalived is a failover."""
+        last = self.redundancy.samples[-1:] if self.redundancy else ()
+        return any(gateway.held for sample in last for gateway in sample.gateways)
 
     @property
     def host(self) -> str | None:
@@ -271,6 +281,7 @@ def facts_of(vm: SystemVM, *, now: datetime, scan: Scan | None = None) -> VMFact
         observed=status.observed,
         content_fresh=compared_at is not None and now - compared_at <= 2 * (scan or Scan()).content,
         redundancy=status.redundancy,
+        actions=status.plan.services if status.plan else (),
         order=vm.spec.operation,
         operation=status.operation,
         history=status.history,

@@ -26,6 +26,8 @@ class Context:
     drift: Drift
     verdict: Verdict
     methods: tuple[AllowedMethod, ...]
+    planned_failover: bool
+    """Whether a PRIMARY's keepalived may be restarted."""
     heal: bool
     """Whether a VM that was at the release and no longer is may be put back."""
     excluded: str | None
@@ -66,6 +68,9 @@ class Decision:
 
 Checker = Callable[[Context], Finding | None]
 
+KEEPALIVED_RESTART = ("keepalived", "Restart")
+"""Unit and action, as a plan names them."""
+
 
 def decide(
     facts: VMFacts,
@@ -74,12 +79,13 @@ def decide(
     methods: Sequence[AllowedMethod] = (AllowedMethod.LIVE_PATCH,),
     heal: bool = False,
     excluded: str | None = None,
+    planned_failover: bool = False,
 ) -> Decision:
     """The decision for one VM. `excluded`: the reason (perhaps empty) if the policy leaves it alone."""
     drift = drift_of(facts, release)
     template = facts.observed.template.version if facts.observed and facts.observed.template else None
     verdict = compatibility(release.compatibility, template, release.version)
-    context = Context(facts, release, drift, verdict, tuple(methods), heal, excluded)
+    context = Context(facts, release, drift, verdict, tuple(methods), planned_failover, heal, excluded)
     finding = next(found for checker in CHECKERS if (found := checker(context)) is not None)
     return Decision(
         method=finding.method,
@@ -170,7 +176,10 @@ def does_not_run(context: Context) -> Finding | None:
         named = ", ".join(failed[:5])
         sentence = f"{vm} is at {at}, but services have failed: {named}; look at systemctl status there"
         return Finding(Method.HOLD, Reason.SERVICES_FAILED, sentence)
-    return Finding(Method.HOLD, Reason.NO_SINGLE_PRIMARY, f"{vm} is at {at}, but {context.facts.pair_trouble}")
+    trouble = context.facts.pair_trouble
+    if trouble is None:
+        return None
+    return Finding(Method.HOLD, trouble.reason, f"{vm} is at {at}, but {trouble.sentence}")
 
 
 def is_not_compatible(context: Context) -> Finding | None:
@@ -195,6 +204,23 @@ def is_drifted_without_leave_to_heal(context: Context) -> Finding | None:
         Reason.DRIFTED,
         f"{context.facts.vm} was at {context.release.version} ({context.release.short}) and no longer is: "
         f"{_figures(context)}; drift.heal is Never",
+    )
+
+
+def would_fail_over(context: Context) -> Finding | None:
+    """A restart of keepalived on the PRIMARY moves the gateway to its peer: only with leave."""
+    facts = context.facts
+    if context.planned_failover or not facts.has_gateway:
+        return None
+    loss = next((each.expected_loss for each in facts.actions if (each.name, each.action) == KEEPALIVED_RESTART), None)
+    if loss is None:
+        return None
+    return Finding(
+        Method.HOLD,
+        Reason.FAILOVER_NOT_ALLOWED,
+        f"{facts.vm} is not at {context.release.version} ({context.release.short}): {_figures(context)}; it is PRIMARY "
+        f"and its keepalived must be restarted ({loss}): set livePatch.plannedFailover to Allowed, or let it become "
+        "BACKUP first",
     )
 
 
@@ -226,6 +252,7 @@ CHECKERS: tuple[Checker, ...] = (
     does_not_run,
     is_not_compatible,
     is_drifted_without_leave_to_heal,
+    would_fail_over,
     needs_live_patch,
 )
 """In this order. The last one always has an answer."""

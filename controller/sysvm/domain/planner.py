@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from sysvm.api.base import ApiModel
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method, OrderKey, PatchPolicySpec, WaveSpec
+from sysvm.api.policy import Method, OrderKey, PatchPolicySpec, PlannedFailover, WaveSpec
 from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.facts import Release, VMFacts
@@ -128,7 +128,14 @@ def decide_all(
 ) -> dict[str, Decision]:
     """SystemVM name -> decision, for all VMs of a policy (`selection.select`)."""
     return {
-        facts.name: decide(facts, release, methods=spec.methods, excluded=excluded.get(facts.name)) for facts in vms
+        facts.name: decide(
+            facts,
+            release,
+            methods=spec.methods,
+            excluded=excluded.get(facts.name),
+            planned_failover=spec.live_patch.planned_failover is PlannedFailover.ALLOWED,
+        )
+        for facts in vms
     }
 
 

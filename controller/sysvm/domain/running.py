@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.domain import pairs
 from sysvm.domain.facts import VMFacts
 
 PAIR_WINDOW = timedelta(seconds=30)
@@ -39,22 +39,28 @@ def must_look_again(facts: VMFacts, group: Sequence[VMFacts]) -> bool:
     `group`: the members of its group, itself included or not.
     """
     members = [*(other for other in group if other.name != facts.name), facts]
-    if facts.redundancy is None or len(members) < 2 or _primaries(members) == 1:
+    if facts.redundancy is None or len(members) < 2 or not isinstance(_primary(members), pairs.Trouble):
         return False
     newest = max(member.redundancy.observed_at for member in members if member.redundancy is not None)
     return newest - facts.redundancy.observed_at > PAIR_WINDOW
 
 
-def _judge(members: list[VMFacts]) -> Iterable[tuple[VMFacts, str]]:
+def router_of(facts: VMFacts) -> pairs.Router:
+    """Its samples; none for a VM that was never seen as part of a pair."""
+    return pairs.Router(facts.vm, facts.redundancy.samples if facts.redundancy is not None else ())
+
+
+def _judge(members: list[VMFacts]) -> Iterable[tuple[VMFacts, pairs.Trouble]]:
     if len(members) < 2 or any(member.in_work or not member.reachable for member in members):
         return
     seen = [member.redundancy.observed_at for member in members if member.redundancy is not None]
-    if _primaries(members) == 1 or max(seen) - min(seen) > PAIR_WINDOW:
+    found = _primary(members)
+    if not isinstance(found, pairs.Trouble) or max(seen) - min(seen) > PAIR_WINDOW:
         return
-    roles = ", ".join(f"{member.vm} is {member.role}" for member in sorted(members, key=lambda each: each.name))
     for member in members:
-        yield member, f"the routers of group {member.group} have not exactly one PRIMARY: {roles}"
+        sentence = f"the routers of group {member.group} have not exactly one PRIMARY: {found.sentence}"
+        yield member, pairs.Trouble(found.reason, sentence)
 
 
-def _primaries(members: Iterable[VMFacts]) -> int:
-    return sum(member.role is RedundancyRole.PRIMARY for member in members)
+def _primary(members: Iterable[VMFacts]) -> str | pairs.Trouble | None:
+    return pairs.primary_now([router_of(member) for member in members if member.redundancy is not None])

@@ -22,6 +22,7 @@ from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import Reach, Release, VMFacts, facts_of, is_partial, short, signature_contradicts_payload
 from sysvm.domain.failure import failure_of
 from sysvm.domain.method import Decision
+from sysvm.domain.pairs import Trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def system_vm_truth(
     release: Release | None,
     decision: Decision | None,
     now: datetime,
-    pair_trouble: str | None = None,
+    pair_trouble: Trouble | None = None,
 ) -> VMTruth:
     """State and conditions of a VM whose other status parts (observed, operation, ...) are already the new ones.
 
@@ -136,7 +137,7 @@ def _consistent(facts: VMFacts) -> list[Wanted]:
         )
         return [conditions.false(ConditionType.CONSISTENT, Reason.SIGNATURE_MISMATCH, told)]
     if facts.pair_trouble:
-        return [conditions.false(ConditionType.CONSISTENT, Reason.NO_SINGLE_PRIMARY, facts.pair_trouble)]
+        return [conditions.false(ConditionType.CONSISTENT, facts.pair_trouble.reason, facts.pair_trouble.sentence)]
     return [conditions.true(ConditionType.CONSISTENT, Reason.CONSISTENT)]
 
 

@@ -12,6 +12,7 @@ from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
+from sysvm.domain.pairs import SAMPLES
 from sysvm.domain.running import must_look_again
 from sysvm.domain.system_vm_status import AT_NEXT_COMMAND, RERUN
 from sysvm.engine.board import Board
@@ -19,7 +20,7 @@ from sysvm.engine.notices import Notices
 from sysvm.engine.observed import observed_from, redundancy_from, seen_host_key
 from sysvm.engine.ports import EngineObserver, SystemVMs
 from sysvm.engine.resources import SYSTEM_VM
-from sysvm.engine.stores import Stores
+from sysvm.engine.stores import Stores, key_of
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.objects import Key
 from sysvm.patching.payload import Payload
@@ -30,6 +31,8 @@ AFTER_OPERATION = timedelta(seconds=1)
 """Times in a status have whole seconds: a look in the same second could not be told from one before the end."""
 REFRESH = timedelta(hours=1)
 """A look that found nothing new is written down only when the last one written is older."""
+TOGETHER = timedelta(seconds=2)
+"""Looks at the routers of a pair that begin so far apart still see them together."""
 ASKED_LOOK = timedelta(seconds=3)
 """Admission may ask for looks again and again while it waits for a pair to settle; this is how often it gets one."""
 
@@ -46,6 +49,8 @@ class Memory:
     compared: str | None = None
     """Revision that the last comparison of this process was with."""
     compare_next: bool = True
+    prove_next: bool = False
+    """An operation on its pair has ended: the next look takes several samples of the role."""
     actions: tuple[PlannedAction, ...] = ()
     request: str = ""
     generation: int = 0
@@ -94,13 +99,21 @@ class Looks:
         """An operation has ended: everything is to be looked at again."""
         memory = self.memory(key, vm, now)
         memory.next_look = now + AFTER_OPERATION
-        memory.compare_next = True
+        memory.compare_next = memory.prove_next = True
+        if vm.status.redundancy is None:
+            return
+        for other in self._stores.group_of(vm):
+            peer = self._memories.get(key_of(other))
+            if peer is not None and not peer.failures:
+                peer.next_look, peer.prove_next = min(peer.next_look, now + AFTER_OPERATION), True
 
     def seconds_to_next(self, key: Key, vm: SystemVM, now: datetime) -> float:
         memory = self.memory(key, vm, now)
         next_look = memory.next_look
         if self._is_waited_for(key, vm, memory, now):
             next_look = min(next_look, memory.asked(now))
+            if next_look <= now and not self._may_be_seen_together(vm, now):
+                next_look = now + timedelta(seconds=1)
         return max(0.1, (next_look - now).total_seconds())
 
     def begin_if_due(
@@ -119,8 +132,11 @@ class Looks:
         compare = wants if self._must_compare(vm, endpoint, memory, wants, now) else None
         if self._pool.get(key) is None:
             memory.began_at = now
+        samples = self._samples(key, vm, memory, now)
         self._pool.start(
-            key, f"look {compare.revision if compare else ''}", lambda _: self._vms.observe(target, compare)
+            key,
+            f"look {compare.revision if compare else ''}",
+            lambda _: self._vms.observe(target, compare, samples=samples),
         )
 
     def take_note(
@@ -155,7 +171,34 @@ class Looks:
             return False
         if wants is not None and memory.compared != wants.revision:
             return True
-        return self._is_waited_for(key, vm, memory, now) and now >= memory.asked(now)
+        return (
+            self._is_waited_for(key, vm, memory, now)
+            and now >= memory.asked(now)
+            and self._may_be_seen_together(vm, now)
+        )
+
+    def _may_be_seen_together(self, vm: SystemVM, now: datetime) -> bool:
+        """What is seen of two routers counts only if it is seen together: none begins while another is well under way,
+        or has to wait for its next look."""
+        if vm.status.redundancy is None:
+            return True
+        for other in self._stores.group_of(vm):
+            key = key_of(other)
+            memory, handle = self._memories.get(key), self._pool.get(key)
+            if memory is None or memory.failures:
+                continue
+            running = handle is not None and not handle.done
+            if running and memory.began_at is not None and now - memory.began_at > TOGETHER:
+                return False
+            if not running and self._board.wants_look(key) and now < memory.asked(now):
+                return False
+        return True
+
+    def _samples(self, key: Key, vm: SystemVM, memory: Memory, now: datetime) -> int:
+        """More than one takes ten seconds: only where a pair is to be proven, before and after an operation."""
+        if vm.status.redundancy is None:
+            return 1
+        return SAMPLES if memory.prove_next or self._is_waited_for(key, vm, memory, now) else 1
 
     def _is_waited_for(self, key: Key, vm: SystemVM, memory: Memory, now: datetime) -> bool:
         """Admission, or the judgement of its pair, cannot go on before this VM was looked at again."""
@@ -214,7 +257,7 @@ class Looks:
             name = status.identity.name if status.identity else vm.metadata.name
             self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.REACHABLE, "Look", f"{name} answers again")
         waited_for = self._is_waited_for(key, vm, memory, now)
-        memory.looked_at, memory.failures = now, 0
+        memory.looked_at, memory.failures, memory.prove_next = now, 0, False
         memory.reach = Reach(True, Reason.REACHABLE)
         memory.next_look = now + endpoint.spec.scan.interval
         if found.content is not None:

@@ -52,10 +52,19 @@ def redundancy_from(
 ) -> Redundancy | None:
     if found.redundancy is None:
         return None
-    new = Redundancy(role=found.redundancy, peers=peers, observed_at=found.at)
+    new = Redundancy(role=found.redundancy, peers=peers, observed_at=found.at, samples=found.pair_samples[-3:])
     if old is None or force_time or found.at - old.observed_at >= refresh:
         return new
-    return old if (old.role, old.peers) == (new.role, new.peers) else new
+    return old if _story(old) == _story(new) else new
+
+
+def _story(redundancy: Redundancy) -> object:
+    """What a sample says of the role, without what is another number every time."""
+    last = tuple(
+        sample.model_copy(update={"at": redundancy.observed_at, "flows": None, "replicated": None})
+        for sample in redundancy.samples[-1:]
+    )
+    return redundancy.role, redundancy.peers, tuple(sample.model_dump(exclude={"at"}) for sample in last)
 
 
 def seen_host_key(old: HostKey | None, found: Observation, now: datetime) -> HostKey:

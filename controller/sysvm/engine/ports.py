@@ -19,10 +19,10 @@ Progress = Callable[[OperationReport], None]
 class SystemVMs(Protocol):
     """Looks at VMs and patches them. Implemented by `sysvm.patching.live.LivePatcher`."""
 
-    async def observe(self, target: Target, payload: Payload | None) -> Observation:
+    async def observe(self, target: Target, payload: Payload | None, *, samples: int = 1) -> Observation:
         """One look; changes nothing on the VM but what it remembers of digests. With a payload every file is compared.
 
-        Raises `PatchingError`.
+        `samples`: how often the role of a router of a pair is looked at, 5 s apart. Raises `PatchingError`.
         """
         ...
 
@@ -32,6 +32,14 @@ class SystemVMs(Protocol):
         Returns when the VM has ended it, with a final phase: Committed, RolledBack, Abandoned (nothing was changed)
         or Inconsistent. Raises `Refused` if nothing was begun, `Unreachable` if contact was lost and not regained
         within the order's time: then the VM ends it alone and a later call with the same order learns how.
+        """
+        ...
+
+    async def take_back(self, target: Target, order: Order, operation_id: str, progress: Progress) -> OperationReport:
+        """Brings the VM to what it was before an operation that was committed, or watches it on its way there.
+
+        Returns with the phase RolledBack, or Inconsistent. Raises `Refused` if it did not begin and `Unreachable` like
+        `patch`.
         """
         ...
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.policy import Checks, Databags, Heal, LivePatchOptions, PatchPolicy, Timeouts
+from sysvm.api.policy import Checks, Databags, Heal, LivePatchOptions, PatchPolicy, PlannedFailover, Timeouts
 from sysvm.api.reasons import EventReason
 from sysvm.api.systemvm import (
     OperationOrder,
@@ -185,13 +185,6 @@ class SystemVMReconciler:
         if owner is None or owner.release is None or facts.identity is None:
             return None, None
         spec = owner.policy.spec
-        decision = decide(
-            facts,
-            owner.release,
-            methods=spec.methods,
-            heal=spec.drift.heal is not Heal.NEVER,
-            excluded=exclusion(spec.selector, facts),
-        )
         written = vm.status.plan if vm.status.plan and vm.status.plan.revision == owner.release.revision else None
         blockers = self._board.blockers(endpoint_of(vm), key_of(vm))
         if blockers is None:
@@ -201,6 +194,14 @@ class SystemVMReconciler:
             actions = memory.actions
         elif memory.compared is None and written is not None:
             actions = written.services
+        decision = decide(
+            replace(facts, actions=actions),
+            owner.release,
+            methods=spec.methods,
+            heal=spec.drift.heal is not Heal.NEVER,
+            excluded=exclusion(spec.selector, facts),
+            planned_failover=spec.live_patch.planned_failover is PlannedFailover.ALLOWED,
+        )
         entry = plan_entry(
             owner.policy.metadata.name,
             owner.release,
@@ -274,6 +275,7 @@ class SystemVMReconciler:
                 step_timeout_seconds=timeouts.step.total_seconds(),
                 vm_timeout_seconds=timeouts.vm.total_seconds(),
                 apply_databags=options.databags is Databags.NEEDED,
+                may_fail_over=options.planned_failover is PlannedFailover.ALLOWED,
             ),
         )
 

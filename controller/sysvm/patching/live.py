@@ -66,11 +66,11 @@ class LivePatcher:
     def __post_init__(self) -> None:
         self._previous = PreviousPayloads()
 
-    async def observe(self, target: Target, payload: Payload | None) -> Observation:
+    async def observe(self, target: Target, payload: Payload | None, *, samples: int = 1) -> Observation:
         """One look; changes nothing on the VM. With a payload every file is compared. Raises `PatchingError`."""
         try:
             async with asyncio.timeout(_OBSERVE_SECONDS), self._conversation(target) as (connection, session):
-                look = await probe_vm(session, target.type)
+                look = await probe_vm(session, target.type, samples=samples)
                 if payload is not None:
                     look = await compare_files(session, look, payload, target.type, self._previous, known=True)
                 return observation_of(look, connection.host_key)
@@ -238,6 +238,13 @@ class _Attempt:
         if look.difference is None:
             raise protocol.ProtocolError("a comparison has no result")
         work.look = look
+        if look.has_gateway and look.actions.get("keepalived") is UnitAction.RESTART and not self._order.may_fail_over:
+            raise Refused(
+                f"{self._target.name} is the PRIMARY of its pair and its keepalived must be restarted, which is a "
+                "failover, and livePatch.plannedFailover is Never: nothing was changed.",
+                reason=Reason.FAILOVER_NOT_ALLOWED,
+                retryable=False,
+            )
         work.contents = dict(look.difference.contents)
         work.order = _order_for_vm(self._order, self._target, self._payload, look)
         if any("login_seconds" in service for service in work.order["services"]):
@@ -424,6 +431,7 @@ def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look) ->
     if difference is None:
         raise PatchingError("an order needs a comparison")
     seconds = order.step_timeout_seconds
+    may_fail_over = order.may_fail_over if look.probe["redundancy"] is not None else None
     in_place = look.probe["payload_checksums"].get(payload.signature_algorithm) == payload.signature
     return {
         "id": order.id,
@@ -443,7 +451,10 @@ def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look) ->
         },
         "signature": payload.signature,
         "daemon_reload": difference.daemon_reload,
-        "services": [order_for(unit, action, look.boot, target.type, seconds) for unit, action in _services(look)],
+        "services": [
+            order_for(unit, action, look.boot, target.type, seconds, may_fail_over=may_fail_over)
+            for unit, action in _services(look)
+        ],
         "databags": _databags(order, look, difference),
         "run_checks": target.type.is_router,
         "ignored_checks": list(order.ignored_checks),
@@ -476,4 +487,9 @@ def _services(look: Look) -> list[tuple[str, UnitAction]]:
         name = plain(unit)
         return place.get(name, place.get(f"{name.partition('@')[0]}@*", len(place)))
 
-    return [(unit, actions.get(unit, UnitAction.NOTHING)) for unit in sorted(present, key=rank)]
+    units = sorted(present, key=rank)
+    if look.has_gateway and {"keepalived", "conntrackd"} <= set(units):
+        # The gateway goes to a router that knows all connections: what this one replicates is forgotten only then.
+        units.remove("keepalived")
+        units.insert(units.index("conntrackd"), "keepalived")
+    return [(unit, actions.get(unit, UnitAction.NOTHING)) for unit in units]

@@ -8,11 +8,11 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.api.systemvm import PairGateway, PairSample, RedundancyRole
 from sysvm.patching import archives, protocol
 from sysvm.patching.boot import CMDLINE_PATH, BootArguments, parse_boot_arguments
 from sysvm.patching.diff import AGENT_TREE, SCRIPTS_TREE, Difference, Previous, compare, contents_to_read, digest_args
@@ -36,6 +36,9 @@ PAYLOAD_PATH = "/usr/share/cloud/cloud-scripts.tgz"
 _CMDLINE_BYTES = 64 * 1024
 _MERGED_FILE_BYTES = 1 << 20
 _PROBE_SECONDS = 60.0
+_SAMPLE_PAUSE_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 10.0
+"""CloudStack 4.21 check_heartbeat.sh counts an older one as a strike against keepalived."""
 _DIGEST_SECONDS = 180.0
 _READ_SECONDS = 60.0
 _KEPT_LISTINGS = 16
@@ -88,6 +91,13 @@ class Look:
         return tuple(unit["unit"] for unit in self.probe["units"] if unit["active"] == "active")
 
     @property
+    def has_gateway(self) -> bool:
+        """It is a router of a pair and has an address that keepalived moves."""
+        redundancy = self.probe["redundancy"]
+        last = redundancy["samples"][-1:] if redundancy is not None else ()
+        return any(gateway["held"] for sample in last for gateway in sample["gateways"])
+
+    @property
     def actions(self) -> dict[str, UnitAction]:
         """For units that are active now: one that is not is never started."""
         if self.difference is None:
@@ -96,13 +106,18 @@ class Look:
         return self.difference.unit_actions(self.active_units, can_hold=can_hold)
 
 
-async def probe_vm(session: Session, expected: SystemVMType) -> Look:
-    """Everything but the files."""
+async def probe_vm(session: Session, expected: SystemVMType, *, samples: int = 1) -> Look:
+    """Everything but the files. `samples`: how often the role of a router of a pair is looked at, 5 s apart."""
     cmdline = await session.read(CMDLINE_PATH, limit=_CMDLINE_BYTES, timeout=_READ_SECONDS)
     boot = parse_boot_arguments(cmdline or b"")
     vm_type = boot.type or expected
     folders = ["/", SCRIPTS_TREE, "/var/lib", *([AGENT_TREE] if vm_type.runs_agent else [])]
-    args: protocol.ProbeArgs = {"units": list(units_of(boot, vm_type)), "paths": folders}
+    args: protocol.ProbeArgs = {
+        "units": list(units_of(boot, vm_type)),
+        "paths": folders,
+        "samples": samples,
+        "pause_seconds": _SAMPLE_PAUSE_SECONDS,
+    }
     probe = await session.request("probe", {**args}, protocol.ProbeResult, timeout=_PROBE_SECONDS)
     return Look(at=datetime.now(UTC), boot=boot, probe=probe, difference=None)
 
@@ -153,6 +168,7 @@ def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
         booted=probe["booted"],
         services=tuple(_service(unit) for unit in probe["units"] if unit["load"] not in ("not-found", "masked")),
         redundancy=RedundancyRole(redundancy["role"]) if redundancy is not None else None,
+        pair_samples=pair_samples(look),
         failing_health_checks=tuple(probe["failing_checks"]),
         disk_available_bytes=min((disk["available_bytes"] for disk in probe["disks"]), default=0),
         memory_available_bytes=probe["memory_available_bytes"],
@@ -163,7 +179,7 @@ def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
         content=difference.scripts_report if difference is not None else None,
         agent_content=difference.agent_report if difference is not None else None,
         actions=tuple(
-            PlannedServiceAction(plain(unit), action.value, _expected_loss(unit, action))
+            PlannedServiceAction(plain(unit), action.value, _expected_loss(look, unit, action))
             for unit, action in look.actions.items()
         ),
         databags=tuple(
@@ -226,6 +242,38 @@ def _service(unit: protocol.UnitState) -> ServiceState:
     )
 
 
-def _expected_loss(unit: str, action: UnitAction) -> str:
+def _expected_loss(look: Look, unit: str, action: UnitAction) -> str:
     service = service_of(unit)
-    return service.expected_loss(action) if service is not None else "none"
+    if service is None or (service.of_primary and look.probe["redundancy"] is not None and not look.has_gateway):
+        return "none"
+    return service.expected_loss(action)
+
+
+def pair_samples(look: Look) -> tuple[PairSample, ...]:
+    """The samples with times of this side's clock; the last three."""
+    redundancy = look.probe["redundancy"]
+    return tuple(_pair_sample(look.at, sample) for sample in (redundancy["samples"][-3:] if redundancy else ()))
+
+
+def _pair_sample(at: datetime, sample: protocol.RedundancySample) -> PairSample:
+    age = sample["heartbeat_age_seconds"]
+    return PairSample(
+        at=at - timedelta(seconds=sample["age_seconds"]),
+        keepalived=sample["keepalived_active"],
+        state=RedundancyRole(sample["redundant_state"]) if sample["redundant_state"] else None,
+        heartbeat=age is not None and age <= _HEARTBEAT_SECONDS,
+        public_up=sample["public_up"],
+        conntrackd=sample["conntrackd_active"],
+        flows=sample["flows"],
+        replicated=sample["replicated_flows"],
+        gateways=tuple(
+            PairGateway(
+                address=gateway["address"],
+                held=gateway["held"],
+                mac=gateway["mac"],
+                asked=gateway["answers"] is not None,
+                answers=tuple(gateway["answers"] or ()),
+            )
+            for gateway in sample["gateways"]
+        ),
+    )

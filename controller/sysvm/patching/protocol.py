@@ -249,6 +249,10 @@ class ProbeArgs(TypedDict):
     """systemd units to describe, with or without `.service`."""
     paths: list[str]
     """Folders or files that will be written to: `disks` and `abilities` speak of their file systems."""
+    samples: NotRequired[int]
+    """Of a router of a redundant pair: how often its role is looked at, at most 5. Left out: once."""
+    pause_seconds: NotRequired[float]
+    """Between two samples, at most 10."""
 
 
 class UnitState(TypedDict):
@@ -283,19 +287,45 @@ class DiskState(TypedDict):
     A probe writes nothing, so it is tried only in `build`, which falls back to renames and says so."""
 
 
-class RedundancyState(TypedDict):
-    """Facts about the role; no single one proves it."""
+class GatewayState(TypedDict):
+    """One address that keepalived moves."""
 
-    role: Literal["PRIMARY", "BACKUP", "FAULT", "UNKNOWN"]
-    """What `/opt/cloud/bin/checkrouter.sh` says."""
+    address: str
+    held: bool
+    """This router has it."""
+    mac: str
+    """Of the interface that it belongs to; empty: there is no such interface."""
+    answers: list[str] | None
+    """MACs of others that answered an ARP probe for it; None: it was not asked, or could not be."""
+
+
+class RedundancySample(TypedDict):
+    """Facts about the role at one moment; no single one proves it."""
+
+    age_seconds: float
+    """Before the answer was sent."""
     keepalived_active: bool
-    conntrackd_active: bool
-    redundant_state: str | None
+    redundant_state: Literal["PRIMARY", "BACKUP", "FAULT"] | None
     """`redundant_state` in /etc/cloudstack/cmdline.json."""
     heartbeat_age_seconds: float | None
     """Age of keepalived.ts; None: there is none."""
     public_up: bool | None
-    """The public interface is UP; None: which one it is is not known."""
+    """A public interface of /etc/cloudstack/ips.json is up; None: there is none, or which they are is not known."""
+    conntrackd_active: bool
+    """It is active and answers."""
+    flows: int | None
+    """Connections in its own cache."""
+    replicated_flows: int | None
+    """Connections that the other router has sent."""
+    gateways: list[GatewayState]
+    """At most four."""
+
+
+class RedundancyState(TypedDict):
+    role: Literal["PRIMARY", "BACKUP", "FAULT", "UNKNOWN"]
+    """What `/opt/cloud/bin/checkrouter.sh` says."""
+    samples: list[RedundancySample]
+    """In the order of their time."""
 
 
 class Actor(TypedDict):
@@ -524,6 +554,18 @@ class DrainLimits(TypedDict):
     wait_seconds: float
 
 
+class PairLimits(TypedDict):
+    """After its restart the router must have one role that nothing contradicts: `NoSinglePrimary`,
+    `DuplicatePrimary`."""
+
+    may_fail_over: bool
+    """False: a restart of keepalived on the router that has the gateway is refused (`FailoverNotAllowed`)."""
+    wait_seconds: float
+    """Until a role begins."""
+    stable_seconds: float
+    """How long it must last, beside three adverts."""
+
+
 class ServiceOrder(TypedDict):
     """What to do with one unit. A unit that was not active before is only compared, never started."""
 
@@ -538,6 +580,11 @@ class ServiceOrder(TypedDict):
     login_seconds: NotRequired[float]
     """After the action the report's `awaiting` says `login`, and a `prove-login` over a connection opened from then on
     has to come within this time, else it goes back."""
+    pair: NotRequired[PairLimits]
+    """Of keepalived and conntrackd on a router of a redundant pair."""
+    follows_role: NotRequired[bool]
+    """keepalived's notify script starts it with PRIMARY and stops it with BACKUP: not compared, and never started,
+    where the router has become BACKUP meanwhile."""
     validators: list[Validator]
     serving: list[ProbeCheck]
     timeout_seconds: float

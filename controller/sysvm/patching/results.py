@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, RedundancyRole
+from sysvm.api.systemvm import ContentState, PairSample, RedundancyRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +199,8 @@ class Observation:
     """What the changed files would ask for. Only if a payload was given."""
     databags: tuple[PlannedDatabag, ...] = ()
     """Only if a payload was given."""
+    pair_samples: tuple[PairSample, ...] = ()
+    """What the role is to be judged by, oldest first; empty where it is not part of a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,3 +216,5 @@ class Order:
     vm_timeout_seconds: float
     apply_databags: bool = False
     """Run configure.py for the data bags that changed files concern."""
+    may_fail_over: bool = False
+    """keepalived may be restarted on a router that has the gateway of its pair."""

@@ -29,6 +29,10 @@ _GUESTS = _BALANCERS | _DHCP
 """Types with interfaces in guest networks: where requests can wait. An agent's tenants come from outside."""
 
 _LOGIN_SECONDS = 60.0
+_ROLE_SECONDS = 60.0
+"""From the restart of keepalived to exactly one PRIMARY."""
+_STABLE_SECONDS = 10.0
+"""How long a role must last, beside three adverts."""
 _DRAIN: protocol.DrainLimits = {"max_old": 1, "min_memory_bytes": 64 << 20, "wait_seconds": 20.0}
 """haproxy has no hard-stop-after there: each reload keeps an old worker until its last session ends."""
 
@@ -137,11 +141,18 @@ class Service:
     questions: tuple[Question, ...] = ()
     drain: bool = False
     proves_login: bool = False
+    of_primary: bool = False
+    """On a BACKUP nobody notices what is done to it."""
     reload_loss: str = "none"
     held_loss: str = "none lost; requests wait up to half a second"
     restart_loss: str = "none"
     """What tenants notice, in words; measured in the lab where it says a time."""
     action_seconds: float = 30.0
+
+    @property
+    def follows_role(self) -> bool:
+        """On a redundant pair it runs on the PRIMARY only."""
+        return StartedBy.NOTIFY in self.started_by and not self.of_primary
 
     def expected_loss(self, action: UnitAction) -> str:
         match action:
@@ -250,7 +261,8 @@ SERVICES: tuple[Service, ...] = (
         "conntrackd",
         _ROUTERS,
         started_by=(StartedBy.CONFIGURE, StartedBy.NOTIFY),
-        restart_loss="connection states are copied to the other router again",
+        of_primary=True,
+        restart_loss="none; until connection states are copied to the other router again, a failover would cut them",
     ),
     Service(
         "keepalived",
@@ -258,7 +270,9 @@ SERVICES: tuple[Service, ...] = (
         started_by=(StartedBy.ENABLED, StartedBy.CONFIGURE),
         vital=True,
         reload=True,
-        restart_loss="a restart on the PRIMARY is a failover",
+        of_primary=True,
+        restart_loss="a failover: about FAILOVER_WORDS of all traffic; load-balanced connections are cut",
+        action_seconds=60.0,
     ),
     Service("nfs-common", frozenset({SystemVMType.SECSTORAGE})),
     Service("portmap", frozenset({SystemVMType.SECSTORAGE})),
@@ -339,9 +353,19 @@ def _password_instances(boot: BootArguments, vm_type: SystemVMType) -> tuple[str
 
 
 def order_for(
-    unit: str, action: UnitAction, boot: BootArguments, vm_type: SystemVMType, seconds: float
+    unit: str,
+    action: UnitAction,
+    boot: BootArguments,
+    vm_type: SystemVMType,
+    seconds: float,
+    *,
+    may_fail_over: bool | None = None,
 ) -> protocol.ServiceOrder:
-    """What the VM is told about one unit. `seconds`: upper bound for its action, from the policy."""
+    """What the VM is told about one unit. `seconds`: upper bound for its action, from the policy.
+
+    `may_fail_over`: of a router of a redundant pair, whether its keepalived may be restarted while it has the gateway;
+    None where it is alone.
+    """
     service = service_of(unit)
     validators = service.validators if service is not None and action.acts else ()
     order: protocol.ServiceOrder = {
@@ -351,8 +375,16 @@ def order_for(
         "serving": _questions(service, unit, boot, vm_type) if service is not None else [],
         "timeout_seconds": min(service.action_seconds if service is not None else 30.0, seconds),
     }
+    if may_fail_over is not None and service is not None and service.follows_role:
+        order["follows_role"] = True
     if service is None or not action.acts:
         return order
+    if service.of_primary and may_fail_over is not None:
+        order["pair"] = {
+            "may_fail_over": may_fail_over,
+            "wait_seconds": min(_ROLE_SECONDS, seconds / 2),
+            "stable_seconds": _STABLE_SECONDS,
+        }
     if service.holds_on(vm_type):
         # For a reload, too: a service that dies of its new files is started again on the way back.
         order["hold"] = [_held_ports(held) for held in service.held]

@@ -15,13 +15,13 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sysvm.api.endpoint import HostKeyPolicy
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, RedundancyRole
+from sysvm.api.systemvm import ContentState, PairGateway, PairSample, RedundancyRole
 from sysvm.engine.ports import Progress
 from sysvm.patching.errors import HostKeyRejected, Refused, Unreachable
 from sysvm.patching.payload import Payload
@@ -184,6 +184,17 @@ class Fleet:
                 }
             )
 
+    def take_back(self, name: str, operation: str, epoch: int) -> None:
+        """The VM is what it was before a committed operation, at once. Raises `Refused`."""
+        with self._changing() as vms:
+            state = vms[name]
+            one = next((one for one in state["operations"] if one["id"] == operation), None)
+            if one is None or epoch < state["highest_epoch"]:
+                raise Refused(f"{name} does not go back", reason=Reason.EPOCH_REFUSED, retryable=False)
+            if one["outcome"] == JournalPhase.COMMITTED and one["applied"]:
+                state.update(one["before"])
+                one["outcome"] = JournalPhase.ROLLED_BACK
+
     def look(self, name: str) -> State:
         """The VM as it is now."""
         with self._changing() as vms:
@@ -221,9 +232,32 @@ def _settle(state: State) -> None:
             continue
         one["applied"] = True
         if one["outcome"] == JournalPhase.COMMITTED:
+            one["before"] = {key: state[key] for key in ("revision", "signature", "checksum")}
             state.update(revision=one["revision"], signature=one["signature"], checksum=one["signature"], drifted=False)
         elif one["outcome"] == JournalPhase.INCONSISTENT:
             state["signature"] = "0" * 32
+
+
+def pair_samples(role: RedundancyRole, at: datetime, count: int) -> tuple[PairSample, ...]:
+    """What a router of this role shows; without the time that real samples take."""
+    holds = role is RedundancyRole.PRIMARY
+    gateway = PairGateway(
+        address="10.1.1.1", held=holds, mac="02:p" if holds else "02:b", answers=() if holds else ("02:p",)
+    )
+    return tuple(
+        PairSample(
+            at=at - timedelta(seconds=5 * number),
+            keepalived=True,
+            state=role if role is not RedundancyRole.UNKNOWN else None,
+            heartbeat=True,
+            public_up=holds,
+            conntrackd=True,
+            flows=3,
+            replicated=3,
+            gateways=(gateway,),
+        )
+        for number in reversed(range(count))
+    )
 
 
 @dataclass(frozen=True)
@@ -232,7 +266,7 @@ class SimulatedVMs:
 
     fleet: Fleet
 
-    async def observe(self, target: Target, payload: Payload | None) -> Observation:
+    async def observe(self, target: Target, payload: Payload | None, *, samples: int = 1) -> Observation:
         key = await self._connect(target)
         state = self.fleet.look(target.name)
         content = None
@@ -244,8 +278,10 @@ class SimulatedVMs:
                 changed=0 if same else 1,
                 paths=() if same else ("/opt/cloud/bin/patched.sh",),
             )
+        at = datetime.now(UTC).replace(microsecond=0)
+        role = RedundancyRole(state["role"]) if state["role"] else None
         return Observation(
-            at=datetime.now(UTC).replace(microsecond=0),
+            at=at,
             host_key=key,
             type=target.type,
             release="4.20.1",
@@ -255,7 +291,8 @@ class SimulatedVMs:
             boot_id="b1",
             booted=True,
             services=(ServiceState("haproxy", "loaded", "active", "running", True, 77, 0),),
-            redundancy=RedundancyRole(state["role"]) if state["role"] else None,
+            redundancy=role,
+            pair_samples=pair_samples(role, at, samples) if role is not None else (),
             failing_health_checks=(),
             disk_available_bytes=1 << 30,
             memory_available_bytes=1 << 30,
@@ -282,6 +319,13 @@ class SimulatedVMs:
                 told = report
                 progress(report)
             await asyncio.sleep(_TICK_SECONDS)
+
+    async def take_back(self, target: Target, order: Order, operation_id: str, progress: Progress) -> OperationReport:
+        await self._connect(target)
+        self.fleet.take_back(target.name, operation_id, order.epoch)
+        report = self._report(target.name, operation_id)
+        assert report is not None
+        return replace(report, id=order.id, reason=None, message="it was taken back")
 
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         await self._connect(target)

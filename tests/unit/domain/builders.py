@@ -21,6 +21,8 @@ from sysvm.api.systemvm import (
     OperationResult,
     OperationStatus,
     OperationStep,
+    PairGateway,
+    PairSample,
     Redundancy,
     RedundancyRole,
     StepResult,
@@ -88,7 +90,35 @@ def up_to_date(**kwargs: Any) -> Observed:
 
 
 def redundancy(role: RedundancyRole, at: datetime | None = None) -> Redundancy:
-    return Redundancy(role=role, observed_at=at or ago(minutes=5))
+    at = at or ago(seconds=5)
+    samples = tuple(pair_sample(role, at - timedelta(seconds=5 * number)) for number in (2, 1, 0))
+    return Redundancy(role=role, observed_at=at, samples=samples)
+
+
+PRIMARY_MAC, BACKUP_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+
+
+def pair_sample(role: RedundancyRole, at: datetime, **values: Any) -> PairSample:
+    """A router of this role that knows its peer, and is in order but for `values`."""
+    holds = role is RedundancyRole.PRIMARY
+    gateway = PairGateway(
+        address="10.1.1.1",
+        held=holds,
+        mac=PRIMARY_MAC if holds else BACKUP_MAC,
+        answers=() if holds else (PRIMARY_MAC,),
+    )
+    sample = PairSample(
+        at=at,
+        keepalived=True,
+        state=role,
+        heartbeat=True,
+        public_up=holds,
+        conntrackd=True,
+        flows=400 if holds else 2,
+        replicated=2 if holds else 395,
+        gateways=(gateway,),
+    )
+    return sample.model_copy(update=values)
 
 
 def facts(name: str = "r-101-VM", **kwargs: Any) -> VMFacts:

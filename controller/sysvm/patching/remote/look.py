@@ -3,13 +3,12 @@
 import contextlib
 import fnmatch
 import os
-import time
 
-from . import actors, checks, files, hold
+from . import actors, checks, files, hold, redundancy
 from . import journal as journals
 from .failures import Failure
 from .host import cmdline_words
-from .services import is_active, states
+from .services import states
 
 EXCHANGING = ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "f2fs")
 MAX_ENTRIES = 20000
@@ -17,15 +16,14 @@ MAX_DIGEST_BYTES = 2 * 1024 * 1024 * 1024
 MAX_READ = 16 * 1024 * 1024
 
 
-def probe(host, store, units, paths):
+def probe(host, store, units, paths, samples=1, pause_seconds=0.0):
     """protocol.py `ProbeResult`."""
     words = cmdline_words(host)
     release_line = (host.text("/etc/cloudstack-release") or "").strip() or None
     release = release_line.split() if release_line else []
     signature = host.text(actors.SIGNATURE)
     redundant = words.get("redundant_router", "").lower() in ("true", "1", "yes")
-    asked = list(dict.fromkeys(list(units) + (["keepalived", "conntrackd"] if redundant else [])))
-    found = states(host, asked)
+    found = states(host, list(dict.fromkeys(units)))
     failing, age = checks.latest(host)
     return {
         "type": words.get("type"),
@@ -42,7 +40,7 @@ def probe(host, store, units, paths):
         "enabled_services": (host.text("/var/cache/cloud/enabled_svcs") or "").split(),
         "disks": [disk(host, path) for path in paths],
         "memory_available_bytes": host.memory_available(),
-        "redundancy": redundancy(host, found) if redundant else None,
+        "redundancy": redundancy.facts(host, samples, pause_seconds) if redundant else None,
         "failing_checks": failing,
         "checks_age_seconds": age,
         "actors": actors.actors(host),
@@ -70,30 +68,6 @@ def disk(host, path):
         "available_bytes": available,
         "available_inodes": inodes,
         "exchange": files.has_renameat2() if kind in EXCHANGING else None,
-    }
-
-
-def redundancy(host, found):
-    """The script's word, and the facts that it does not look at."""
-    said = host.run([host.at("/opt/cloud/bin/checkrouter.sh")], 15.0, merged=False).output
-    role = next((word for word in ("PRIMARY", "BACKUP", "FAULT") if word in said), "UNKNOWN")
-    bag = host.text("/etc/cloudstack/cmdline.json") or ""
-    state = None
-    for word in ("PRIMARY", "BACKUP", "FAULT"):
-        if '"redundant_state"' in bag and '"' + word + '"' in bag.split('"redundant_state"', 1)[1][:40]:
-            state = word
-    try:
-        beat = os.stat(host.resolve("/ramdisk/rrouter/keepalived.ts")).st_mtime
-        age = round(max(0.0, time.time() - beat), 1)
-    except OSError:
-        age = None
-    return {
-        "role": role,
-        "keepalived_active": is_active(found["keepalived"]),
-        "conntrackd_active": is_active(found["conntrackd"]),
-        "redundant_state": state,
-        "heartbeat_age_seconds": age,
-        "public_up": None,
     }
 
 

@@ -86,7 +86,8 @@ class Session(object):
     # -------------------------------------------------------------------------------------- looking
 
     def do_probe(self, number, args):
-        return look.probe(self.host, self.store, args["units"], args["paths"])
+        samples = args.get("samples", 1), args.get("pause_seconds", 0.0)
+        return look.probe(self.host, self.store, args["units"], args["paths"], *samples)
 
     def do_digest(self, number, args):
         with look.idle():

@@ -16,9 +16,10 @@ import time
 from . import actors, build, checks, core, databags, fence, files, hold, steady, superseded, switch
 from . import journal as journals
 from . import order as orders
+from .failover import PairServices as Services
 from .failures import Failure, of
 from .host import tail
-from .services import Services, acted_on
+from .services import acted_on
 from .store import restore_times
 
 AGAIN_SECONDS = 30.0
@@ -212,7 +213,10 @@ class Transaction(object):
             raise Failure("VerifyFailed", "less active than before: " + _told(less), False)
         known = set(self.journal.baseline()["checks"]) | set(self.order["ignored_checks"])
         worse = [name for name in self.failing_checks() if name not in known]
-        if worse:
+        if worse and self.services().became_backup():
+            text = "health checks that newly fail, as they do on a router that has become BACKUP: " + ", ".join(worse)
+            self.journal.add("note", text=text)
+        elif worse:
             raise Failure("VerifyFailed", "health checks that newly fail: " + ", ".join(worse), False)
         said = self.core.verify(bool(self.order.get("databags")) or "cloud" in acted_on(self.journal.records))
         deadline.check("verifying")
