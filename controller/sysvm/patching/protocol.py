@@ -6,8 +6,10 @@ down once. The program on the VM (`remote/`) cannot import this module; it has i
 
 A session is one SSH exec of `bundle.command()`:
 
-1. operator -> VM: `bundle.preamble()`: 4 bytes big-endian length and the bundle (a zip, compressed with zlib).
-2. VM -> operator: `MAGIC` (whatever a login script printed before it is skipped), then frames. The first is a `Hello`.
+1. VM -> operator: `MAGIC` (whatever a login script printed before it is skipped), then frames. The first is a `Found`:
+   whether the VM has this very program on its disk. If not: operator -> VM: `bundle.preamble()`: 4 bytes big-endian
+   length and the bundle (a zip, compressed with zlib).
+2. VM -> operator: a `Hello`.
 3. operator -> VM: a `Request`; for `stage` byte frames follow at once, without waiting for an answer.
 4. VM -> operator: any number of `Event` with the request's `id`, then exactly one `Response` with that `id`; for
    `read` the response says how many bytes follow as byte frames.
@@ -177,8 +179,15 @@ def parse(kind: type[T], value: object) -> T:
 # ---------------------------------------------------------------------------------------------- envelope
 
 
-class Hello(TypedDict):
+class Found(TypedDict):
     """First frame of the VM."""
+
+    program: Literal["kept", "wanted"]
+    """`kept`: it lies on the VM's disk with the digest of the command, and is what runs."""
+
+
+class Hello(TypedDict):
+    """First frame of the program."""
 
     hello: Literal["sysvm"]
     version: int

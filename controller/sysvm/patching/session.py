@@ -46,7 +46,7 @@ class Session:
 
     @property
     def bytes_sent(self) -> int:
-        """Since the session was opened, the program included."""
+        """Since the session was opened, the program included where it was sent."""
         return self._channel.bytes_sent
 
     @property
@@ -126,25 +126,30 @@ class Session:
             return protocol.parse(result, response["result"])
 
     async def hello(self, program: Bundle) -> protocol.Hello:
-        """Sends the program and waits for its first word."""
+        """Sends the program if the VM lacks it, and waits for its first word."""
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
-                await self._channel.send(program.preamble())
-                frame = await self._channel.next_frame()
+                found = protocol.parse(protocol.Found, await self._first())
+                if found["program"] == "wanted":
+                    await self._channel.send(program.preamble())
+                hello = protocol.parse(protocol.Hello, await self._first())
         except TimeoutError as error:
             raise Unreachable(
                 f"{self._name} let in the login but did not start the program within {_HELLO_SECONDS:g} s"
                 f"{self._channel.said()}",
                 reason=Reason.SSH_TIMEOUT,
             ) from error
-        if not isinstance(frame, JSONFrame):
-            raise ProtocolError(f"{self._name} sent bytes before its first word")
-        hello = protocol.parse(protocol.Hello, frame.value)
         if hello["version"] != protocol.VERSION:
             raise ProtocolError(
                 f"the program on {self._name} speaks version {hello['version']}, this operator {protocol.VERSION}"
             )
         return hello
+
+    async def _first(self) -> Mapping[str, object]:
+        frame = await self._channel.next_frame()
+        if not isinstance(frame, JSONFrame):
+            raise ProtocolError(f"{self._name} sent bytes before its first word")
+        return frame.value
 
     async def close(self) -> None:
         """Ends the input: the program leaves by itself; an operation that was run goes on."""

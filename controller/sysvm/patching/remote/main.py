@@ -1,7 +1,6 @@
 """The ways to start the program: a session over SSH, the detached worker, the boot unit, a person at the console."""
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -33,8 +32,8 @@ def parser():
     return made
 
 
-def main(argv, bundle=None):
-    """Returns the exit code. `bundle`: the program's own bytes if it was imported from memory."""
+def main(argv, modules):
+    """Returns the exit code. `modules`: where the program was loaded from (`start`)."""
     arguments = parser().parse_args(argv)
     host = Host(arguments.root)
     if host.scratch and os.environ.get("SYSVM_FAULT"):
@@ -51,7 +50,7 @@ def main(argv, bundle=None):
             return accept(store, arguments.accept)
         if arguments.back:
             return by_hand(host, store, arguments.back)
-        return command(host, store, arguments.command, bundle)
+        return command(host, store, arguments.command, modules)
     except Failure as failure:
         sys.stderr.write("sysvm: {0}: {1}\n".format(failure.reason, failure.message))
         return 1
@@ -64,10 +63,10 @@ def main(argv, bundle=None):
         return 2
 
 
-def command(host, store, words, bundle):
+def command(host, store, words, modules):
     if words == ["serve"]:
-        content = own_bytes(bundle)
-        Session(Wire(0, 1), host, store, content, hashlib.sha256(content).hexdigest()).serve()
+        wire = Wire(0, 1, opened=modules.spoken)
+        Session(wire, host, store, modules.program, modules.digest.hex(), modules.keep).serve()
         return 0
     if len(words) == 2 and words[0] == "run":
         return worker.run(host, store, words[1])
@@ -75,14 +74,6 @@ def command(host, store, words, bundle):
         return worker.back(host, store, words[1])
     parser().print_usage(sys.stderr)
     return 2
-
-
-def own_bytes(bundle):
-    """The zip that this program was started from."""
-    if bundle is not None:
-        return bundle
-    with open(sys.argv[0], "rb") as file:
-        return file.read()
 
 
 # ------------------------------------------------------------------------------------------ the console

@@ -25,12 +25,14 @@ MAX_CONTENT = 1024 * 1024 * 1024
 
 
 class Session(object):
-    def __init__(self, wire, host, store, bundle, digest):
+    def __init__(self, wire, host, store, bundle, digest, keep_compiled=None):
+        """`keep_compiled(folder)`: called when the program lies in that folder."""
         self.wire = wire
         self.host = host
         self.store = store
         self.bundle = bundle
         self.digest = digest
+        self.keep_compiled = keep_compiled
         self.order = None
         self.operation = None
         self.journal = None
@@ -160,7 +162,7 @@ class Session(object):
             self.journal.enter(journals.STAGING)
         else:
             self.create(operation, order)
-        self.store.install_program(self.digest, self.bundle, list(self.stages.values()))
+        self.install_program(list(self.stages.values()))
         for stage in self.stages.values():
             files.make_folders(stage, 0o700)
         files.make_folders(folder, 0o700)
@@ -168,6 +170,11 @@ class Session(object):
         operation.save("marks.json", actors.marks(self.host))
         self.order, self.operation = order, operation
         return self.begun("staging", self.content.missing(), None, recovered)
+
+    def install_program(self, stages):
+        self.store.install_program(self.digest, self.bundle, stages)
+        if self.keep_compiled is not None:
+            self.keep_compiled(os.path.dirname(self.store.program_path(self.digest)))
 
     def create(self, operation, order):
         """The journal comes before any staging folder: a restart finds it and knows what to remove."""
@@ -365,7 +372,7 @@ class Session(object):
     def installed_program(self, operation):
         """This program, or on a full disk the one that made the patch: it takes it back as well."""
         try:
-            self.store.install_program(self.digest, self.bundle, operation.stages())
+            self.install_program(operation.stages())
             return self.digest
         except OSError as error:
             installed = self.store.current_program()

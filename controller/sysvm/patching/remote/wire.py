@@ -16,12 +16,16 @@ class Closed(Exception):  # noqa: N818 - an end, not always an error
 
 
 class Wire(object):
-    def __init__(self, source, sink):
+    def __init__(self, source, sink, opened=False):
         self.source = source
         self.sink = sink
+        self.opened = opened
 
     def open(self):
-        self._write(MAGIC)
+        """Once; whoever asked for the program may have done it."""
+        if not self.opened:
+            self._write(MAGIC)
+        self.opened = True
 
     def send(self, message):
         payload = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
