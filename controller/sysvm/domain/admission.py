@@ -14,12 +14,14 @@ from sysvm.api.names import operation_id
 from sysvm.api.policy import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import DesiredState, Rollout
-from sysvm.api.systemvm import Blocker, OperationOrder, RedundancyRole
+from sysvm.api.systemvm import Blocker, OperationOrder
+from sysvm.domain import pairs
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.failure import failures_of
 from sysvm.domain.planner import Plan
 from sysvm.domain.rollout import FAILURES_ALLOWED, RolloutView, classify, slots
+from sysvm.domain.running import router_of
 
 BLOCKER_LIMIT = 512
 """Characters of a blocker's sentence."""
@@ -283,9 +285,8 @@ def _is_the_last_of_its_zone(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Bl
 def _pair_is_not_settled(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None:
     """In a redundant group: the roles are as seen after the last operation, exactly one is PRIMARY, and it goes last,
     after every patched peer was found converged."""
-    group = facts.identity.group if facts.identity else None
-    members = ledger.by_group.get(group, ()) if group else ()
-    if all(member.role is None for member in members):
+    group, members = _pair_of(facts, ledger)
+    if not members:
         return None
     ends = [member.operation.finished_at for member in members if member.operation and member.operation.finished_at]
     stale = [member for member in members if ends and not _seen_after(member, max(ends))]
@@ -295,15 +296,34 @@ def _pair_is_not_settled(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocke
         return _blocker(
             Reason.WAITING_FOR_GROUP, f"the roles of the group {group} must be seen again after the last patch: {names}"
         )
-    primaries = [member for member in members if member.role is RedundancyRole.PRIMARY]
-    nameless = [member for member in members if member.role in (None, RedundancyRole.UNKNOWN)]
-    if len(primaries) != 1 or nameless:
+    primary = pairs.primary_now([router_of(member) for member in members])
+    if not isinstance(primary, str):
         ledger.look_at.update(member.name for member in members)
-        roles = ", ".join(f"{member.vm} {member.role or RedundancyRole.UNKNOWN}" for member in members)
-        return _blocker(Reason.NO_SINGLE_PRIMARY, f"the group {group} needs exactly one PRIMARY: {roles}")
-    if primaries[0].name != facts.name:
+        trouble = primary or pairs.Trouble(Reason.PAIR_NOT_SEEN, "the routers must be looked at first")
+        return _blocker(trouble.reason, f"the group {group} needs exactly one PRIMARY: {trouble.sentence}")
+    if primary != facts.vm:
         return None
     return _backup_comes_first(facts, members, ledger)
+
+
+def _pair_of(facts: VMFacts, ledger: _Ledger) -> tuple[str | None, tuple[VMFacts, ...]]:
+    """Its redundant group and all members, itself included; none for a VM that is not part of a pair."""
+    group = facts.identity.group if facts.identity else None
+    members = ledger.by_group.get(group, ()) if group else ()
+    return group, members if any(member.role is not None for member in members) else ()
+
+
+def _pair_is_not_proven(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None:
+    """Right before the order: exactly one PRIMARY by three looks at all members together, moments ago. Last of the
+    rules, because it makes the VMs work."""
+    group, members = _pair_of(facts, ledger)
+    if not members:
+        return None
+    proof = pairs.one_primary([router_of(member) for member in members], now=facts.moment)
+    if isinstance(proof, pairs.Proof):
+        return None
+    ledger.look_at.update(member.name for member in members)
+    return _blocker(proof.reason, f"the group {group} needs exactly one PRIMARY, proven: {proof.sentence}")
 
 
 def _backup_comes_first(facts: VMFacts, members: tuple[VMFacts, ...], ledger: _Ledger) -> Blocker | None:
@@ -361,6 +381,7 @@ RULES: tuple[Rule, ...] = (
     _pair_is_not_settled,
     _has_no_slot,
     _host_is_full,
+    _pair_is_not_proven,
 )
 """The first that objects is what the VM says it waits for."""
 

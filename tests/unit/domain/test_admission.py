@@ -208,16 +208,42 @@ def test_the_primary_waits_even_if_the_backup_has_no_slot() -> None:
 
 
 @pytest.mark.parametrize(
-    "roles", [(PRIMARY, PRIMARY), (BACKUP, BACKUP), (PRIMARY, RedundancyRole.UNKNOWN), (PRIMARY, None)]
+    ("roles", "reason"),
+    [
+        ((PRIMARY, PRIMARY), Reason.DUPLICATE_PRIMARY),
+        ((BACKUP, BACKUP), Reason.NO_SINGLE_PRIMARY),
+        ((PRIMARY, RedundancyRole.UNKNOWN), Reason.NO_SINGLE_PRIMARY),
+        ((PRIMARY, None), Reason.PAIR_NOT_SEEN),
+    ],
 )
-def test_without_exactly_one_primary_neither_goes(roles: tuple[RedundancyRole, RedundancyRole | None]) -> None:
+def test_without_exactly_one_primary_neither_goes(
+    roles: tuple[RedundancyRole, RedundancyRole | None], reason: Reason
+) -> None:
     outcome = decided(*pair(backup={"role": roles[1]}, primary={"role": roles[0]}))
-    assert set(reasons(outcome).values()) == {Reason.NO_SINGLE_PRIMARY}
+    assert set(reasons(outcome).values()) == {reason}
     assert outcome.look_at == {"prod-r-1-vm", "prod-r-2-vm"}
 
 
-ENDED = b.ago(minutes=10)
-LATER = b.ago(minutes=9)
+def test_a_proof_that_is_minutes_old_is_taken_again_before_anything_begins() -> None:
+    """Of both, because only what is seen together proves anything."""
+    old = b.ago(minutes=5)
+    outcome = decided(
+        *pair(primary={"redundancy": b.redundancy(PRIMARY, old)}, backup={"redundancy": b.redundancy(BACKUP, old)})
+    )
+    assert reasons(outcome) == {"r-1-vm": Reason.BACKUP_FIRST, "r-2-vm": Reason.PAIR_NOT_SEEN}
+    assert outcome.look_at == {"prod-r-1-vm", "prod-r-2-vm"}
+
+
+def test_a_pair_that_waits_for_a_slot_is_not_looked_at_all_the_time() -> None:
+    old = b.ago(minutes=5)
+    waiting = pair(primary={"redundancy": b.redundancy(PRIMARY, old)}, backup={"redundancy": b.redundancy(BACKUP, old)})
+    outcome = decided(*waiting, b.facts("r-0-VM", **at_work()), strategy={"maxUnavailable": 1})
+    assert reasons(outcome)["r-2-vm"] is Reason.WAITING_FOR_SLOT
+    assert not outcome.look_at
+
+
+ENDED = b.ago(seconds=40)
+LATER = b.ago(seconds=20)
 
 
 @pytest.mark.parametrize(
