@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 from tests.system.test_live_patch import order, patch, payload, target, told
 
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import releases
-from lab.tenants.kinds import Kind
+from lab.tenants.inside import Namespaces
+from lab.tenants.kinds import TIMEOUT_SECONDS, Kind
+from lab.tenants.network import GuestPlaces, Place
 from lab.tenants.tenancy import Tenancy
 from sysvm.api.reasons import Reason
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload
 from sysvm.patching.remote.hold import CHAIN
-from sysvm.patching.results import JournalPhase, Order
+from sysvm.patching.results import JournalPhase, OperationReport, Order
 
 pytestmark = [
     pytest.mark.systemvm,
@@ -34,7 +39,35 @@ SSHD = "etc/ssh/sshd_config"
 QUIET_SECONDS = 200.0
 MANGLE = ["iptables", "-t", "mangle", "-S"]
 
+ASK_EVERY_SECONDS = 0.02
 _NUMBERS = itertools.count(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Web:
+    """A service that guests ask over TCP; its unit is restarted where a drop-in of it changes."""
+
+    unit: str
+    drop_in: str
+    port: int
+    at_balancer: bool = False
+    """On the network's public address, which its own guests reach through the guest interface."""
+
+    def address(self, places: GuestPlaces) -> tuple[str, int]:
+        return str(places.balancer if self.at_balancer else places.gateway), self.port
+
+    def changed(self, number: int, before: str = "") -> Payload:
+        """As `unit_changed`, for this unit."""
+        text = f"[Service]\nEnvironment=LAB={number}\n" + (f"ExecStartPre={before}\n" if before else "")
+        path = f"etc/systemd/system/{self.drop_in}.service.d/limits.conf"
+        return payload(releases.old().derive(f"unit-{number}", add={path: text.encode()}))
+
+
+WEB = (
+    Web("haproxy", "haproxy", 80, at_balancer=True),
+    Web("apache2", "apache2", 80),
+    Web("cloud-password-server@10.1.1.1", "cloud-password-server@", 8080),
+)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +209,76 @@ async def test_a_program_that_is_killed_while_it_holds_lets_packets_through_and_
     assert CHAIN not in lab.read_bytes(ROUTER, "/etc/iptables/rules.v4").decode()
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("web", WEB, ids=lambda web: web.drop_in)
+async def test_guests_of_a_restarted_service_wait_and_the_firewall_still_decides(
+    lab: Lab, tenants: Tenancy, web: Web
+) -> None:
+    """One guest asks all the time and loses nothing; another, that the filter table drops, is never let in."""
+    await quiet(tenants)
+    places = tenants.add(ROUTER)
+    let_in, dropped_one = places.members
+    number = next(_NUMBERS)
+    rule = ["INPUT", "-s", str(dropped_one.address.ip), "-p", "tcp", "--dport", str(web.port), "-j", "DROP"]
+    lab.exec(ROUTER, ["iptables", "-I", *rule])
+    try:
+        report, found = await asked_during(
+            lab, web.address(places), (let_in, dropped_one), patch(lab, ROUTER, web.changed(number), number)
+        )
+    finally:
+        lab.exec(ROUTER, ["iptables", "-D", *rule])
+    print(told(report), found, sep="\n")
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    acted = {one.name: one for one in report.services}
+    assert acted[web.unit].action == "HeldRestart"
+    assert acted[web.unit].unavailable_seconds is not None
+    assert f"{web.unit}: " in report.message
+    assert "packets waited for its restart" in report.message
+    assert set(found[let_in.namespace]) == {"answered"}, found
+    assert "answered" not in found[dropped_one.namespace], "held connections came in past the firewall"
+    assert_nothing_left(lab)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("web", WEB, ids=lambda web: web.drop_in)
+async def test_a_kill_while_guests_of_a_service_wait_lets_them_in_and_leaves_no_rule(
+    lab: Lab, tenants: Tenancy, web: Web
+) -> None:
+    places = tenants.add(ROUTER)
+    number = next(_NUMBERS)
+    running = asyncio.create_task(patch(lab, ROUTER, web.changed(number, before="/bin/sleep 2"), number))
+    held = f"--dports {web.port}"
+    await until(lambda: "-j NFQUEUE" in (said := lab.exec(ROUTER, MANGLE).stdout) and held in said)
+    lab.exec(ROUTER, "iptables-save > /etc/iptables/rules.v4")
+    lab.exec(ROUTER, ["systemctl", "kill", "-s", "KILL", f"sysvm-op-{number}.service"])
+    lab.exec(ROUTER, ["systemctl", "start", web.unit], check=False)
+    report, found = await asked_during(lab, web.address(places), (places.client,), running)
+    print(told(report), found, sep="\n")
+    assert report.phase is JournalPhase.ROLLED_BACK, told(report)
+    assert found[places.client.namespace]["answered"] > 0
+    assert_nothing_left(lab)
+
+
+@pytest.mark.timeout(300)
+async def test_what_asks_for_a_service_that_a_release_kills_waits_until_the_old_files_serve(
+    lab: Lab, tenants: Tenancy
+) -> None:
+    places = tenants.add(ROUTER)
+    report, found = await asked_during(
+        lab,
+        (str(places.gateway), 80),
+        (places.client,),
+        patch(lab, ROUTER, payload(releases.broken()), next(_NUMBERS)),
+    )
+    print(told(report), found, sep="\n")
+    assert report.phase is JournalPhase.ROLLED_BACK, told(report)
+    acted = [one for one in report.services if one.name == "apache2"]
+    assert [one.action for one in acted] == ["Reload", "Start (going back)"]
+    forward, back = (one.unavailable_seconds or 0.0 for one in acted)
+    assert 0.0 < forward < back, "the second counts from the last answer before it died"
+    assert_nothing_left(lab)
+
+
 async def test_a_release_that_locks_everybody_out_is_gone_back_on(lab: Lab) -> None:
     start = releases.old()
     number = next(_NUMBERS)
@@ -209,6 +312,52 @@ async def test_an_answer_that_apache_delays_when_it_reloads_counts_as_no_gap(lab
         assert report.phase is JournalPhase.COMMITTED, told(report)
         gaps = {one.name: one.unavailable_seconds for one in report.services}
         assert gaps["apache2"] == 0.0, told(report)
+
+
+async def asked_during(
+    lab: Lab, address: tuple[str, int], places: tuple[Place, ...], work: Awaitable[OperationReport]
+) -> tuple[OperationReport, dict[str, Counter[str]]]:
+    """What `work` gives, and by namespace how the requests of that time ended: `answered`, or the name of an error."""
+    namespaces = Namespaces(str(lab.toolbox().path(Path("/run/netns"))))
+    found: dict[str, Counter[str]] = {place.namespace: Counter() for place in places}
+    ended = asyncio.Event()
+
+    async def ask(place: str) -> None:
+        connection = await namespaces.tcp(place)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await loop.sock_connect(connection, address)
+                await loop.sock_sendall(connection, b"GET / HTTP/1.0\r\n\r\n")
+                answer = await loop.sock_recv(connection, 4096)
+            found[place]["answered" if answer.startswith(b"HTTP/1.") else "empty"] += 1
+        except OSError as error:
+            found[place][type(error).__name__] += 1
+        finally:
+            connection.close()
+
+    async def ask_on(place: str) -> None:
+        async with asyncio.TaskGroup() as asking:
+            while not ended.is_set():
+                asking.create_task(ask(place))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), ASK_EVERY_SECONDS)
+
+    async with asyncio.TaskGroup() as group:
+        for place in places:
+            group.create_task(ask_on(place.namespace))
+        try:
+            report = await work
+        finally:
+            ended.set()
+    return report, found
+
+
+def assert_nothing_left(lab: Lab) -> None:
+    """No rule of ours is in force, and none comes back at the next boot."""
+    for program in ("iptables", "ip6tables"):
+        assert CHAIN not in lab.exec(ROUTER, [program, "-t", "mangle", "-S"]).stdout
+    assert CHAIN not in lab.read_bytes(ROUTER, "/etc/iptables/rules.v4").decode()
 
 
 def patient_for_less(number: int) -> Order:
