@@ -238,7 +238,7 @@ def test_a_pair_that_waits_for_a_slot_is_not_looked_at_all_the_time() -> None:
     old = b.ago(minutes=5)
     waiting = pair(primary={"redundancy": b.redundancy(PRIMARY, old)}, backup={"redundancy": b.redundancy(BACKUP, old)})
     outcome = decided(*waiting, b.facts("r-0-VM", **at_work()), strategy={"maxUnavailable": 1})
-    assert reasons(outcome)["r-2-vm"] is Reason.WAITING_FOR_SLOT
+    assert reasons(outcome)["r-2-vm"] == Reason.WAITING_FOR_SLOT
     assert not outcome.look_at
 
 
