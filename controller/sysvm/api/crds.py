@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from sysvm.api.base import CATEGORY, GROUP, VERSION
 from sysvm.api.approval import RolloutApproval
+from sysvm.api.base import CATEGORY, GROUP, VERSION
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.rollout import Rollout

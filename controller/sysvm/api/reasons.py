@@ -15,6 +15,9 @@ class ConditionType(StrEnum):
     CONSISTENT = "Consistent"
     TEMPLATE_OUTDATED = "TemplateOutdated"
     POLICY_CHANGED = "PolicyChanged"
+    WAITING_FOR_APPROVAL = "WaitingForApproval"
+    WAITING_FOR_WINDOW = "WaitingForWindow"
+    BUDGET_SPENT = "BudgetSpent"
 
 
 class Reason(StrEnum):
@@ -62,6 +65,12 @@ class Reason(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     NO_WAY_BACK = "NotRetried"
+    WAITING_FOR_WAVE = "WaitingForWave"
+    SOAKING = "Soaking"
+    BUDGET_SPENT = "BudgetSpent"
+    ROLLING_BACK = "RollingBack"
+    RETRYING = "Retrying"
+    POLICY_CHANGED = "PolicyChanged"
     VMS_HELD = "VMsHeld"
     PLAN_MISSING = "PlanMissing"
     ENDPOINT_UNREACHABLE = "EndpointUnreachable"

@@ -6,11 +6,20 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, matching, rule
-from sysvm.api.policy import AllowedMethod, Approval, Checks, LivePatchOptions, Strategy
+from sysvm.api.policy import (
+    AllowedMethod,
+    Approval,
+    Checks,
+    LivePatchOptions,
+    NextAction,
+    PolicyBlocker,
+    Strategy,
+)
 
 
 class RolloutCause(StrEnum):
     NEW_REVISION = "NewRevision"
+    DRIFT = "Drift"
     RETRY = "Retry"
 
 
@@ -84,8 +93,8 @@ class RolloutSpec(ApiModel):
     snapshot: PolicySnapshot
     """The parts of the policy that this rollout keeps."""
     cause: RolloutCause = RolloutCause.NEW_REVISION
-    """Why it was made. NewRevision: VMs are not at the release. Retry: an earlier rollout of it did not succeed
-    and a person allowed another."""
+    """Why it was made. NewRevision: VMs are not at the release. Drift: they were, and are put back because
+    drift.heal is Automatic. Retry: an earlier rollout of it did not succeed and a person allowed another."""
     state: DesiredState = DesiredState.RUNNING
     """Set by people. Running: VMs are admitted one after the other. Paused: nothing new starts. Aborted: nothing new
     starts for good; VMs in work are finished."""
@@ -206,6 +215,12 @@ class RolloutStatus(ObservedStatus):
     """When the result was known."""
     break_glass: BreakGlassStatus | None = None
     """There while spec.breakGlass is."""
+    eta: Time | None = None
+    """When it ends if it goes on at its pace so far, soaks included; windows and approvals are not."""
+    blocked_by: Annotated[tuple[PolicyBlocker, ...], Field(max_length=8)] = ()
+    """What keeps it from starting more VMs."""
+    next_action: NextAction | None = None
+    """What happens next, if nothing changes."""
     result: RolloutResult | None = None
     """Absent while it runs."""
 

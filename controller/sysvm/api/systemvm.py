@@ -49,6 +49,11 @@ class OperationOrder(ApiModel):
     """Which try of this rollout."""
     epoch: Annotated[int, Field(ge=0)]
     """Number of the leadership that admitted it; the VM refuses a lower one than it has seen."""
+    takes_back: Annotated[str, Field(max_length=63)] | None = None
+    """Id of the operation that is undone: the VM goes back to what it was before it, services and signature included.
+    Absent: the VM is brought to the revision."""
+    deadline: Time | None = None
+    """When the operation must have ended; then the VM goes back to what it was. Absent: only its own timeouts count."""
 
 
 class SystemVMSpec(ApiModel):
@@ -368,6 +373,8 @@ class OperationStatus(ApiModel):
     """Absent while it runs."""
     reason: Annotated[str, Field(max_length=64)] = ""
     """One word for programs about a result that is not Succeeded."""
+    takes_back: Annotated[str, Field(max_length=63)] | None = None
+    """Id of the operation that it undoes."""
     message: Annotated[str, Field(max_length=2048)] = ""
     """A sentence for people: what happened, and after a failure what state the VM is in and what to do."""
     steps: Annotated[tuple[OperationStep, ...], Field(max_length=16)] = ()
@@ -399,6 +406,8 @@ class HistoryEntry(ApiModel):
     """Bytes sent to the VM."""
     services: Annotated[tuple[ServiceAction, ...], Field(max_length=32)] = ()
     """Actions on services."""
+    takes_back: Annotated[str, Field(max_length=63)] | None = None
+    """Id of the operation that it undid."""
     message: Annotated[str, Field(max_length=1024)] = ""
     """What happened."""
 

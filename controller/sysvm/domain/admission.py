@@ -6,22 +6,25 @@ rollouts. Four steps: classify, free the slots of what has finished, check the b
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from sysvm.api.endpoint import Management
 from sysvm.api.names import operation_id
-from sysvm.api.policy import Method
+from sysvm.api.policy import Method, PolicyBlocker
 from sysvm.api.reasons import Reason
-from sysvm.api.rollout import DesiredState, Rollout
+from sysvm.api.rollout import Rollout
 from sysvm.api.systemvm import Blocker, OperationOrder
-from sysvm.domain import pairs
+from sysvm.api.window import AtEnd
+from sysvm.domain import gates, pairs
+from sysvm.domain.budgets import Budget, budget_of, holding_slots
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.failure import failures_of
-from sysvm.domain.planner import Plan
-from sysvm.domain.rollout import FAILURES_ALLOWED, RolloutView, classify, slots
+from sysvm.domain.members import RolloutView, classify
+from sysvm.domain.planner import Plan, in_order
+from sysvm.domain.rollout import NOTHING_NEW, Live, next_change, to_return
 from sysvm.domain.running import router_of
+from sysvm.domain.waves import current_wave, open_waves
 
 BLOCKER_LIMIT = 512
 """Characters of a blocker's sentence."""
@@ -33,9 +36,12 @@ class RunningRollout:
 
     rollout: Rollout
     plan: Plan
-    policy_suspended: bool = False
-    superseded: bool = False
-    """Its policy is gone or being deleted, or wants another revision. A deletion of the rollout itself is seen."""
+    live: Live = NOTHING_NEW
+    """What it reads live; the same goes into `rollout.outcome`."""
+
+    @property
+    def superseded(self) -> bool:
+        return self.live.superseded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,7 @@ class EndpointState:
     """Everything admission looks at."""
 
     endpoint: str
+    now: datetime
     management: Management
     epoch: int
     """leaseTransitions of the leader that decides."""
@@ -71,6 +78,8 @@ class Admissions:
     look_at: frozenset[str] = frozenset()
     """SystemVM names whose last look is too old to decide: observe them soon, files included, at most every few
     seconds; nothing else unblocks the others."""
+    next_change: datetime | None = None
+    """When another decision is due although nothing happens: a VM may be tried again, or the calendar opens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,9 @@ class _Lane:
 
     running: RunningRollout
     view: RolloutView
+    budget: Budget
+    returning: tuple[VMFacts, ...] = ()
+    """VMs that are to go back to what they were, in order, because its budget is spent."""
 
     @property
     def rollout(self) -> Rollout:
@@ -99,8 +111,8 @@ class _Ledger:
     lanes: tuple[_Lane, ...]
     in_work: set[str] = field(default_factory=set)
     hosts: Counter[str] = field(default_factory=Counter)
-    slots_used: Counter[str] = field(default_factory=Counter)
-    """By rollout."""
+    holding: dict[str, set[str]] = field(default_factory=dict)
+    """Rollout -> SystemVM names that count against its maxUnavailable."""
     look_at: set[str] = field(default_factory=set)
 
     def take(self, vm: VMFacts) -> None:
@@ -116,11 +128,15 @@ def admit(state: EndpointState) -> Admissions:
     """Who may begin now. Deterministic: the same state gives the same orders, with the same ids."""
     lanes = _classified(state)
     ledger = _free_finished_slots(state, lanes)
-    open_lanes, blocked = _check_budgets(state, lanes)
-    admitted = _choose_candidates(state, open_lanes, ledger, blocked)
+    candidates, blocked = _check_budgets(state, lanes)
+    admitted = _choose_candidates(state, candidates, ledger, blocked)
     for admission in admitted:
         blocked.pop(admission.vm.name, None)
-    return Admissions(tuple(admitted), blocked, frozenset(ledger.look_at))
+    moments = [
+        next_change(lane.rollout, lane.rollout.status, lane.view, lane.running.live, now=state.now) for lane in lanes
+    ]
+    due = min((moment for moment in moments if moment is not None), default=None)
+    return Admissions(tuple(admitted), blocked, frozenset(ledger.look_at), due)
 
 
 # Step 1
@@ -134,7 +150,14 @@ def _classified(state: EndpointState) -> tuple[_Lane, ...]:
         (found for found in state.rollouts if found.rollout.status.result is None),
         key=lambda found: (found.rollout.metadata.creation_timestamp or never, found.rollout.metadata.name),
     )
-    return tuple(_Lane(found, classify(found.rollout, found.plan, vms)) for found in running)
+    return tuple(_lane(found, classify(found.rollout, found.plan, vms)) for found in running)
+
+
+def _lane(running: RunningRollout, view: RolloutView) -> _Lane:
+    rollout = running.rollout
+    budget = budget_of(rollout, running.plan, view)
+    returning = to_return(rollout, view, budget, superseded=running.superseded)
+    return _Lane(running, view, budget, in_order(returning, rollout.spec.snapshot.strategy.order))
 
 
 # Step 2
@@ -155,78 +178,119 @@ def _free_finished_slots(state: EndpointState, lanes: tuple[_Lane, ...]) -> _Led
         if facts.in_work:
             ledger.take(facts)
     for lane in lanes:
-        planned = {entry.name for entry in lane.running.plan.entries}
-        occupied = (planned & ledger.in_work) | {facts.name for facts in lane.view.failed}
-        ledger.slots_used[lane.name] = len(occupied)
+        planned = {entry.name for entry in lane.running.plan.entries} | {facts.name for facts in lane.view.in_work}
+        # A rollout that goes back has nothing left to protect from its failures, and they would hold it up for ever.
+        held = frozenset() if lane.returning else holding_slots(lane.name, lane.view)
+        ledger.holding[lane.name] = (planned & ledger.in_work) | held
     return ledger
 
 
 # Step 3
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """The VMs of one rollout that may be taken, in order, unless a rule holds one back."""
+
+    lane: _Lane
+    vms: tuple[VMFacts, ...]
+    back: bool = False
+    """They are brought back to what they were."""
+
+
 def _check_budgets(
     state: EndpointState, lanes: tuple[_Lane, ...]
-) -> tuple[tuple[_Lane, ...], dict[str, tuple[Blocker, ...]]]:
-    """The rollouts that may take more, and the blockers of those that may not. maxUnavailable is checked VM by VM."""
-    open_lanes: list[_Lane] = []
+) -> tuple[tuple[_Candidates, ...], dict[str, tuple[Blocker, ...]]]:
+    """Who may be taken by gates, failure budgets and waves, and why not the others. maxUnavailable comes VM by VM."""
+    candidates: list[_Candidates] = []
     blocked: dict[str, tuple[Blocker, ...]] = {}
     for lane in lanes:
         gate = _closed_gate(state, lane)
-        if gate is None:
-            open_lanes.append(lane)
-        else:
-            blocked.update({facts.name: (gate,) for facts in lane.view.waiting})
-    return tuple(open_lanes), blocked
+        spent = gates.budget_gate(lane.rollout, lane.view, lane.budget)
+        why_not = gate or spent
+        if why_not is not None:
+            blocked.update({facts.name: (_of(why_not),) for facts in lane.view.waiting})
+        if gate is not None:
+            blocked.update({facts.name: (_of(gate),) for facts in lane.returning})
+        elif spent is None:
+            candidates.append(_Candidates(lane, _in_open_waves(lane, blocked)))
+        elif lane.returning:
+            candidates.append(_going_back(lane, blocked))
+    return tuple(candidates), blocked
 
 
-def _closed_gate(state: EndpointState, lane: _Lane) -> Blocker | None:
+def _closed_gate(state: EndpointState, lane: _Lane) -> PolicyBlocker | None:
     """What keeps a whole rollout from taking more."""
-    rollout, name = lane.rollout, lane.name
+    live = lane.running.live
     if state.deleting:
-        return _blocker(Reason.DELETING, f"endpoint {state.endpoint} is being deleted")
+        return gates.blocker(Reason.DELETING, f"endpoint {state.endpoint} is being deleted")
     if state.management is not Management.FULL:
-        return _blocker(Reason.OBSERVE_ONLY, f"endpoint {state.endpoint} has management {state.management}")
+        return gates.blocker(Reason.OBSERVE_ONLY, f"endpoint {state.endpoint} has management {state.management}")
     if state.suspended:
-        return _blocker(Reason.SUSPENDED, f"endpoint {state.endpoint} is suspended")
-    if rollout.metadata.deletion_timestamp is not None:
-        return _blocker(Reason.DELETING, f"rollout {name} is being deleted")
-    if lane.running.superseded:
-        return _blocker(Reason.SUPERSEDED, f"rollout {name} is superseded: its policy wants something else by now")
-    if lane.running.policy_suspended:
-        return _blocker(Reason.SUSPENDED, f"policy {rollout.spec.policy_ref.name} is suspended")
-    if rollout.spec.state is DesiredState.PAUSED:
-        return _blocker(Reason.PAUSED, f"rollout {name} is paused")
-    if rollout.spec.state is DesiredState.ABORTED:
-        return _blocker(Reason.ABORTED, f"rollout {name} is aborted")
-    if len(lane.view.failed) > FAILURES_ALLOWED:
-        return _blocker(Reason.VM_FAILED, f"rollout {name} takes no more: {failures_of(lane.view.failed)}")
-    return None
+        return gates.blocker(Reason.SUSPENDED, f"endpoint {state.endpoint} is suspended")
+    person = gates.person_gate(lane.rollout, superseded=live.superseded)
+    if person is not None:
+        return person
+    if live.suspended is not None:
+        return gates.blocker(Reason.SUSPENDED, live.suspended)
+    return gates.calendar_gate(live.opening)
+
+
+def _in_open_waves(lane: _Lane, blocked: dict[str, tuple[Blocker, ...]]) -> tuple[VMFacts, ...]:
+    """The waiting VMs of the waves that the stored status calls open, approved where that is asked for."""
+    current = current_wave(lane.rollout, lane.view)
+    taken = open_waves(lane.rollout, lane.view)
+    open_names = {wave.name for wave in taken}
+    found: list[VMFacts] = []
+    for wave in lane.view.waves:
+        gate = gates.approval_gate(lane.rollout, wave.name, lane.running.live.approvals or {})
+        if wave.name not in open_names and current is not None:
+            gate = gates.wave_gate(wave.name, current.name)
+        if gate is None:
+            found += wave.waiting
+        else:
+            blocked.update({facts.name: (_of(gate),) for facts in wave.waiting})
+    return tuple(found)
+
+
+def _going_back(lane: _Lane, blocked: dict[str, tuple[Blocker, ...]]) -> _Candidates:
+    """What goes forward still is finished first: it may be one more that goes back."""
+    forward = [facts for facts in lane.view.in_work if facts.order is not None and not facts.order.takes_back]
+    if not forward:
+        return _Candidates(lane, lane.returning, back=True)
+    first = _blocker(Reason.ROLLING_BACK, f"rollout {lane.name} goes back when {forward[0].vm} is out of work")
+    blocked.update({facts.name: (first,) for facts in lane.returning})
+    return _Candidates(lane, ())
 
 
 # Step 4
 
 
 def _choose_candidates(
-    state: EndpointState, open_lanes: tuple[_Lane, ...], ledger: _Ledger, blocked: dict[str, tuple[Blocker, ...]]
+    state: EndpointState, candidates: tuple[_Candidates, ...], ledger: _Ledger, blocked: dict[str, tuple[Blocker, ...]]
 ) -> list[Admission]:
     """In the order of each plan, whoever no rule holds back; every choice counts for the next one at once."""
     admitted: list[Admission] = []
-    for lane in open_lanes:
-        for facts in lane.view.waiting:
-            blocker = next((found for rule in RULES if (found := rule(facts, lane, ledger)) is not None), None)
+    for group in candidates:
+        lane = group.lane
+        # Whose patch failed is what it was: no reason to leave its peer at what is being taken back.
+        known = replace(ledger, failed=frozenset()) if group.back else ledger
+        for facts in group.vms:
+            blocker = next((found for rule in RULES if (found := rule(facts, lane, known)) is not None), None)
             if blocker is not None:
                 blocked[facts.name] = (blocker,)
                 continue
             ledger.take(facts)
-            ledger.slots_used[lane.name] += 1
-            admitted.append(Admission(facts, _order(facts, lane, state.epoch)))
+            ledger.holding[lane.name].add(facts.name)
+            admitted.append(Admission(facts, _order(facts, lane, state.epoch, back=group.back)))
     return admitted
 
 
-def _order(facts: VMFacts, lane: _Lane, epoch: int) -> OperationOrder:
-    rollout = lane.rollout
-    earlier = facts.order
+def _order(facts: VMFacts, lane: _Lane, epoch: int, *, back: bool) -> OperationOrder:
+    rollout, opening = lane.rollout, lane.running.live.opening
+    earlier, done = facts.order, facts.operation
     attempt = earlier.attempt + 1 if earlier is not None and earlier.rollout == lane.name else 1
+    ends = opening is not None and opening.at_end is AtEnd.ROLL_BACK and not back
     return OperationOrder(
         id=operation_id(rollout.metadata.uid, facts.uid, attempt),
         rollout=lane.name,
@@ -235,6 +299,8 @@ def _order(facts: VMFacts, lane: _Lane, epoch: int) -> OperationOrder:
         template=rollout.spec.template_ref.name,
         attempt=attempt,
         epoch=epoch,
+        takes_back=done.id if back and done is not None else None,
+        deadline=opening.closes_at if ends and opening is not None else None,
     )
 
 
@@ -355,10 +421,10 @@ def _seen_after(member: VMFacts, moment: datetime) -> bool:
 
 def _has_no_slot(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None:
     """maxUnavailable: in work or failed at once. The sentence names no VM, so that it stays the same while it waits."""
-    limit = lane.rollout.spec.snapshot.strategy.max_unavailable
-    count = slots(limit, lane.running.plan.applicable)
-    if ledger.slots_used[lane.name] < count:
+    holding, count = ledger.holding[lane.name], lane.budget.slots
+    if facts.name in holding or len(holding) < count:
         return None
+    limit = lane.rollout.spec.snapshot.strategy.max_unavailable
     return _blocker(Reason.WAITING_FOR_SLOT, f"maxUnavailable {limit}: all {count} are in work or failed")
 
 
@@ -388,3 +454,7 @@ RULES: tuple[Rule, ...] = (
 
 def _blocker(reason: Reason, message: str) -> Blocker:
     return Blocker(reason=str(reason), message=message[:BLOCKER_LIMIT])
+
+
+def _of(gate: PolicyBlocker) -> Blocker:
+    return Blocker(reason=gate.reason, message=gate.message)

@@ -173,14 +173,11 @@ class VMFacts:
         """Every group it belongs to: an SSVM with a group of its own still is one of its zone's SSVMs."""
         return frozenset(group for group in (self.group, self.zone_group) if group)
 
-    def result_in(self, rollout: str) -> OperationResult | None:
-        """How the last operation ended, if it belonged to this rollout and nothing newer was ordered."""
+    def operation_in(self, rollout: str) -> OperationStatus | None:
+        """The last operation, if it has ended, belonged to this rollout and nothing newer was ordered."""
         if self.operation is None or self.operation.rollout != rollout or self.in_work:
             return None
-        return self.operation.result
-
-    def failed_in(self, rollout: str) -> bool:
-        return self.result_in(rollout) not in (None, OperationResult.SUCCEEDED)
+        return self.operation if self.operation.result is not None else None
 
     def result_at(self, revision: str) -> OperationResult | None:
         """How the last operation ended, if it was for this revision and nothing newer was ordered."""
@@ -189,11 +186,16 @@ class VMFacts:
         return self.operation.result
 
     def was_brought_to(self, revision: str) -> bool:
-        """The last operation that succeeded here was for this revision."""
-        past = [(entry.revision, entry.result) for entry in self.history]
-        if self.operation is not None and self.operation.result is not None:
-            past.insert(0, (self.operation.revision, self.operation.result))
-        return next((to for to, result in past if result is OperationResult.SUCCEEDED), None) == revision
+        """The last operation that succeeded here was for this revision, and not one that took such a one back."""
+        last: list[OperationStatus | HistoryEntry] = [self.operation] if self.operation is not None else []
+        return next(
+            (
+                past.revision == revision and not past.takes_back
+                for past in (*last, *self.history)
+                if past.result is OperationResult.SUCCEEDED
+            ),
+            False,
+        )
 
     def looked_at_after_operation(self) -> bool:
         """The last look is newer than the end of the last operation. Times are whole seconds: equal is not newer."""

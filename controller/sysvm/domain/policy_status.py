@@ -30,8 +30,8 @@ from sysvm.domain.facts import Release, VMFacts, release_of
 from sysvm.domain.failure import failures_of
 from sysvm.domain.method import Decision
 from sysvm.domain.planner import is_applicable
-from sysvm.domain.rollout import may_start, spec_digest
 from sysvm.domain.selection import Selection
+from sysvm.domain.starts import may_start, spec_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

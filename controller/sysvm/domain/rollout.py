@@ -1,311 +1,445 @@
-"""A rollout's members sorted into buckets, what its status says of them, and when a new rollout may begin."""
+"""What a rollout says of itself, and thereby where it stands: a state machine over stored objects.
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+Its states are the phases in its status. They are computed from the VMs and from what the status said before, written,
+and only then relied on: admission reads the stored ones. So a process that ends anywhere leaves a state that the next
+one computes again, or goes on from.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sysvm.api.base import IntOrPercent
-from sysvm.api.policy import LastRollout, PatchPolicySpec
+from sysvm.api.policy import NextAction, OnBudgetSpent, PolicyBlocker
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import (
+    AppendedVM,
+    BreakGlassStatus,
     BudgetStatus,
-    DesiredState,
     Rollout,
-    RolloutCause,
     RolloutPhase,
     RolloutResult,
     RolloutStatus,
+    WavePhase,
     WaveStatus,
 )
 from sysvm.api.systemvm import OperationResult
-from sysvm.domain import conditions
+from sysvm.domain import conditions, gates
+from sysvm.domain.approvals import WaveGate
+from sysvm.domain.budgets import Budget, budget_of
+from sysvm.domain.calendar import Opening
 from sysvm.domain.conditions import Wanted
-from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import VMFacts, short
 from sysvm.domain.failure import failures_of
-from sysvm.domain.limits import rounded_down
-from sysvm.domain.planner import Plan
+from sysvm.domain.members import RolloutView, patched_here, retry_at
+from sysvm.domain.planner import Plan, digest_with
+from sysvm.domain.waves import current_wave, progressed, soaking
 
-FAILURES_ALLOWED = 0
-"""The first VM that fails ends its rollout."""
+APPENDED_LIMIT = 64
+"""VMs that one rollout takes beyond its plan: its status must stay small."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What a rollout reads live, while it keeps everything else as it was signed."""
+
+    superseded: bool = False
+    """Its policy is gone or being deleted, or wants another revision: nothing new starts, and it ends once nothing is
+    in work."""
+    suspended: str | None = None
+    """The sentence why nothing starts now: policy or endpoint suspended, Observe."""
+    opening: Opening | None = None
+    """The calendar of its policy now; None: any time will do."""
+    approvals: Mapping[str, WaveGate] | None = None
+    """Wave -> what approvals say of it now; a wave that needs one and is missing here is closed."""
+    edited: tuple[str, ...] = ()
+    """Parts of the policy that differ by now from what the rollout keeps."""
+    newcomers: tuple[AppendedVM, ...] = ()
+    """VMs that need the release and are not in the plan, by name."""
+
+
+NOTHING_NEW = Live()
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutView:
-    """The members of one rollout, each in exactly one bucket, in the order of the plan."""
+class _Standing:
+    """The rollout at one moment, with everything that its sentences are made of."""
 
-    waiting: tuple[VMFacts, ...] = ()
-    """Differ, and could be taken."""
-    in_work: tuple[VMFacts, ...] = ()
-    done: tuple[VMFacts, ...] = ()
-    """Their operation in this rollout succeeded, or they are at the revision anyway."""
-    failed: tuple[VMFacts, ...] = ()
-    """Their operation in this rollout did not succeed."""
-    skipped: tuple[VMFacts, ...] = ()
-    """Unreachable, on hold, inconsistent or going away: taken after all if that ends while the rollout runs."""
-    missing: tuple[str, ...] = ()
-    """SystemVM names that are no more, or are another VM (uid) now."""
+    rollout: Rollout
+    view: RolloutView
+    live: Live
+    budget: Budget
+    waves: tuple[WaveStatus, ...]
+    now: datetime
 
     @property
-    def size(self) -> int:
-        return (
-            len(self.waiting)
-            + len(self.in_work)
-            + len(self.done)
-            + len(self.failed)
-            + len(self.skipped)
-            + len(self.missing)
-        )
-
-
-def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> RolloutView:
-    """Sorts the members of the plan. `vms`: SystemVM name -> facts, of the endpoint."""
-    buckets: dict[str, list[VMFacts]] = {"waiting": [], "in_work": [], "done": [], "failed": [], "skipped": []}
-    missing: list[str] = []
-    uids = {entry.name: entry.uid for entry in plan.entries}
-    for name in plan.members:
-        facts = vms.get(name)
-        if facts is None or facts.uid != uids[name]:
-            missing.append(name)
-        else:
-            buckets[_bucket(rollout.metadata.name, plan, facts)].append(facts)
-    return RolloutView(**{bucket: tuple(members) for bucket, members in buckets.items()}, missing=tuple(missing))
-
-
-def _bucket(rollout: str, plan: Plan, facts: VMFacts) -> str:
-    if facts.in_work and facts.order is not None and facts.order.rollout == rollout:
-        return "in_work"
-    result = facts.result_in(rollout)
-    if result is not None:
-        return "done" if result is OperationResult.SUCCEEDED else "failed"
-    if drift_of(facts, plan.release).converged:
-        return "done"
-    if facts.hold or facts.unreachable or facts.inconsistent or facts.deleting:
-        return "skipped"
-    return "waiting"
-
-
-def slots(max_unavailable: IntOrPercent, applicable: int) -> int:
-    """maxUnavailable as a number: a percentage is rounded down, at least 1."""
-    return rounded_down(max_unavailable, applicable)
+    def returning(self) -> tuple[VMFacts, ...]:
+        """VMs that are still to go back."""
+        return to_return(self.rollout, self.view, self.budget, superseded=self.live.superseded)
 
 
 def outcome(
-    rollout: Rollout,
-    plan: Plan,
-    view: RolloutView,
-    *,
-    now: datetime,
-    superseded: bool = False,
-    suspended: str | None = None,
+    rollout: Rollout, plan: Plan, view: RolloutView, live: Live = NOTHING_NEW, *, now: datetime
 ) -> RolloutStatus:
-    """The rollout's status.
-
-    `superseded`: the policy now wants something else (another revision, or it is gone): nothing new starts and it ends
-    once nothing is in work. `suspended`: the sentence why nothing starts now (policy or endpoint suspended, Observe).
-    A result once given stays.
-    """
+    """The rollout's status. A result once given stays."""
     before, generation = rollout.status, rollout.metadata.generation
     if before.result is not None:
         kept = tuple(
             condition.model_copy(update={"observed_generation": generation}) for condition in before.conditions
         )
         return before.model_copy(update={"observed_generation": generation, "conditions": kept})
-    started_at = before.started_at or _first_start(rollout, view, now)
-    result = _result(rollout, view, superseded=superseded)
-    return RolloutStatus(
-        observed_generation=generation,
-        conditions=conditions.merged(
-            before.conditions,
-            _said(rollout, view, result, superseded=superseded, suspended=suspended),
-            generation=generation,
-            now=now,
-        ),
-        last_handled_reconcile_at=before.last_handled_reconcile_at,
-        phase=_phase(result, started_at),
-        waves=_waves(plan, view),
-        budget=BudgetStatus(
-            failures_used=len(view.failed),
-            failures_allowed=FAILURES_ALLOWED,
-            slots_used=len(view.in_work) + len(view.failed),
-            slots=slots(rollout.spec.snapshot.strategy.max_unavailable, plan.applicable),
-        ),
-        summary=f"{len(view.done)}/{view.size}",
-        started_at=started_at,
-        finished_at=now if result is not None else None,
-        result=result,
+    budget = budget_of(rollout, plan, view)
+    waves = progressed(
+        rollout,
+        view,
+        plan.release,
+        now=now,
+        halted=budget.spent is not None,
+        skips_soak=[name for name, gate in (live.approvals or {}).items() if gate.open and gate.skip_soak],
+    )
+    standing = _Standing(rollout, view, live, budget, waves, now)
+    result = _result(standing)
+    if result is None:
+        waves = _with_newcomers(standing, plan)
+        standing = _Standing(rollout, view, live, budget, waves, now)
+    started_at = before.started_at or _first_start(waves) or (now if view.in_work else None)
+    blocked = () if result is not None else blockers_of(standing)
+    return before.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": conditions.merged(
+                before.conditions, _said(standing, result, blocked), generation=generation, now=now
+            ),
+            "phase": _phase(standing, result, started_at),
+            "waves": waves,
+            "budget": BudgetStatus(
+                failures_used=budget.failures,
+                failures_allowed=budget.allowed,
+                slots_used=budget.slots_used,
+                slots=budget.slots,
+            ),
+            "summary": f"{len(view.done)}/{view.size}",
+            "started_at": started_at,
+            "break_glass": _glass(rollout, now),
+            "finished_at": now if result is not None else None,
+            "eta": None if result is not None else _eta(standing, started_at),
+            "blocked_by": blocked,
+            "next_action": None if result is not None else _next_action(standing, blocked),
+            "result": result,
+        }
     )
 
 
-def _result(rollout: Rollout, view: RolloutView, *, superseded: bool) -> RolloutResult | None:
+def _glass(rollout: Rollout, now: datetime) -> BreakGlassStatus | None:
+    """Since when the calendar is ignored; written before it is relied on. Another reason begins anew."""
+    wish, seen = rollout.spec.break_glass, rollout.status.break_glass
+    if wish is None:
+        return None
+    return seen if seen is not None and seen.reason == wish.reason else BreakGlassStatus(reason=wish.reason, since=now)
+
+
+def rolls_back(rollout: Rollout, budget: Budget, *, superseded: bool) -> bool:
+    """The budget is spent and the policy wants the wave back, unless people have ended the rollout meanwhile."""
+    wanted = rollout.spec.snapshot.strategy.on_budget_spent is OnBudgetSpent.ROLL_BACK
+    return wanted and budget.spent is not None and not gates.is_over(rollout, superseded=superseded)
+
+
+def to_return(rollout: Rollout, view: RolloutView, budget: Budget, *, superseded: bool) -> tuple[VMFacts, ...]:
+    """The VMs of the wave in work that this rollout has patched and that are to go back to what they were."""
+    if not rolls_back(rollout, budget, superseded=superseded):
+        return ()
+    wave = current_wave(rollout, view)
+    return patched_here(rollout.metadata.name, wave.done if wave is not None else view.done)
+
+
+def _result(standing: _Standing) -> RolloutResult | None:
     """Nothing ends while a VM is in work: it is finished or rolled back first."""
+    rollout, view, superseded = standing.rollout, standing.view, standing.live.superseded
     if view.in_work:
         return None
-    if len(view.failed) > FAILURES_ALLOWED:
-        return RolloutResult.FAILED
+    if standing.budget.spent is not None:
+        if standing.returning:
+            return None
+        wholly = view.returned and not _not_brought_back(view)
+        return RolloutResult.ROLLED_BACK if wholly else RolloutResult.FAILED
+    aborted = gates.is_over(rollout, superseded=False)
     if view.size and len(view.missing) == view.size:
-        aborted = rollout.spec.state is DesiredState.ABORTED or rollout.metadata.deletion_timestamp is not None
         return RolloutResult.ABORTED if aborted else RolloutResult.SUPERSEDED
-    if not view.waiting and not view.skipped:
-        return RolloutResult.SUCCEEDED
-    if rollout.spec.state is DesiredState.ABORTED or rollout.metadata.deletion_timestamp is not None:
+    worked_off = RolloutResult.FAILED if view.failed else RolloutResult.SUCCEEDED
+    soaked = all(wave.phase is WavePhase.DONE for wave in standing.waves)
+    if soaked and not view.unfinished and not view.skipped:
+        return worked_off
+    if aborted:
         return RolloutResult.ABORTED
     if superseded:
         return RolloutResult.SUPERSEDED
-    return None if view.waiting else RolloutResult.SUCCEEDED
+    return None if view.unfinished or not soaked else worked_off
 
 
-def _phase(result: RolloutResult | None, started_at: datetime | None) -> RolloutPhase:
-    if result is not None:
-        return RolloutPhase.DONE
-    return RolloutPhase.WAITING if started_at is None else RolloutPhase.RUNNING
-
-
-def _first_start(rollout: Rollout, view: RolloutView, now: datetime) -> datetime | None:
-    name = rollout.metadata.name
-    begun = [
-        facts.operation.started_at
-        for facts in (*view.in_work, *view.done, *view.failed)
-        if facts.operation is not None and facts.operation.rollout == name
-    ]
-    return min(begun) if begun else (now if view.in_work else None)
-
-
-def _waves(plan: Plan, view: RolloutView) -> tuple[WaveStatus, ...]:
-    def count(bucket: Iterable[VMFacts], members: frozenset[str]) -> int:
-        return sum(facts.name in members for facts in bucket)
-
+def _not_brought_back(view: RolloutView) -> tuple[VMFacts, ...]:
     return tuple(
-        WaveStatus(
-            name=wave.name,
-            digest=wave.digest,
-            size=len(wave.members),
-            done=count(view.done, members),
-            in_work=count(view.in_work, members),
-            failed=count(view.failed, members),
-            skipped=count(view.skipped, members) + sum(name in members for name in view.missing),
-        )
-        for wave in plan.waves
-        for members in (frozenset(wave.members),)
+        facts
+        for facts in view.failed
+        if facts.operation is not None
+        and (facts.operation.takes_back or facts.operation.result is OperationResult.INCONSISTENT)
     )
 
 
-def _said(
-    rollout: Rollout, view: RolloutView, result: RolloutResult | None, *, superseded: bool, suspended: str | None
-) -> list[Wanted]:
-    if result is RolloutResult.SUCCEEDED:
-        return [conditions.true(ConditionType.READY, Reason.SUCCEEDED, _progress(rollout, view))]
+def _phase(standing: _Standing, result: RolloutResult | None, started_at: datetime | None) -> RolloutPhase:
     if result is not None:
-        reason = Reason.VM_FAILED if result is RolloutResult.FAILED else Reason(str(result))
-        told = failures_of(view.failed) or f"{_progress(rollout, view)}; it ended {result}"
-        return [
-            conditions.false(ConditionType.READY, reason, told),
-            conditions.true(ConditionType.STALLED, reason, told),
-        ]
-    reason, told = _why_unfinished(rollout, view, superseded=superseded, suspended=suspended)
-    said = [conditions.false(ConditionType.READY, reason, told)]
-    if view.in_work or reason is Reason.ROLLING_OUT:
+        return RolloutPhase.DONE
+    if standing.returning and not _forward(standing):
+        return RolloutPhase.ROLLING_BACK
+    if soaking(standing.waves) is not None and not standing.view.in_work:
+        return RolloutPhase.SOAKING
+    return RolloutPhase.WAITING if started_at is None else RolloutPhase.RUNNING
+
+
+def _forward(standing: _Standing) -> bool:
+    return any(facts.order is not None and not facts.order.takes_back for facts in standing.view.in_work)
+
+
+def _first_start(waves: Sequence[WaveStatus]) -> datetime | None:
+    return min((wave.started_at for wave in waves if wave.started_at is not None), default=None)
+
+
+# VMs that appear later
+
+
+def _with_newcomers(standing: _Standing, plan: Plan) -> tuple[WaveStatus, ...]:
+    """The last wave takes VMs that appeared after the plan was made. They are written down before they get work, and
+    make another digest: who approved the former one did not speak of them."""
+    waves, live = standing.waves, standing.live
+    over = gates.is_over(standing.rollout, superseded=live.superseded) or standing.budget.spent is not None
+    if not waves or over or waves[-1].phase is WavePhase.DONE:
+        return waves
+    last = waves[-1]
+    known = {vm.name for vm in last.appended}
+    new = [vm for vm in live.newcomers if vm.name not in known]
+    room = APPENDED_LIMIT - len(last.appended)
+    if not new:
+        return waves
+    appended = (*last.appended, *new[: max(0, room)])
+    planned = next(wave for wave in plan.waves if wave.name == last.name)
+    late = len(new) - max(0, room)
+    told = f"{late} more VMs appeared after {APPENDED_LIMIT} were added: they wait for the next rollout"
+    changed = last.model_copy(
+        update={
+            "appended": appended,
+            "digest": digest_with(planned, appended),
+            "message": told if late > 0 else last.message,
+        }
+    )
+    return (*waves[:-1], changed)
+
+
+# Why it waits, and for how long
+
+
+def blockers_of(standing: _Standing) -> tuple[PolicyBlocker, ...]:
+    """Everything that keeps it from starting more VMs now, the most lasting first; VMs in work do not count."""
+    rollout, live = standing.rollout, standing.live
+    found = [gates.person_gate(rollout, superseded=live.superseded)]
+    if live.suspended is not None:
+        found.append(gates.blocker(Reason.SUSPENDED, live.suspended))
+    found.append(gates.budget_gate(rollout, standing.view, standing.budget))
+    soak = soaking(standing.waves)
+    if soak is not None:
+        found.append(gates.blocker(Reason.SOAKING, _soak_sentence(soak), until=soak.soak_until))
+    wave = _to_start(standing)
+    if wave is not None:
+        found.append(gates.approval_gate(rollout, wave.name, live.approvals or {}))
+    if (wave is not None and soak is None) or standing.returning:
+        found.append(gates.calendar_gate(live.opening))
+    return tuple(each for each in found if each is not None)
+
+
+def _to_start(standing: _Standing) -> WaveStatus | None:
+    """The wave whose VMs come next: the first that is not done and does not soak, if it has any left."""
+    if standing.budget.spent is not None:
+        return None
+    left = {wave.name for wave in standing.view.waves if wave.waiting or wave.retrying}
+    return next(
+        (wave for wave in standing.waves if wave.name in left and wave.phase in (WavePhase.WAITING, WavePhase.RUNNING)),
+        None,
+    )
+
+
+def _soak_sentence(wave: WaveStatus) -> str:
+    return f"wave {wave.name} soaks" + (f"; {wave.message}" if wave.message else "")
+
+
+def _next_action(standing: _Standing, blocked: Sequence[PolicyBlocker]) -> NextAction | None:
+    """What happens next if nothing changes; None while VMs are in work and others follow them."""
+    view, wave = standing.view, _to_start(standing)
+    soak = soaking(standing.waves)
+    if any(each.reason in _UNTIL_SOMEBODY_ACTS for each in blocked):
+        return None
+    follows = f"start wave {wave.name} ({_left(standing, wave)} VMs)" if wave is not None else "end the rollout"
+    if wave is not None and wave.phase is WavePhase.RUNNING:
+        follows = f"go on with wave {wave.name} ({_left(standing, wave)} VMs left)"
+    if soak is not None:
+        return NextAction(at=soak.soak_until, what=f"{follows}, if wave {soak.name} has stayed well")
+    for each in blocked:
+        if each.reason in (Reason.WAITING_FOR_APPROVAL, Reason.REJECTED):
+            return NextAction(what=f"{follows} once it is approved")
+        if each.reason in gates.WAITING:
+            return NextAction(at=each.until, what=follows)
+    if view.retrying and not view.in_work and not view.waiting:
+        return _next_try(standing)
+    return None
+
+
+_UNTIL_SOMEBODY_ACTS = (Reason.PAUSED, Reason.SUSPENDED, Reason.ABORTED, Reason.SUPERSEDED, Reason.DELETING)
+
+
+def _next_try(standing: _Standing) -> NextAction | None:
+    retry = standing.rollout.spec.snapshot.strategy.retry
+    tries = [
+        (at, facts.vm)
+        for facts in standing.view.retrying
+        if facts.operation is not None and (at := retry_at(retry, facts.operation)) is not None
+    ]
+    if not tries:
+        return None
+    at, vm = min(tries)
+    return NextAction(at=at, what=f"try {vm} again")
+
+
+def _left(standing: _Standing, wave: WaveStatus) -> int:
+    view = next(each for each in standing.view.waves if each.name == wave.name)
+    return len(view.waiting) + len(view.retrying)
+
+
+def _eta(standing: _Standing, started_at: datetime | None) -> datetime | None:
+    """From what is stored alone, so that it moves only when a VM ended: the pace so far, and the soaks to come."""
+    name, view = standing.rollout.metadata.name, standing.view
+    ends = [
+        facts.operation.finished_at
+        for facts in (*view.done, *view.failed)
+        if facts.operation is not None and facts.operation.rollout == name and facts.operation.finished_at is not None
+    ]
+    if not ends or started_at is None or standing.budget.spent is not None:
+        return None
+    last = max(ends)
+    pace = (last - started_at) / len(ends)
+    phases = {wave.name: wave for wave in standing.waves}
+    soaks = timedelta(0)
+    for spec in standing.rollout.spec.snapshot.strategy.waves:
+        wave = phases.get(spec.name)
+        if wave is not None and wave.size and wave.phase is not WavePhase.DONE:
+            soaks += spec.soak
+    return (last + pace * len(view.unfinished) + soaks).replace(microsecond=0)
+
+
+def next_change(
+    rollout: Rollout, status: RolloutStatus, view: RolloutView, live: Live, *, now: datetime
+) -> datetime | None:
+    """The next moment at which something changes by itself: a soak ends, a try is due, calendar or approvals change."""
+    retry = rollout.spec.snapshot.strategy.retry
+    moments = [wave.soak_until for wave in status.waves if wave.phase is WavePhase.SOAKING]
+    moments += [retry_at(retry, facts.operation) for facts in view.retrying if facts.operation is not None]
+    if live.opening is not None:
+        moments += [live.opening.next_open, live.opening.closes_at]
+    if rollout.spec.break_glass is not None:
+        moments.append(rollout.spec.break_glass.until)
+    moments += [gate.until for gate in (live.approvals or {}).values()]
+    return min((moment for moment in moments if moment is not None and moment > now), default=None)
+
+
+# What it says
+
+
+def _said(standing: _Standing, result: RolloutResult | None, blocked: Sequence[PolicyBlocker]) -> list[Wanted]:
+    said = _changed(standing)
+    budget = standing.budget
+    if budget.spent is not None:
+        said.append(conditions.true(ConditionType.BUDGET_SPENT, Reason.BUDGET_SPENT, budget.spent))
+    if result is RolloutResult.SUCCEEDED:
+        return [conditions.true(ConditionType.READY, Reason.SUCCEEDED, _progress(standing)), *said]
+    if result is not None:
+        return [*_ended_badly(standing, result), *said]
+    reason, told = _why_unfinished(standing, blocked)
+    said.append(conditions.false(ConditionType.READY, reason, told))
+    if standing.view.in_work or reason not in gates.WAITING | _STANDING_STILL:
         said.append(conditions.true(ConditionType.RECONCILING, reason, told))
+    for each in blocked:
+        if each.reason in (Reason.WAITING_FOR_APPROVAL, Reason.REJECTED):
+            said.append(conditions.true(ConditionType.WAITING_FOR_APPROVAL, Reason(each.reason), each.message))
+        elif each.ref is not None and each.reason in gates.WAITING:
+            said.append(conditions.true(ConditionType.WAITING_FOR_WINDOW, Reason(each.reason), each.message))
     return said
 
 
-def _why_unfinished(
-    rollout: Rollout, view: RolloutView, *, superseded: bool, suspended: str | None
-) -> tuple[Reason, str]:
+_STANDING_STILL = frozenset({Reason.SUSPENDED, Reason.ABORTED, Reason.SUPERSEDED, Reason.DELETING, Reason.VM_FAILED})
+
+
+def _changed(standing: _Standing) -> list[Wanted]:
+    if not standing.live.edited:
+        return []
+    parts = ", ".join(standing.live.edited)
+    told = f"the policy was edited after this rollout began ({parts}): that counts for the next one"
+    return [conditions.true(ConditionType.POLICY_CHANGED, Reason.POLICY_CHANGED, told)]
+
+
+def _ended_badly(standing: _Standing, result: RolloutResult) -> list[Wanted]:
+    view = standing.view
+    if result is RolloutResult.FAILED:
+        reason = (
+            Reason.ROLLBACK_FAILED
+            if any(f.operation and f.operation.takes_back for f in view.failed)
+            else (Reason.VM_FAILED)
+        )
+    else:
+        reason = Reason(str(result))
+    told = failures_of(view.failed)
+    if result is RolloutResult.ROLLED_BACK:
+        told = f"{len(view.returned)} VMs went back to what they were: {told}"
+    elif not told:
+        told = f"{_progress(standing)}; it ended {result}"
+    return [
+        conditions.false(ConditionType.READY, reason, told),
+        conditions.true(ConditionType.STALLED, reason, told),
+    ]
+
+
+def _why_unfinished(standing: _Standing, blocked: Sequence[PolicyBlocker]) -> tuple[Reason, str]:
+    view = standing.view
     finishing = f"; {_named(view.in_work)} in work first" if view.in_work else ""
-    if len(view.failed) > FAILURES_ALLOWED:
+    lasting = next((each for each in blocked if each.reason in _UNTIL_SOMEBODY_ACTS), None)
+    if standing.returning and lasting is None:
+        told = f"{len(standing.returning)} VMs go back to what they were: {failures_of(view.failed)}"
+        closed = gates.calendar_gate(standing.live.opening)
+        if closed is not None:
+            return Reason(closed.reason), f"{closed.message}: {told}{finishing}"
+        return Reason.ROLLING_BACK, told + finishing
+    if standing.budget.spent is not None and not standing.returning:
         return Reason.VM_FAILED, failures_of(view.failed) + finishing
-    if rollout.metadata.deletion_timestamp is not None:
-        return Reason.DELETING, f"nothing new starts because the rollout is being deleted{finishing}"
-    if rollout.spec.state is DesiredState.ABORTED:
-        return Reason.ABORTED, f"nothing new starts: spec.state is Aborted{finishing}"
-    if superseded:
-        return Reason.SUPERSEDED, f"nothing new starts: the policy wants something else by now{finishing}"
-    if rollout.spec.state is DesiredState.PAUSED:
-        return Reason.PAUSED, f"nothing new starts: spec.state is Paused{finishing}"
-    if suspended is not None:
-        return Reason.SUSPENDED, f"nothing new starts: {suspended}{finishing}"
+    if lasting is not None:
+        return Reason(lasting.reason), f"nothing new starts: {lasting.message}{finishing}"
     working = f"; in work: {_named(view.in_work)}" if view.in_work else ""
-    return Reason.ROLLING_OUT, _progress(rollout, view) + working
+    if blocked:
+        return Reason(blocked[0].reason), f"{blocked[0].message}: {_progress(standing)}{working}"
+    if view.retrying and not view.in_work and not view.waiting:
+        return Reason.RETRYING, f"{_named(view.retrying)} will be tried again: {_progress(standing)}"
+    return Reason.ROLLING_OUT, _progress(standing) + working
 
 
-def _progress(rollout: Rollout, view: RolloutView) -> str:
+def _progress(standing: _Standing) -> str:
+    view = standing.view
     rest = [
         f"{count} {what}"
         for count, what in (
             (len(view.failed), "failed"),
+            (len(view.returned), "went back"),
             (len(view.skipped), "skipped (on hold or unreachable)"),
             (len(view.missing), "gone"),
         )
         if count
     ]
-    told = f"{len(view.done)} of {view.size} VMs at {short(rollout.spec.revision)}"
+    told = f"{len(view.done)} of {view.size} VMs at {short(standing.rollout.spec.revision)}"
     return "; ".join([told, *rest])
 
 
 def _named(vms: Sequence[VMFacts]) -> str:
     names = ", ".join(facts.vm for facts in vms[:5])
     return names + (f" and {len(vms) - 5} more" if len(vms) > 5 else "")
-
-
-def spec_digest(spec: PatchPolicySpec) -> str:
-    """`sha256:...` of what may allow another try of a failed revision: the spec without suspend, historyLimit and
-    readiness, which change nothing on a VM. retryAt is in it."""
-    said = {field: value for field, value in spec.to_dict().items() if field not in _WITHOUT_EFFECT_ON_VMS}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-_WITHOUT_EFFECT_ON_VMS = frozenset({"suspend", "historyLimit", "readiness"})
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Whether a rollout toward a revision may begin."""
-
-    allowed: bool
-    cause: RolloutCause = RolloutCause.NEW_REVISION
-    reason: Reason = Reason.PLAN_COMPUTED
-    message: str = ""
-    running: bool = False
-    """The last rollout has no result yet: look after that one first (supersede it if its revision is another)."""
-
-
-def may_start(last: LastRollout | None, revision: str, digest: str) -> Start:
-    """No way back by accident: a revision whose last rollout ended Failed, Aborted or was deleted is not tried again
-    until the policy's spec changes (`digest` = `spec_digest` now), retryAt included, or the revision does.
-
-    After Succeeded, Superseded or NotNeeded another rollout of the same revision may begin: for VMs that are new, or
-    answer again.
-    """
-    if last is None:
-        return Start(allowed=True)
-    if not last.result:
-        return Start(
-            allowed=False, running=True, reason=Reason.ROLLING_OUT, message=f"rollout {last.name} has not ended yet"
-        )
-    if last.revision != revision or last.result in _NO_FAILURE:
-        return Start(allowed=True)
-    if last.spec_digest != digest:
-        return Start(allowed=True, cause=RolloutCause.RETRY)
-    ended = "was deleted" if last.result == Reason.ROLLOUT_DELETED else f"ended {last.result}"
-    return Start(
-        allowed=False,
-        reason=Reason.NO_WAY_BACK,
-        message=f"{short(revision)} is not tried again by itself: rollout {last.name} {ended}. "
-        "Set spec.retryAt, change the policy, or declare another release",
-    )
-
-
-_NO_FAILURE = (RolloutResult.SUCCEEDED, RolloutResult.SUPERSEDED, Reason.NOT_NEEDED)
-
-
-def finished_to_prune(rollouts: Sequence[Rollout], limit: int) -> tuple[Rollout, ...]:
-    """The oldest finished rollouts of a policy beyond `limit`; never one that runs."""
-    ended = sorted(
-        (rollout for rollout in rollouts if rollout.status.result is not None),
-        key=lambda rollout: (rollout.spec.number, rollout.metadata.name),
-    )
-    return tuple(ended[: max(0, len(ended) - limit)])

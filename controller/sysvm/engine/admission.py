@@ -17,10 +17,10 @@ from sysvm.domain import admission
 from sysvm.domain.admission import Admission, EndpointState, RunningRollout
 from sysvm.domain.facts import facts_of
 from sysvm.engine.board import Board
+from sysvm.engine.live import live_of
 from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock
 from sysvm.engine.resources import ROLLOUT, SYSTEM_VM
-from sysvm.engine.rollout import is_superseded
 from sysvm.engine.stores import Stores
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
@@ -30,6 +30,8 @@ from sysvm.kube.queue import Again
 logger = logging.getLogger(__name__)
 
 CONFLICT_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 3600.0
+"""The clock may jump meanwhile."""
 
 
 class AdmissionReconciler:
@@ -44,6 +46,8 @@ class AdmissionReconciler:
         epoch: int,
         wake_vm: Callable[[Key], None],
         clock: Clock,
+        *,
+        guarded: bool,
     ) -> None:
         self._cluster = cluster
         self._stores = stores
@@ -52,6 +56,7 @@ class AdmissionReconciler:
         self._epoch = epoch
         self._wake_vm = wake_vm
         self._clock = clock
+        self._guarded = guarded
 
     async def reconcile(self, key: Key) -> Again | None:
         endpoint = self._stores.endpoints.get(key)
@@ -63,10 +68,17 @@ class AdmissionReconciler:
         for admitted in decided.admitted:
             if not await self._hand_out(key.namespace, admitted):
                 return Again(CONFLICT_SECONDS)
-        return None
+        if decided.next_change is None:
+            return None
+        wait = (decided.next_change - self._clock()).total_seconds()
+        return Again(min(max(CONFLICT_SECONDS, wait), LONGEST_WAIT_SECONDS))
 
     async def _look(self, key: Key, endpoint: CloudStackEndpoint) -> EndpointState:
         now = self._clock()
+        facts = {
+            found.name: found
+            for found in (facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key))
+        }
         running: list[RunningRollout] = []
         for rollout in self._stores.rollouts_on(key):
             if rollout.status.result is not None:
@@ -75,20 +87,14 @@ class AdmissionReconciler:
                 plan = await self._plans.of(rollout)
             except PlanMissing:
                 continue  # the rollout's own reconciler says so and ends it
-            policy = self._stores.policies.get(Key(key.namespace, rollout.spec.policy_ref.name))
-            running.append(
-                RunningRollout(
-                    rollout=rollout,
-                    plan=plan,
-                    policy_suspended=policy is not None and policy.spec.suspend,
-                    superseded=is_superseded(rollout, policy, self._stores),
-                )
-            )
+            live = live_of(rollout, plan, self._stores, facts, now, guarded=self._guarded)
+            running.append(RunningRollout(rollout=rollout, plan=plan, live=live))
         return EndpointState(
             endpoint=key.name,
+            now=now,
             management=endpoint.spec.management,
             epoch=self._epoch,
-            vms=tuple(facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key)),
+            vms=tuple(facts.values()),
             rollouts=tuple(running),
             suspended=endpoint.spec.suspend,
             deleting=endpoint.metadata.deletion_timestamp is not None,

@@ -79,7 +79,7 @@ class Engine:
             cluster, stores, sources, payloads, self._fetches, notices, self._payload_changed, clock
         )
         policy = PolicyReconciler(cluster, stores, plans, notices, clock)
-        rollout = RolloutReconciler(cluster, stores, plans, notices, clock)
+        rollout = RolloutReconciler(cluster, stores, plans, notices, clock, guarded=guarded)
         system_vm = SystemVMReconciler(
             cluster,
             stores,
@@ -94,7 +94,9 @@ class Engine:
             lambda key: wake(Role.ADMISSION, key),
             clock,
         )
-        admit = AdmissionReconciler(cluster, stores, plans, board, epoch, lambda key: wake(Role.SYSTEM_VM, key), clock)
+        admit = AdmissionReconciler(
+            cluster, stores, plans, board, epoch, lambda key: wake(Role.SYSTEM_VM, key), clock, guarded=guarded
+        )
         self._reconcilers: dict[Role, Callable[[Key], Awaitable[Again | None]]] = {
             Role.ENDPOINT: endpoint.reconcile,
             Role.TEMPLATE: template.reconcile,

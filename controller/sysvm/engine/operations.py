@@ -42,6 +42,8 @@ class Work:
     target: Target
     payload: Payload | None
     order: Order
+    takes_back: str | None = None
+    """Id of the operation that is undone; no payload is needed for that."""
 
 
 async def carry_out(vms: SystemVMs, work: Work, progress: Callable[[OperationReport], None]) -> OperationReport:
@@ -50,22 +52,12 @@ async def carry_out(vms: SystemVMs, work: Work, progress: Callable[[OperationRep
     A refusal that may pass (a held lock, CloudStack at work) is tried again until the time of one step is over; then it
     is raised, and nothing was changed. Raises `PatchingError`.
     """
-    if work.payload is None:
-        known = await vms.report(work.target, work.order.id)
-        if known is not None and known.phase.is_final:
-            return known
-        raise Refused(
-            f"{work.target.name}: the release of this operation is not there any more"
-            + ("; the VM ends what it has begun alone" if known is not None else "; nothing was changed"),
-            reason=Reason.TEMPLATE_NOT_FOUND,
-            retryable=False,
-        )
     clock = asyncio.get_running_loop().time
     deadline = clock() + work.order.step_timeout_seconds
     attempts = 0
     while True:
         try:
-            return await vms.patch(work.target, work.payload, work.order, progress)
+            return await _once(vms, work, progress)
         except Refused as error:
             wait = _REFUSED_BACKOFF_SECONDS[min(attempts, len(_REFUSED_BACKOFF_SECONDS) - 1)]
             if not error.retryable or clock() + wait > deadline:
@@ -73,6 +65,22 @@ async def carry_out(vms: SystemVMs, work: Work, progress: Callable[[OperationRep
             progress(_waiting(work, error))
         attempts += 1
         await asyncio.sleep(wait)
+
+
+async def _once(vms: SystemVMs, work: Work, progress: Callable[[OperationReport], None]) -> OperationReport:
+    if work.takes_back is not None:
+        return await vms.take_back(work.target, work.order, work.takes_back, progress)
+    if work.payload is not None:
+        return await vms.patch(work.target, work.payload, work.order, progress)
+    known = await vms.report(work.target, work.order.id)
+    if known is not None and known.phase.is_final:
+        return known
+    raise Refused(
+        f"{work.target.name}: the release of this operation is not there any more"
+        + ("; the VM ends what it has begun alone" if known is not None else "; nothing was changed"),
+        reason=Reason.TEMPLATE_NOT_FOUND,
+        retryable=False,
+    )
 
 
 def _waiting(work: Work, error: Refused) -> OperationReport:
@@ -97,6 +105,7 @@ def begun(order: OperationOrder, now: datetime) -> OperationStatus:
         method=order.method,
         revision=order.revision,
         attempt=order.attempt,
+        takes_back=order.takes_back,
         step="Connect",
         started_at=now,
     )
@@ -116,8 +125,10 @@ def mirrored(status: OperationStatus, report: OperationReport) -> OperationStatu
 
 
 def ended(status: OperationStatus, report: OperationReport, now: datetime) -> OperationStatus:
-    """The mirror of an operation that the VM has ended."""
-    result = _RESULTS[report.phase]
+    """The mirror of an operation that the VM has ended. One that takes another back has done so once that one is
+    RolledBack."""
+    went_back = status.takes_back is not None and report.phase is JournalPhase.ROLLED_BACK
+    result = OperationResult.SUCCEEDED if went_back else _RESULTS[report.phase]
     reason = "" if result is OperationResult.SUCCEEDED else str(report.reason or Reason.FAILED)
     return mirrored(status, report).model_copy(update={"result": result, "reason": reason, "finished_at": now})
 
@@ -149,6 +160,7 @@ def remembered(history: tuple[HistoryEntry, ...], operation: OperationStatus) ->
         seconds=max(0.0, (finished - operation.started_at).total_seconds()),
         bytes_sent=operation.bytes_sent,
         services=operation.services,
+        takes_back=operation.takes_back,
         message=_cut(operation.message, 1024),
     )
     return (entry, *history)[:HISTORY_LENGTH]
@@ -156,6 +168,8 @@ def remembered(history: tuple[HistoryEntry, ...], operation: OperationStatus) ->
 
 def sentence(vm: str, operation: OperationStatus) -> str:
     """What happened, for Events and logs."""
+    if operation.result is OperationResult.SUCCEEDED and operation.takes_back is not None:
+        return f"{vm} is again what it was before operation {operation.takes_back}, services and signature included"
     if operation.result is OperationResult.SUCCEEDED:
         actions = ", ".join(f"{action.name} {action.action.lower()}" for action in operation.services) or "no service"
         finished = operation.finished_at or operation.started_at

@@ -24,9 +24,9 @@ from sysvm.domain.facts import Release, VMFacts, facts_of, release_of
 from sysvm.domain.method import Decision
 from sysvm.domain.planner import Plan, decide_all, plan
 from sysvm.domain.policy_status import PolicySituation, policy_status
-from sysvm.domain.rollout import finished_to_prune, may_start, spec_digest
 from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import Selection, select
+from sysvm.domain.starts import finished_to_prune, may_start, spec_digest
 from sysvm.engine.inventory import listed
 from sysvm.engine.notices import Notices, reference
 from sysvm.engine.plans import PlanMissing, Plans
@@ -206,6 +206,7 @@ class PolicyReconciler:
                 live_patch=policy.spec.live_patch,
                 strategy=policy.spec.strategy,
                 checks=policy.spec.checks,
+                approval=policy.spec.approval,
             ),
             cause=RolloutCause(announced.cause),
         )

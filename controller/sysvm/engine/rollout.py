@@ -2,37 +2,43 @@
 
 from datetime import datetime
 
-from sysvm.api.base import OPERATION_FINALIZER
-from sysvm.api.endpoint import CloudStackEndpoint, Management
-from sysvm.api.policy import PatchPolicy
+from sysvm.api.base import OPERATION_FINALIZER, format_time
 from sysvm.api.reasons import ConditionType, EventReason, Reason
 from sysvm.api.rollout import Rollout, RolloutPhase, RolloutResult, RolloutStatus
 from sysvm.domain.conditions import false, merged, true
-from sysvm.domain.facts import facts_of, release_of
+from sysvm.domain.facts import facts_of
+from sysvm.domain.members import RolloutView, classify
 from sysvm.domain.planner import Plan
-from sysvm.domain.rollout import classify, outcome
+from sysvm.domain.rollout import Live, next_change, outcome
+from sysvm.domain.running import in_pairs
+from sysvm.engine.live import live_of
 from sysvm.engine.notices import Notices
 from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock
 from sysvm.engine.resources import ROLLOUT
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of, template_of
+from sysvm.engine.stores import Stores, endpoint_of
 from sysvm.engine.system_vm import open_order
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
 from sysvm.kube.objects import Key
 from sysvm.kube.queue import Again
 
+LONGEST_WAIT_SECONDS = 3600.0
+
 
 class RolloutReconciler:
     """One key: one Rollout."""
 
-    def __init__(self, cluster: Cluster, stores: Stores, plans: Plans, notices: Notices, clock: Clock) -> None:
+    def __init__(
+        self, cluster: Cluster, stores: Stores, plans: Plans, notices: Notices, clock: Clock, *, guarded: bool
+    ) -> None:
         self._cluster = cluster
         self._stores = stores
         self._plans = plans
         self._notices = notices
         self._clock = clock
+        self._guarded = guarded
 
     async def reconcile(self, key: Key) -> Again | None:
         rollout = self._stores.rollouts.get(key)
@@ -44,35 +50,35 @@ class RolloutReconciler:
             plan = await self._plans.of(rollout)
         except PlanMissing as error:
             return await self._without_plan(rollout, error, now)
-        status = self._outcome(rollout, plan, now)
+        view, live = self._look(rollout, plan, now)
+        status = outcome(rollout, plan, view, live, now=now)
         if not await self._write(rollout, status):
             return Again(0.1)
         if OPERATION_FINALIZER in rollout.metadata.finalizers and not self._in_work(rollout):
             deleting = rollout.metadata.deletion_timestamp is not None
             if deleting or status.result is not None:
                 return await self._let_go(rollout)
-        return None
+        return _again(status, next_change(rollout, status, view, live, now=now), now)
 
-    def _outcome(self, rollout: Rollout, plan: Plan, now: datetime) -> RolloutStatus:
+    def _look(self, rollout: Rollout, plan: Plan, now: datetime) -> tuple[RolloutView, Live]:
         endpoint = self._stores.endpoints.get(endpoint_of(rollout))
-        policy = self._stores.policies.get(Key(rollout.metadata.namespace, rollout.spec.policy_ref.name))
         scan = endpoint.spec.scan if endpoint is not None else None
-        vms = {vm.metadata.name: facts_of(vm, now=now, scan=scan) for vm in self._stores.vms_of(endpoint_of(rollout))}
-        view = classify(rollout, plan, vms)
-        return outcome(
-            rollout,
-            plan,
-            view,
-            now=now,
-            superseded=is_superseded(rollout, policy, self._stores),
-            suspended=_suspended(endpoint, policy),
-        )
+        vms = {
+            facts.name: facts
+            for facts in in_pairs(facts_of(vm, now=now, scan=scan) for vm in self._stores.vms_of(endpoint_of(rollout)))
+        }
+        live = live_of(rollout, plan, self._stores, vms, now, guarded=self._guarded)
+        return classify(rollout, plan, vms), live
 
     async def _write(self, rollout: Rollout, status: RolloutStatus) -> bool:
         if not await write_status(self._cluster, ROLLOUT, rollout.metadata, rollout.status, status):
             return False
         if status.result is not None and rollout.status.result is None:
             self._tell_end(rollout, status)
+        glass = status.break_glass
+        if glass is not None and glass != rollout.status.break_glass:
+            note = f"the calendar is ignored since {format_time(glass.since)}: {glass.reason}"
+            self._notices.tell(ROLLOUT, rollout.metadata, EventReason.GLASS_BROKEN, "BreakGlass", note, warning=True)
         return True
 
     async def _without_plan(self, rollout: Rollout, error: PlanMissing, now: datetime) -> Again | None:
@@ -142,24 +148,8 @@ class RolloutReconciler:
         )
 
 
-def is_superseded(rollout: Rollout, policy: PatchPolicy | None, stores: Stores) -> bool:
-    """Its policy is gone, or wants another revision. One whose release is not readable yet wants what it wanted."""
-    if policy is None or policy.metadata.deletion_timestamp is not None:
-        return True
-    template = stores.templates.get(template_of(policy))
-    if template is None:
-        return policy.spec.template_ref.name != rollout.spec.template_ref.name
-    release = release_of(template)
-    if release is None:
-        return policy.spec.template_ref.name != rollout.spec.template_ref.name
-    return release.revision != rollout.spec.revision
-
-
-def _suspended(endpoint: CloudStackEndpoint | None, policy: PatchPolicy | None) -> str | None:
-    if policy is not None and policy.spec.suspend:
-        return f"policy {policy.metadata.name} is suspended"
-    if endpoint is not None and endpoint.spec.suspend:
-        return f"endpoint {endpoint.metadata.name} is suspended"
-    if endpoint is not None and endpoint.spec.management is not Management.FULL:
-        return f"endpoint {endpoint.metadata.name} has management: {endpoint.spec.management}: nothing is changed"
-    return None
+def _again(status: RolloutStatus, moment: datetime | None, now: datetime) -> Again | None:
+    """When the status changes by itself, at the latest in an hour: the clock may jump meanwhile."""
+    if moment is None or status.result is not None:
+        return None
+    return Again(min(max(0.1, (moment - now).total_seconds()), LONGEST_WAIT_SECONDS))

@@ -225,7 +225,10 @@ class SystemVMReconciler:
             if fresh and not await self._mirror(key, vm, operations.begun(order, now), now):
                 return Again(0.1)
             if fresh:
-                note = f"live patch to {order.revision[:8]} begins ({order.id})"
+                what = (
+                    f"going back from {order.takes_back}" if order.takes_back else f"live patch to {order.revision[:8]}"
+                )
+                note = f"{what} begins ({order.id})"
                 self._notices.tell(
                     SYSTEM_VM, vm.metadata, EventReason.PATCH_STARTED, "Patch", note,
                     rollout=order.rollout, operation=order.id,
@@ -255,7 +258,7 @@ class SystemVMReconciler:
             return None
         template = self._stores.templates.get(Key(namespace, order.template))
         payload = self._payloads.get(template)
-        if payload is None and template is not None:
+        if payload is None and template is not None and order.takes_back is None:
             return None
         rollout = self._stores.rollouts.get(Key(namespace, order.rollout))
         if rollout is not None:
@@ -273,11 +276,19 @@ class SystemVMReconciler:
                 settle_seconds=checks.settle.total_seconds(),
                 ignored_checks=checks.ignore,
                 step_timeout_seconds=timeouts.step.total_seconds(),
-                vm_timeout_seconds=timeouts.vm.total_seconds(),
+                vm_timeout_seconds=self._seconds_left(order, timeouts),
                 apply_databags=options.databags is Databags.NEEDED,
                 may_fail_over=options.planned_failover is PlannedFailover.ALLOWED,
             ),
+            takes_back=order.takes_back,
         )
+
+    def _seconds_left(self, order: OperationOrder, timeouts: Timeouts) -> float:
+        """For the whole operation; at the deadline of its window the VM goes back by itself."""
+        longest = timeouts.vm.total_seconds()
+        if order.deadline is None:
+            return longest
+        return max(1.0, min(longest, (order.deadline - self._clock()).total_seconds()))
 
     async def _orphaned(self, key: Key, vm: SystemVM, now: datetime) -> Again | None:
         """An open order that nobody can carry out. Deleted and out of reach for long: let the object go."""

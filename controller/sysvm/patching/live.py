@@ -16,6 +16,7 @@ from typing import Literal
 
 from sysvm.api.reasons import Reason
 from sysvm.patching import protocol
+from sysvm.patching.back import take_back
 from sysvm.patching.databags import databag_order
 from sysvm.patching.diff import Difference
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
@@ -104,6 +105,16 @@ class LivePatcher:
                     raise
             tries += 1
             await asyncio.sleep(pause)
+
+    async def take_back(self, target: Target, order: Order, operation_id: str, progress: Progress) -> OperationReport:
+        """Goes back from an operation that was committed. See `patching.back`."""
+
+        @contextlib.asynccontextmanager
+        async def session() -> AsyncIterator[Session]:
+            async with self._conversation(target) as (_, conversation):
+                yield conversation
+
+        return await take_back(session, target, order, operation_id, progress)
 
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         """What the VM knows of an operation; None if it never heard of it."""

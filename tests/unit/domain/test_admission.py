@@ -14,7 +14,9 @@ from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, OperationResult, RedundancyRole
 from sysvm.domain.admission import Admissions, EndpointState, RunningRollout, admit
 from sysvm.domain.facts import ZONE_TYPES, VMFacts
-from sysvm.domain.rollout import classify, slots
+from sysvm.domain.limits import rounded_down
+from sysvm.domain.members import classify
+from sysvm.domain.rollout import Live
 
 from . import builders as b
 
@@ -23,8 +25,11 @@ WAITING = b.facts  # reachable, compared, outdated
 
 
 def endpoint_state(*vms: VMFacts, rollouts: tuple[RunningRollout, ...] = (), **kwargs: Any) -> EndpointState:
-    values: dict[str, Any] = {"management": Management.FULL, "epoch": 7, **kwargs}
+    values: dict[str, Any] = {"now": b.NOW, "management": Management.FULL, "epoch": 7, **kwargs}
     return EndpointState(endpoint=b.ENDPOINT, vms=vms, rollouts=rollouts, **values)
+
+
+LIVE = ("suspended", "superseded", "opening", "approvals")
 
 
 def running(*vms: VMFacts, name: str = "routers-1", **kwargs: Any) -> RunningRollout:
@@ -42,14 +47,16 @@ def running(*vms: VMFacts, name: str = "routers-1", **kwargs: Any) -> RunningRol
         for facts in vms
     ]
     made = b.plan_for(*fresh, policy_name=kwargs.pop("policy_name", "routers"))
-    flags = {key: kwargs.pop(key) for key in ("policy_suspended", "superseded") if key in kwargs}
-    return RunningRollout(b.rollout(made, name, **kwargs), made, **flags)
+    live = Live(**{key: kwargs.pop(key) for key in LIVE if key in kwargs})
+    return RunningRollout(b.rollout(made, name, **kwargs), made, live)
 
 
 def decided(*vms: VMFacts, others: tuple[VMFacts, ...] = (), **kwargs: Any) -> Admissions:
     """One rollout over `vms`; `others` are not in it."""
     strategy = {"maxUnavailable": 10, "perHost": 100, **kwargs.pop("strategy", {})}
-    state = {key: kwargs.pop(key) for key in ("management", "suspended", "deleting") if key in kwargs}
+    state = {key: kwargs.pop(key) for key in ("management", "deleting") if key in kwargs}
+    if "endpoint_suspended" in kwargs:
+        state["suspended"] = kwargs.pop("endpoint_suspended")
     return admit(endpoint_state(*vms, *others, rollouts=(running(*vms, strategy=strategy, **kwargs),), **state))
 
 
@@ -92,9 +99,9 @@ def test_an_order_says_everything_and_is_the_same_when_decided_again() -> None:
     ("kwargs", "reason"),
     [
         ({"management": Management.OBSERVE}, Reason.OBSERVE_ONLY),
-        ({"suspended": True}, Reason.SUSPENDED),
+        ({"endpoint_suspended": True}, Reason.SUSPENDED),
         ({"deleting": True}, Reason.DELETING),
-        ({"policy_suspended": True}, Reason.SUSPENDED),
+        ({"suspended": "policy routers is suspended"}, Reason.SUSPENDED),
         ({"superseded": True}, Reason.SUPERSEDED),
         ({"state": "Paused"}, Reason.PAUSED),
         ({"state": "Aborted"}, Reason.ABORTED),
@@ -111,7 +118,7 @@ def test_a_closed_gate_admits_nothing_and_says_so(kwargs: dict[str, Any], reason
     ("limit", "of", "count"), [(1, 9, 1), (3, 9, 3), ("5%", 19, 1), ("5%", 812, 40), ("100%", 7, 7), ("1%", 0, 1)]
 )
 def test_a_percentage_is_rounded_down_and_at_least_one(limit: int | str, of: int, count: int) -> None:
-    assert slots(limit, of) == count
+    assert rounded_down(limit, of) == count
 
 
 def test_max_unavailable_counts_the_vms_in_work() -> None:
@@ -403,7 +410,7 @@ def test_no_fleet_breaks_a_rule(fleet: list[VMFacts], limit: int | str, per_host
         own = {entry.name for entry in lane.plan.entries}
         used = (own & after) | {facts.name for facts in view.failed}
         had = (own & before) | {facts.name for facts in view.failed}
-        assert len(used) <= max(slots(limit, lane.plan.applicable), len(had))
+        assert len(used) <= max(rounded_down(limit, lane.plan.applicable), len(had))
         if view.failed:
             assert not own & new
         assert {facts.name for facts in view.waiting} - new <= set(outcome.blocked)

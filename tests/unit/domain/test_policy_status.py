@@ -13,8 +13,8 @@ from sysvm.api.systemvm import ContentState, OperationResult
 from sysvm.domain.facts import VMFacts, release_of
 from sysvm.domain.planner import decide_all
 from sysvm.domain.policy_status import PolicySituation, policy_status
-from sysvm.domain.rollout import spec_digest
 from sysvm.domain.selection import select
+from sysvm.domain.starts import spec_digest
 
 from . import builders as b
 from .kstatus import assert_contract, kstatus

@@ -11,7 +11,9 @@ from sysvm.api.reasons import Reason
 from sysvm.api.rollout import Rollout, RolloutCause, RolloutPhase, RolloutResult, RolloutStatus
 from sysvm.api.systemvm import OperationResult
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.rollout import classify, finished_to_prune, may_start, outcome, spec_digest
+from sysvm.domain.members import classify
+from sysvm.domain.rollout import Live, outcome
+from sysvm.domain.starts import finished_to_prune, may_start, spec_digest
 
 from . import builders as b
 from .kstatus import assert_contract, kstatus
@@ -19,12 +21,15 @@ from .kstatus import assert_contract, kstatus
 VMS = tuple(b.facts(f"r-{number}-VM") for number in range(1, 5))
 
 
+LIVE = ("superseded", "suspended", "opening", "approvals", "edited", "newcomers")
+
+
 def status_of(*now: VMFacts, gone: int = 0, **kwargs: Any) -> tuple[Rollout, RolloutStatus]:
-    flags = {key: kwargs.pop(key) for key in ("superseded", "suspended") if key in kwargs}
+    live = Live(**{key: kwargs.pop(key) for key in LIVE if key in kwargs})
     made = b.plan_for(*VMS[: len(now) + gone])
     rollout = b.rollout(made, **kwargs)
     view = classify(rollout, made, {facts.name: facts for facts in now})
-    return rollout, outcome(rollout, made, view, now=b.NOW, **flags)
+    return rollout, outcome(rollout, made, view, live, now=b.NOW)
 
 
 def vm(number: int, **kwargs: Any) -> VMFacts:

@@ -1,0 +1,178 @@
+"""The members of a rollout, each in exactly one bucket: the first of the four steps of every decision about it.
+
+Buckets follow from stored objects alone. What happened to a VM is read from the last operation that its SystemVM tells;
+who belongs to which wave, from the plan and from what the rollout's own status appended to it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sysvm.api.policy import Retry
+from sysvm.api.rollout import AppendedVM, Rollout
+from sysvm.api.systemvm import OperationResult, OperationStatus
+from sysvm.domain.drift import drift_of
+from sysvm.domain.facts import VMFacts
+from sysvm.domain.planner import Plan, Wave, digest_with
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """VMs, each in exactly one bucket, in the order of the plan."""
+
+    waiting: tuple[VMFacts, ...] = ()
+    """Differ, and could be taken; also those whose next try is due."""
+    retrying: tuple[VMFacts, ...] = ()
+    """Their operation could not begin, and the time of the next try has not come."""
+    in_work: tuple[VMFacts, ...] = ()
+    done: tuple[VMFacts, ...] = ()
+    """Their operation in this rollout succeeded, or they are at the revision anyway."""
+    failed: tuple[VMFacts, ...] = ()
+    """Their operation in this rollout did not succeed, and is not tried again."""
+    returned: tuple[VMFacts, ...] = ()
+    """Were patched in this rollout and then brought back to what they were."""
+    skipped: tuple[VMFacts, ...] = ()
+    """Unreachable, on hold, inconsistent or going away: taken after all if that ends while the rollout runs."""
+    missing: tuple[str, ...] = ()
+    """SystemVM names that are no more, or are another VM (uid) now."""
+
+    @property
+    def size(self) -> int:
+        return sum(len(bucket) for bucket in (*self._known, self.missing))
+
+    @property
+    def unfinished(self) -> tuple[VMFacts, ...]:
+        """What keeps a wave from being worked off."""
+        return (*self.waiting, *self.retrying, *self.in_work)
+
+    @property
+    def _known(self) -> tuple[tuple[VMFacts, ...], ...]:
+        return (
+            self.waiting,
+            self.retrying,
+            self.in_work,
+            self.done,
+            self.failed,
+            self.returned,
+            self.skipped,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WaveView(Buckets):
+    """The members of one wave."""
+
+    name: str = ""
+    digest: str = ""
+    """With those that appeared later."""
+    appended: tuple[AppendedVM, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView(Buckets):
+    """The members of a rollout, and the same wave by wave."""
+
+    waves: tuple[WaveView, ...] = ()
+
+
+def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> RolloutView:
+    """Sorts the members of the plan, and those that appeared later. `vms`: SystemVM name -> facts, of the endpoint."""
+    uids = {entry.name: entry.uid for entry in plan.entries}
+    waves = tuple(
+        _wave_view(rollout, plan, wave, [(name, uids[name]) for name in wave.members], vms) for wave in plan.waves
+    )
+    return RolloutView(
+        **{
+            bucket: tuple(member for wave in waves for member in getattr(wave, bucket))
+            for bucket in (*BUCKETS, "missing")
+        },
+        waves=waves,
+    )
+
+
+BUCKETS = ("waiting", "retrying", "in_work", "done", "failed", "returned", "skipped")
+
+
+def _wave_view(
+    rollout: Rollout, plan: Plan, wave: Wave, planned: list[tuple[str, str]], vms: Mapping[str, VMFacts]
+) -> WaveView:
+    appended = appended_to(rollout, wave.name)
+    buckets: dict[str, list[VMFacts]] = {bucket: [] for bucket in BUCKETS}
+    missing: list[str] = []
+    for name, uid in (*planned, *((vm.name, vm.uid) for vm in appended)):
+        facts = vms.get(name)
+        if facts is None or facts.uid != uid:
+            missing.append(name)
+        else:
+            buckets[_bucket(rollout, plan, facts)].append(facts)
+    return WaveView(
+        **{bucket: tuple(members) for bucket, members in buckets.items()},
+        missing=tuple(missing),
+        name=wave.name,
+        digest=digest_with(wave, appended),
+        appended=appended,
+        note=wave.note,
+    )
+
+
+def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
+    name = rollout.metadata.name
+    if facts.in_work and facts.order is not None and facts.order.rollout == name:
+        return "in_work"
+    operation = facts.operation_in(name)
+    if operation is not None and operation.result is OperationResult.SUCCEEDED:
+        return "returned" if operation.takes_back else "done"
+    if operation is not None:
+        again = retry_at(rollout.spec.snapshot.strategy.retry, operation)
+        if again is None:
+            return "failed"
+        if facts.moment < again:
+            return "retrying"
+        if facts.unreachable:
+            return "failed"
+        return "skipped" if facts.hold or facts.inconsistent or facts.deleting else "waiting"
+    if drift_of(facts, plan.release).converged:
+        return "done"
+    if facts.hold or facts.unreachable or facts.inconsistent or facts.deleting:
+        return "skipped"
+    return "waiting"
+
+
+def retry_at(retry: Retry, operation: OperationStatus) -> datetime | None:
+    """When an operation that failed may be tried again; None: never. The wait doubles with every try.
+
+    Only what ended as Failed: then nothing on the VM was changed.
+    """
+    if operation.result is not OperationResult.FAILED or operation.takes_back or operation.finished_at is None:
+        return None
+    if operation.attempt > retry.limit or operation.reason not in {str(reason) for reason in retry.reasons}:
+        return None
+    doubled: int = 2 ** (operation.attempt - 1)
+    return operation.finished_at + retry.backoff * doubled
+
+
+def has_begun(rollout: str, facts: VMFacts) -> bool:
+    """Whether this rollout has given it an order."""
+    return (facts.order is not None and facts.order.rollout == rollout) or facts.operation_in(rollout) is not None
+
+
+def patched_here(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
+    """Those of `vms` that an operation of this rollout has brought to the revision, and that can go back."""
+    return tuple(
+        facts
+        for facts in vms
+        if (operation := facts.operation_in(rollout)) is not None
+        and operation.result is OperationResult.SUCCEEDED
+        and not operation.takes_back
+    )
+
+
+def appended_to(rollout: Rollout, wave: str) -> tuple[AppendedVM, ...]:
+    """What the rollout's status added to a wave of its plan."""
+    return next((status.appended for status in rollout.status.waves if status.name == wave), ())
+
+
+def wave_digests(rollout: Rollout, plan: Plan) -> dict[str, str]:
+    """Wave -> digest of what would be done in it now: what an approval must name."""
+    return {wave.name: digest_with(wave, appended_to(rollout, wave.name)) for wave in plan.waves}

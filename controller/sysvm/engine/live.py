@@ -1,0 +1,78 @@
+"""What a rollout reads live: taken from the stores in one place, for admission and for the rollout's own status."""
+
+from datetime import datetime
+
+from sysvm.api.endpoint import CloudStackEndpoint, Management
+from sysvm.api.policy import Method, PatchPolicy
+from sysvm.api.rollout import AppendedVM, Rollout
+from sysvm.domain.approvals import glass_broken_until, wave_gate
+from sysvm.domain.calendar import openings_of
+from sysvm.domain.facts import VMFacts, release_of
+from sysvm.domain.planner import Plan, decide_all
+from sysvm.domain.rollout import Live
+from sysvm.domain.selection import select
+from sysvm.domain.starts import edited_since
+from sysvm.engine.approval import wave_digests
+from sysvm.engine.stores import Stores, endpoint_of, key_of, template_of
+from sysvm.kube.objects import Key
+
+
+def live_of(
+    rollout: Rollout, plan: Plan, stores: Stores, vms: dict[str, VMFacts], now: datetime, *, guarded: bool
+) -> Live:
+    """`vms`: all of the endpoint, by name. `guarded`: the admission policies that prove who approves are installed."""
+    policy = stores.policies.get(Key(rollout.metadata.namespace, rollout.spec.policy_ref.name))
+    opening = None
+    if policy is not None and glass_broken_until(rollout, now, guarded=guarded) is None:
+        opening = openings_of(policy, stores.windows.values(rollout.metadata.namespace)).at(now)
+    approvals = stores.approvals_of(key_of(rollout))
+    digests = wave_digests(rollout)
+    return Live(
+        superseded=is_superseded(rollout, policy, stores),
+        suspended=_suspended(stores.endpoints.get(endpoint_of(rollout)), policy),
+        opening=opening,
+        approvals={
+            wave: wave_gate(rollout, wave, digests, approvals, now, guarded=guarded)
+            for wave in rollout.spec.snapshot.approval.before
+        },
+        edited=edited_since(rollout, policy.spec) if policy is not None else (),
+        newcomers=_newcomers(policy, plan, stores, vms) if policy is not None else (),
+    )
+
+
+def _newcomers(policy: PatchPolicy, plan: Plan, stores: Stores, vms: dict[str, VMFacts]) -> tuple[AppendedVM, ...]:
+    """VMs that the policy selects, that the plan has never heard of, and that need its release."""
+    known = {entry.name for entry in plan.entries}
+    unknown = [facts for name, facts in vms.items() if name not in known]
+    if not unknown:
+        return ()
+    selection = select(policy, stores.policies.values(policy.metadata.namespace), unknown)
+    decisions = decide_all(policy.spec, plan.release, selection.vms, excluded=selection.excluded)
+    return tuple(
+        AppendedVM(name=facts.name, uid=facts.uid)
+        for facts in selection.vms
+        if decisions[facts.name].method is Method.LIVE_PATCH
+    )
+
+
+def is_superseded(rollout: Rollout, policy: PatchPolicy | None, stores: Stores) -> bool:
+    """Its policy is gone, or wants another revision. One whose release is not readable yet wants what it wanted."""
+    if policy is None or policy.metadata.deletion_timestamp is not None:
+        return True
+    template = stores.templates.get(template_of(policy))
+    if template is None:
+        return policy.spec.template_ref.name != rollout.spec.template_ref.name
+    release = release_of(template)
+    if release is None:
+        return policy.spec.template_ref.name != rollout.spec.template_ref.name
+    return release.revision != rollout.spec.revision
+
+
+def _suspended(endpoint: CloudStackEndpoint | None, policy: PatchPolicy | None) -> str | None:
+    if policy is not None and policy.spec.suspend:
+        return f"policy {policy.metadata.name} is suspended"
+    if endpoint is not None and endpoint.spec.suspend:
+        return f"endpoint {endpoint.metadata.name} is suspended"
+    if endpoint is not None and endpoint.spec.management is not Management.FULL:
+        return f"endpoint {endpoint.metadata.name} has management: {endpoint.spec.management}: nothing is changed"
+    return None
