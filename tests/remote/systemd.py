@@ -68,6 +68,10 @@ def systemctl(root: str, argv: list[str]) -> tuple[int, str]:
         return 0, ""
     state = load(root, units[0])
     state["done"].append(verb)
+    cuts = os.path.join(root, ".systemd", "cuts-connections")
+    if verb == "stop" and os.path.exists(cuts):
+        os.unlink(os.path.join(root, "proc/net/tcp"))
+        os.unlink(cuts)
     if verb == "stop":
         state.update(active="inactive", pid=0)
     elif verb == "reload" and state["active"] != "active":

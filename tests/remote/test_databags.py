@@ -128,7 +128,7 @@ def test_a_run_that_costs_a_bag_anything_goes_back_with_every_bag_as_it_was(rout
     report = router.run("op-1")
     assert (report["phase"], report["reason"]) == ("RolledBack", "DatabagFailed"), report["message"]
     assert said in report["message"]
-    assert report["message"].endswith("stays until the management server's next command")
+    assert report["message"].endswith("stays until CloudStack pushes again")
     router.recover()
     now = router.state()
     assert [path for path in now.keys() | old.keys() if now.get(path) != old.get(path)] == []

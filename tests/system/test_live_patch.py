@@ -99,8 +99,9 @@ def told(report: OperationReport) -> str:
     )
 
 
-async def patch(lab: Lab, name: str, wanted: Payload, number: int) -> OperationReport:
-    return await LivePatcher().patch(target(lab, name), wanted, order(number), lambda _: None)
+async def patch(lab: Lab, name: str, wanted: Payload, number: int, **more: float) -> OperationReport:
+    ordered = dataclasses.replace(order(number), **more)  # type: ignore[arg-type]
+    return await LivePatcher().patch(target(lab, name), wanted, ordered, lambda _: None)
 
 
 @pytest.mark.timeout(600)

@@ -28,6 +28,11 @@ AGENT_RUNTIME = ("conf/*", "certs/realhostip.keystore", "*.log", "*.log.*")
 """Written by boot scripts, the agent and the management server (CloudStack 4.21 bootstrap.sh, keystore-setup,
 keystore-cert-import, config_ssl.sh): kept whatever agent.zip brings; only what is missing is put there."""
 
+AGENT_PROPERTIES = "conf/agent.properties"
+_DROPPED_KEYS = frozenset({"instance", "resource"})
+"""The boot takes them out on an SSVM (CloudStack 4.21 bootstrap.sh), so that they are missing is no oversight. The old
+package is not on the VM any more, so there is nothing else to tell a new key from one that was taken out."""
+
 _SHOWN_PATHS = 10
 _NEW_FILE_MODE = 0o644
 _EXECUTABLE_MODE = 0o755
@@ -65,6 +70,8 @@ class Difference:
     """Merged texts by sha256: what the payload itself does not hold."""
     revision: str
     vm_type: SystemVMType
+    agent_keys: tuple[str, ...] = ()
+    """Lines of the packaged agent.properties whose keys the VM may lack."""
 
     @property
     def scripts_report(self) -> ContentReport:
@@ -101,7 +108,9 @@ class Difference:
     def trees(self) -> list[protocol.TreeOrder]:
         """Folders that change, switched as one each."""
         trees = [_tree(SCRIPTS_TREE, [change for change in self.scripts if _below(change.path, SCRIPTS_TREE)], ())]
-        trees.append(_tree(AGENT_TREE, list(self.agent or ()), AGENT_RUNTIME))
+        agent = _tree(AGENT_TREE, list(self.agent or ()), AGENT_RUNTIME)
+        agent["properties"] = [{"path": AGENT_PROPERTIES, "lines": list(self.agent_keys)}]
+        trees.append(agent)
         return [tree for tree in trees if tree["files"] or tree["remove"]]
 
     def single_files(self) -> list[protocol.FileEntry]:
@@ -191,6 +200,7 @@ def compare(
         contents={digest: text for digest, text in merged.items() if digest in wanted},
         revision=payload.revision,
         vm_type=vm_type,
+        agent_keys=_agent_keys(payload),
     )
 
 
@@ -259,6 +269,14 @@ def _agent_changes(payload: Payload, facts: Mapping[str, protocol.FileFact]) -> 
     )
     changes += [Change(path, ChangeKind.EXTRA, None, None) for path in sorted(strays)]
     return tuple(changes)
+
+
+def _agent_keys(payload: Payload) -> tuple[str, ...]:
+    if payload.agent is None:
+        return ()
+    lines = [line.strip() for line in payload.agent.properties.decode("utf-8", "replace").splitlines()]
+    wanted = [line for line in lines if "=" in line and line[:1] not in ("#", "!")]
+    return tuple(line for line in wanted if line.partition("=")[0].strip() not in _DROPPED_KEYS)
 
 
 def _is_agent_runtime(name: str) -> bool:

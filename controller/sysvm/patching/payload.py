@@ -23,6 +23,7 @@ from sysvm.patching.ownership import is_forbidden
 EARLY_CONFIG = "opt/cloud/bin/setup/cloud-early-config"
 """The boot script that compares the signature (CloudStack 4.21 cloud-early-config, function patch)."""
 
+_AGENT_PROPERTIES = "conf/agent.properties"
 _CHECKSUM_COMMANDS = {"md5sum": "md5", "sha512sum": "sha512"}
 _CHECKSUM_WORD = re.compile(rb"(?<![A-Za-z0-9_])(md5sum|sha512sum)(?![A-Za-z0-9_])")
 
@@ -45,6 +46,8 @@ class AgentPart:
     warnings: tuple[str, ...]
     size_bytes: int
     """Of all files, unpacked."""
+    properties: bytes = b""
+    """The packaged conf/agent.properties."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +187,16 @@ def _agent_part(agent: Path | bytes) -> AgentPart:
         folders=MappingProxyType({folder.path: folder for folder in listing.folders}),
         warnings=listing.warnings,
         size_bytes=sum(entry.size for entry in listing.files),
+        properties=_agent_properties(agent) if _AGENT_PROPERTIES in entries else b"",
     )
+
+
+def _agent_properties(agent: Path | bytes) -> bytes:
+    reader = archives.AgentReader(agent)
+    try:
+        return b"".join(reader.read(_AGENT_PROPERTIES))
+    finally:
+        reader.close()
 
 
 def _judge_shape(entries: Mapping[str, FileEntry]) -> None:

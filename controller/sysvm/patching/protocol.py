@@ -511,6 +511,13 @@ class FolderEntry(TypedDict):
     gid: int
 
 
+class PropertiesOrder(TypedDict):
+    path: str
+    """Relative to the tree; a runtime file."""
+    lines: list[str]
+    """`key=value`, without line end."""
+
+
 class TreeOrder(TypedDict):
     """A folder that is switched as one. What is neither in `files` nor removed is kept, hard-linked."""
 
@@ -524,7 +531,11 @@ class TreeOrder(TypedDict):
     """Relative: files, links or whole folders; missing ones are no error."""
     runtime: list[str]
     """fnmatch patterns on relative paths (`conf/*`): files that the VM itself writes. They are linked again right
-    before the switch (units with `stop-start` are down then), and again on going back; never verified."""
+    before the switch (units with `stop-start` are down then), and again on going back; never verified. What `files` or
+    `remove` names is none of them."""
+    properties: NotRequired[list[PropertiesOrder]]
+    """Java properties of which the VM's own file gets the keys that it lacks, at the switch; going back takes them away
+    again. No value is changed."""
 
 
 class ProbeCheck(TypedDict):

@@ -308,6 +308,7 @@ class Builder(object):
                 "back": os.path.join(stage, "back", "t{0}".format(number)),
                 "witnesses": witnesses,
                 "runtime": tree["runtime"],
+                "properties": tree.get("properties", []),
             }
         )
 

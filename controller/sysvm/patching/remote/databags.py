@@ -24,7 +24,7 @@ NEEDED = ("cmdline", "ips")
 MAX_BAG_BYTES = 8 * 1024 * 1024
 """Larger ones are not compared within this program's memory."""
 RENEW_SECONDS = 0.4
-EFFECT = "; {0} had been run: what it did to addresses and firewall rules stays until the management server's next command"
+EFFECT = "; {0} had been run: what it did to addresses and firewall rules stays until CloudStack pushes again"
 SAVED = "databags.json"
 COPIES = "databags"
 REASON = "DatabagFailed"

@@ -95,6 +95,10 @@ def _check_tree(tree, seen):
             refuse("{0} in {1} is both written and removed".format(path, tree["path"]))
     if not all(isinstance(pattern, str) for pattern in tree["runtime"]):
         refuse("runtime patterns that are no text")
+    for one in tree.get("properties", []):
+        _relative(one["path"])
+        if not all(isinstance(line, str) and "\n" not in line and len(line) < 4096 for line in one["lines"]):
+            refuse("lines for {0} that are none".format(one["path"]))
 
 
 def _check_entry(entry, absolute, seen):

@@ -7,7 +7,7 @@ back may itself be killed and repeated any number of times.
 import errno
 import os
 
-from . import build, files
+from . import build, files, properties
 from .failures import Failure
 
 
@@ -43,7 +43,8 @@ def forward(move, journal, number):
     """Carry out one move. The journal says `start` before it and `done` after it."""
     journal.add("move", move=number, state="start")
     if move["op"] == "exchange":
-        link_runtime(move["live"], move["stage"], move["runtime"])
+        link_runtime(move["live"], move["stage"], move["runtime"], ordered(move))
+        properties.add(move)
         try:
             # A restart after this line finds the new tree in place and the old one in the stage: the backup.
             files.exchange(move["live"], move["stage"])
@@ -159,7 +160,8 @@ def _exchange_back(move):
     if position == "old":
         return
     if position == "new":
-        link_runtime(move["live"], move["stage"], move["runtime"])
+        right = properties.take_away(move)
+        link_runtime(move["live"], move["stage"], move["runtime"], ordered(move) | right)
         files.exchange(move["live"], move["stage"])
         sync_parents(move["live"], move["stage"])
         return
@@ -180,8 +182,13 @@ def position_of(move):
     return "new" if stage_old else "unknown"
 
 
-def link_runtime(source, target, patterns):
-    """Files that the VM itself writes are the same in both trees when they are exchanged."""
+def ordered(move):
+    """Paths that the order itself puts or removes: which tree has them is no question of who wrote last."""
+    return set(witness["path"] for witness in move["witnesses"])
+
+
+def link_runtime(source, target, patterns, but):
+    """Files that the VM itself writes are the same in both trees when they are exchanged; those of `but` are left."""
     if not patterns or not os.path.isdir(target):
         return
     present = set()
@@ -189,6 +196,8 @@ def link_runtime(source, target, patterns):
         if not build.is_runtime(patterns, relative) or os.path.isdir(os.path.join(source, relative)):
             continue
         present.add(relative)
+        if relative in but:
+            continue
         there = os.path.join(target, relative)
         if files.exists(there):
             now = os.lstat(there)
@@ -201,7 +210,8 @@ def link_runtime(source, target, patterns):
         files.rename(beside, there)
     for relative, _ in list(files.walk(target)):
         path = os.path.join(target, relative)
-        if build.is_runtime(patterns, relative) and relative not in present and not os.path.isdir(path):
+        known = relative in present or relative in but
+        if build.is_runtime(patterns, relative) and not known and not os.path.isdir(path):
             files.unlink_if_there(path)
 
 

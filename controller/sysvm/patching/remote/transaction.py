@@ -13,7 +13,7 @@
 
 import time
 
-from . import actors, build, checks, core, databags, fence, files, hold, steady, superseded, switch
+from . import actors, agent, build, checks, core, databags, fence, files, hold, steady, superseded, switch
 from . import journal as journals
 from . import order as orders
 from .failover import PairServices as Services
@@ -126,6 +126,7 @@ class Transaction(object):
         baseline = Services.measure(self.host, self.order)
         baseline["checks"] = self.failing_checks()
         baseline["payload"] = self.payload_facts()
+        baseline["agent"] = agent.measure(self.host, self.order)
         baseline["unsteady"] = steady.unsteady(self.host, [service["unit"] for service in self.order["services"]])
         self.journal.add("baseline", value=baseline)
         if baseline["unsteady"]:
@@ -196,6 +197,7 @@ class Transaction(object):
         services = self.services()
         services.act(deadline)
         databags.run(self, deadline)
+        agent.await_up(self, deadline)
         services.settle(deadline)
 
     def daemon_reload(self):
@@ -218,6 +220,7 @@ class Transaction(object):
             self.journal.add("note", text=text)
         elif worse:
             raise Failure("VerifyFailed", "health checks that newly fail: " + ", ".join(worse), False)
+        agent.verify(self)
         said = self.core.verify(bool(self.order.get("databags")) or "cloud" in acted_on(self.journal.records))
         deadline.check("verifying")
         return said
@@ -284,6 +287,8 @@ class Transaction(object):
             return
         self._restore(at_boot)
         self.core.tell_back()
+        if not at_boot:
+            agent.tell_back(self)
         self.journal.add("step", name="Restore", state="done")
         text = tail(message, 1500) + "; the VM is wholly as it was before" + left
         self.journal.enter(journals.ROLLED_BACK, reason, text)
