@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import io
 import marshal
 import os
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -139,3 +143,28 @@ def test_the_head_names_program_python_and_content(tmp_path):
     assert head.startswith(found.digest + importlib.util.MAGIC_NUMBER)
     assert head != found.head(b"bode")
     assert len(head) == len(found.head(b""))
+
+
+def test_what_travels_is_the_program_without_its_words():
+    def spoken(tree: ast.Module) -> list[str]:
+        return [node.value.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and words(node)]
+
+    def words(node: ast.stmt) -> bool:
+        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+    def said(tree: ast.Module) -> list[tuple[int, str]]:
+        """Every statement with its line, docstrings apart."""
+        kept = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and not words(node)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [one for one in node.body if not words(one)] or [ast.Pass(lineno=1, col_offset=0)]
+        return [(node.lineno, ast.dump(node)) for node in kept if not isinstance(node, ast.Pass)]
+
+    with zipfile.ZipFile(io.BytesIO(bundle().content)) as archive:
+        for path in sorted(Path(start.__file__).parent.glob("*.py")):
+            sent = archive.read(f"{start.PACKAGE}/{path.name}").decode()
+            assert spoken(ast.parse(sent)) == []
+            assert said(ast.parse(sent)) == said(ast.parse(path.read_text())), path.name
+    assert len(bundle().packed) < 0.8 * len(
+        zlib.compress(b"".join(map(Path.read_bytes, sorted(Path(start.__file__).parent.glob("*.py")))), 9)
+    )

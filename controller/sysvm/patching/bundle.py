@@ -5,10 +5,12 @@ nothing has to be installed first, and a look at a VM (a full disk included) wri
 this very program with a backup, as its digest proves, is not sent it again.
 """
 
+import ast
 import hashlib
 import io
 import shlex
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -86,7 +88,30 @@ def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     entry.compress_type = zipfile.ZIP_STORED
     entry.external_attr = 0o644 << 16
-    archive.writestr(entry, text.encode())
+    archive.writestr(entry, _without_words(text).encode())
+
+
+def _without_words(text: str) -> str:
+    """The module without comments and docstrings, every line where it was: they are a third of what would travel."""
+    lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        for said in node.body:
+            if (
+                isinstance(said, ast.Expr)
+                and isinstance(said.value, ast.Constant)
+                and isinstance(said.value.value, str)
+            ):
+                first, last = said.lineno - 1, said.end_lineno or said.lineno
+                lines[first:last] = [""] * (last - first)
+                if len(node.body) == 1:
+                    lines[first] = " " * said.col_offset + "pass"
+    return "\n".join(lines)
 
 
 def command(*arguments: str, python: str = "python3") -> str:

@@ -1,6 +1,5 @@
 """systemd units: what they are, the least action, the proof that they serve again."""
 
-import http.client
 import json
 import os
 import socket
@@ -65,7 +64,7 @@ def answers(check):
     """Whether the service answers now (protocol.py `ProbeCheck`)."""
     try:
         return _ask(check, 1)
-    except (OSError, http.client.HTTPException, ValueError):
+    except _silences():
         return False
 
 
@@ -76,7 +75,7 @@ def answers_in_time(check):
             return _ask(check, patience)
         except socket.timeout:
             continue
-        except (OSError, http.client.HTTPException, ValueError):
+        except _silences():
             return False
     return False
 
@@ -93,7 +92,16 @@ def _ask(check, patience):
     return _dns(check, ASK_DATAGRAM_TIMEOUT * patience)
 
 
+def _silences():
+    """What a service that does not answer as it should raises."""
+    import http.client  # a third of the time that a look takes to start, and a look needs none of it
+
+    return OSError, http.client.HTTPException, ValueError
+
+
 def _http(check):
+    import http.client
+
     connection = http.client.HTTPConnection(check["host"], check["port"], timeout=ASK_TIMEOUT)
     try:
         connection.request("GET", check.get("name") or "/", headers={"Connection": "close"})
@@ -462,7 +470,7 @@ class Services(object):
             try:
                 if _ask(check, patience):
                     return True
-            except (OSError, http.client.HTTPException, ValueError):
+            except _silences():
                 pass
             deadline.check("services")
             if patience < TRIES:

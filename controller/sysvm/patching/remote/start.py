@@ -15,7 +15,6 @@ import marshal
 import os
 import stat
 import sys
-import zipfile
 from importlib.machinery import ModuleSpec
 
 PACKAGE = "sysvm_remote"
@@ -60,6 +59,8 @@ class Modules(object):
     @property
     def archive(self):
         if self._archive is None:
+            import zipfile  # costs as much as half of the program, and is seldom needed
+
             self._archive = zipfile.ZipFile(io.BytesIO(self.program))
         return self._archive
 
