@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.systemvm import ContentState
-from sysvm.patching import protocol
+from sysvm.patching import conntrackd, protocol
 from sysvm.patching.archives import FileEntry
 from sysvm.patching.databags import Databag, databags_for
 from sysvm.patching.merge import MERGES
@@ -141,7 +141,9 @@ def digest_args(payload: Payload, vm_type: SystemVMType, previous: Previous) -> 
     roots = [SCRIPTS_TREE]
     if payload.agent is not None and vm_type.runs_agent:
         roots.append(AGENT_TREE)
-    singles = sorted(f"/{name}" for name in names if not _below(f"/{name}", SCRIPTS_TREE))
+    singles = sorted(
+        {f"/{name}" for name in names if not _below(f"/{name}", SCRIPTS_TREE)} | {conntrackd.CONFIGURATION}
+    )
     return {"paths": singles, "roots": roots, "exclude": []}
 
 
@@ -157,7 +159,15 @@ def contents_to_read(
         live = _live_digest(facts.get(f"/{name}"))
         if live is not None and live != entry.sha256 and live != _packaged(previous, name):
             paths.append(f"/{name}")
-    return paths
+    return paths + _conntrackd_to_read(payload, facts)
+
+
+def _conntrackd_to_read(payload: Payload, facts: Mapping[str, protocol.FileFact]) -> list[str]:
+    """Both texts of conntrackd, if its template changes on a router that runs with it."""
+    entry = payload.scripts.entries.get(conntrackd.TEMPLATE)
+    paths = [f"/{conntrackd.TEMPLATE}", conntrackd.CONFIGURATION]
+    live = [_live_digest(facts.get(path)) for path in paths]
+    return paths if entry is not None and None not in live and live[0] != entry.sha256 else []
 
 
 def compare(
@@ -188,6 +198,15 @@ def compare(
             if digest == live:
                 continue
         change = _scripts_change(path, entry, digest, size, rule, fact)
+        if change is not None and name == conntrackd.TEMPLATE and conntrackd.CONFIGURATION in live_contents:
+            configuration = _conntrackd_text(payload, live_contents)
+            if configuration is None:
+                kept.append(path)
+                continue
+            made = _conntrackd_change(configuration, facts[conntrackd.CONFIGURATION])
+            if made is not None:
+                merged[hashlib.sha256(configuration).hexdigest()] = configuration
+                changes.append(made)
         if change is not None:
             changes.append(change)
     changes += _extra_scripts(payload, vm_type, previous, facts)
@@ -227,6 +246,22 @@ def _scripts_change(
     mode = _EXECUTABLE_MODE if rule.payload_mode and entry.executable else _NEW_FILE_MODE
     wanted = _file_entry(path, digest, size, mode, fact, executable=entry.executable if rule.payload_mode else None)
     return Change(path, kind, wanted, rule)
+
+
+def _conntrackd_text(payload: Payload, live_contents: Mapping[str, bytes]) -> bytes | None:
+    old, live = live_contents.get(f"/{conntrackd.TEMPLATE}"), live_contents[conntrackd.CONFIGURATION]
+    if old is None:
+        return None
+    return conntrackd.configuration(old, live, payload.script_text(conntrackd.TEMPLATE))
+
+
+def _conntrackd_change(text: bytes, fact: protocol.FileFact) -> Change | None:
+    digest = hashlib.sha256(text).hexdigest()
+    if fact["sha256"] == digest:
+        return None
+    entry = _file_entry(conntrackd.CONFIGURATION, digest, len(text), _NEW_FILE_MODE, fact, executable=None)
+    rule = FileRule(Owner.RUNTIME, ActionKind.RESTART, "conntrackd", False, False, False)
+    return Change(conntrackd.CONFIGURATION, ChangeKind.CHANGED, entry, rule)
 
 
 def _extra_scripts(

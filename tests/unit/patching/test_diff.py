@@ -303,3 +303,49 @@ def _before_match(lines: list[bytes]) -> list[bytes]:
         if line.startswith(b"Match"):
             return lines[:number]
     return lines
+
+
+CONNTRACKD = "opt/cloud/templates/conntrackd.conf.templ"
+
+
+def _paired(live: bytes) -> tuple[Payload, dict[str, protocol.FileFact], dict[str, bytes]]:
+    """A new template of conntrackd, and a router that runs with `live`."""
+    old = releases.old().scripts[CONNTRACKD]
+    release = releases.old().derive("conntrackd", change={CONNTRACKD: old.replace(b"HashLimit 65536", b"HashLimit 9")})
+    payload = read_payload(payloads.build_scripts(release), None)
+    facts = facts_of(OLD) | {"/etc/conntrackd/conntrackd.conf": fact("/etc/conntrackd/conntrackd.conf", live)}
+    return payload, facts, {f"/{CONNTRACKD}": old, "/etc/conntrackd/conntrackd.conf": live}
+
+
+def test_on_a_router_of_a_pair_a_new_template_of_conntrackd_takes_effect_at_once() -> None:
+    """Else the next command of the management server would restart keepalived, too."""
+    live = releases.old().scripts[CONNTRACKD].replace(b"[LINK_IP]", b"10.1.1.5")
+    payload, facts, texts = _paired(live)
+    assert set(contents_to_read(payload, ROUTER, PREVIOUS, facts)) == set(texts)
+    found = compare(payload, ROUTER, PREVIOUS, facts, texts)
+    assert {change.path for change in found.scripts} == {f"/{CONNTRACKD}", "/etc/conntrackd/conntrackd.conf"}
+    made = live.replace(b"HashLimit 65536", b"HashLimit 9")
+    assert list(found.contents.values()) == [made]
+    assert found.unit_actions(["conntrackd", "keepalived"]) == {"conntrackd": UnitAction.RESTART}
+
+
+def test_a_template_whose_configuration_was_changed_by_hand_is_kept() -> None:
+    payload, facts, texts = _paired(b"Sync {\n}\n")
+    found = compare(payload, ROUTER, PREVIOUS, facts, texts)
+    assert found.kept == (f"/{CONNTRACKD}",)
+    assert not found.scripts
+
+
+def test_a_router_that_is_alone_gets_the_template_and_nothing_restarts() -> None:
+    payload, facts, _ = _paired(b"")
+    del facts["/etc/conntrackd/conntrackd.conf"]
+    assert not contents_to_read(payload, ROUTER, PREVIOUS, facts)
+    found = compare(payload, ROUTER, PREVIOUS, facts, {})
+    assert [change.path for change in found.scripts] == [f"/{CONNTRACKD}"]
+    assert not found.unit_actions(["conntrackd", "keepalived"])
+
+
+def test_a_changed_unit_of_keepalived_asks_for_a_restart() -> None:
+    release = releases.old().derive("unit", add={"etc/systemd/system/keepalived.service.d/lab.conf": b"[Service]\n"})
+    found = difference(read_payload(payloads.build_scripts(release), None), facts_of(OLD))
+    assert found.unit_actions(["keepalived"], can_hold=True) == {"keepalived": UnitAction.RESTART}
