@@ -21,10 +21,10 @@ from sysvm.api.policy import (
     Progress,
 )
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.rollout import DesiredState, Rollout
+from sysvm.api.rollout import Rollout, WavePhase
 from sysvm.api.systemvm import OperationResult
 from sysvm.api.template import SystemVMTemplate
-from sysvm.domain import conditions
+from sysvm.domain import conditions, gates
 from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import Release, VMFacts, release_of
 from sysvm.domain.failure import failures_of
@@ -57,6 +57,7 @@ def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicySt
     sorted_ = _sorted(situation, release)
     said = [*_row(situation, sorted_, release).conditions(), _accepted(situation.selection)]
     counts = sorted_.counts()
+    running = _running(situation)
     return PatchPolicyStatus(
         observed_generation=generation,
         conditions=conditions.merged(policy.status.conditions, said, generation=generation, now=now),
@@ -67,9 +68,21 @@ def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicySt
             sorted(Counter(str(d.method) for d in situation.decisions.values() if d.method in _NEEDED).items())
         ),
         last_rollout=situation.last_rollout,
-        progress=Progress(
-            done=counts.converged, of=counts.applicable, summary=f"{counts.converged}/{counts.applicable}"
-        ),
+        progress=_progress(situation, counts),
+        blocked_by=running.status.blocked_by if running is not None else (),
+        next_action=running.status.next_action if running is not None else None,
+    )
+
+
+def _progress(situation: PolicySituation, counts: PolicyCounts) -> Progress:
+    rollout = _running(situation)
+    waves = rollout.status.waves if rollout is not None else ()
+    return Progress(
+        wave=next((wave.name for wave in waves if wave.phase is not WavePhase.DONE), None),
+        done=counts.converged,
+        of=counts.applicable,
+        summary=f"{counts.converged}/{counts.applicable}",
+        eta=rollout.status.eta if rollout is not None else None,
     )
 
 
@@ -282,13 +295,11 @@ def _failed(context: _Context) -> _Row | None:
     if last is None or context.release is None or last.revision != context.release.revision:
         return None
     start = may_start(last, context.release.revision, spec_digest(context.situation.policy.spec))
-    if start.allowed or not (context.vms.failed or context.vms.waiting):
+    if start.allowed or start.running or not (context.vms.failed or context.vms.waiting):
         return None
     failure = _first_failure(context)
     if failure:
         return _Row(ready=False, reason=Reason.VM_FAILED, message=f"{failure}; {context.at}", stalled=True)
-    if start.running:
-        return None
     return _Row(ready=False, reason=start.reason, message=f"{start.message}; {context.at}", stalled=True)
 
 
@@ -322,15 +333,28 @@ def _not_compared(context: _Context) -> _Row | None:
 
 
 def _rolling_out(context: _Context) -> _Row | None:
-    pending = (*context.vms.waiting, *context.vms.failed)
-    if not pending:
+    """Until the rollout has ended, also while it soaks: its own word is repeated, so that the two never disagree."""
+    rollout = _running(context.situation)
+    if rollout is None and not (context.vms.waiting or context.vms.failed):
         return None
-    rollout = context.situation.rollout
-    running = rollout is not None and rollout.status.result is None
-    if rollout is not None and running and rollout.spec.state is DesiredState.PAUSED:
-        told = f"rollout {rollout.metadata.name} is paused: {context.at}"
-        return _Row(ready=False, reason=Reason.PAUSED, message=told)
-    return _Row(ready=False, reason=Reason.ROLLING_OUT, message=context.at, reconciling=True)
+    ready = conditions.find(rollout.status.conditions, ConditionType.READY) if rollout is not None else None
+    if ready is not None and ready.reason in gates.WAITING:
+        return _Row(ready=False, reason=Reason(ready.reason), message=f"{ready.message}; {context.at}")
+    failed = _first_failure(context)
+    told = f"{failed}; {context.at}" if failed else context.at
+    reason = Reason.ROLLING_OUT
+    if ready is not None and ready.reason in _SAYS_MORE:
+        reason, told = Reason(ready.reason), f"{ready.message}; {context.at}"
+    return _Row(ready=False, reason=reason, message=told, reconciling=True)
+
+
+_SAYS_MORE = (Reason.ROLLING_BACK, Reason.RETRYING)
+
+
+def _running(situation: PolicySituation) -> Rollout | None:
+    """The rollout that has not ended yet."""
+    rollout = situation.rollout
+    return rollout if rollout is not None and rollout.status.result is None else None
 
 
 def _vms_unreachable(context: _Context) -> _Row | None:

@@ -1,16 +1,17 @@
 """The table of what a PatchPolicy says, and what Flux, Helm and kubectl make of it."""
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from sysvm.api.policy import LastRollout, PatchPolicy, PatchPolicyStatus
+from sysvm.api.policy import LastRollout, NextAction, PatchPolicy, PatchPolicyStatus, PolicyBlocker
 from sysvm.api.reasons import Reason
-from sysvm.api.rollout import RolloutResult
+from sysvm.api.rollout import RolloutResult, RolloutStatus, WavePhase, WaveStatus
 from sysvm.api.systemvm import ContentState, OperationResult
-from sysvm.domain.facts import VMFacts, release_of
+from sysvm.domain.facts import Reach, VMFacts, release_of
 from sysvm.domain.planner import decide_all
 from sysvm.domain.policy_status import PolicySituation, policy_status
 from sysvm.domain.selection import select
@@ -54,12 +55,19 @@ def situation(*vms: VMFacts, **kwargs: Any) -> PolicySituation:
 
 
 OBSERVE = {"endpoint": b.endpoint(management="Observe")}
-PAUSED = {"rollout": b.rollout(b.plan_for(OLD), state="Paused"), "result": ""}
+
+
+def says(reason: str, **status: Any) -> dict[str, Any]:
+    """A rollout that has not ended, with what it says of itself."""
+    ready = b.condition("Ready", "False", reason, "the rollout's own words")
+    return {"rollout": b.rollout(b.plan_for(OLD), status=RolloutStatus(conditions=(ready,), **status)), "result": ""}
+
+
 OLDER = {"policies": [b.policy("older", created=b.ago(days=9), selector={"names": ["r-2-VM"]})]}
 
 
 @pytest.mark.parametrize(
-    ("vms", "kwargs", "reason", "flag", "says"),
+    ("vms", "kwargs", "reason", "flag", "seen_as"),
     [
         # converged
         ([GOOD], {}, Reason.CONVERGED, "", "Current"),
@@ -72,7 +80,22 @@ OLDER = {"policies": [b.policy("older", created=b.ago(days=9), selector={"names"
         ([AT_WORK, FAILED], {"result": ""}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
         ([AT_WORK, BROKEN], {"result": ""}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
         ([AT_WORK], {"template": None}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
-        ([OLD], PAUSED, Reason.PAUSED, "", "InProgress"),
+        ([FAILED], {"result": ""}, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([GOOD], says("RollingOut"), Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([GOOD, FAILED, OLD], says("RollingOut"), Reason.ROLLING_OUT, "Reconciling", "InProgress"),
+        ([OLD, FAILED], says("RollingBack"), Reason.ROLLING_BACK, "Reconciling", "InProgress"),
+        ([OLD], says("Retrying"), Reason.RETRYING, "Reconciling", "InProgress"),
+        # waiting for a person, the calendar, a soak
+        ([OLD], says("Paused"), Reason.PAUSED, "", "InProgress"),
+        ([OLD], says("OutsideWindow"), Reason.OUTSIDE_WINDOW, "", "InProgress"),
+        ([OLD], says("Frozen"), Reason.FROZEN, "", "InProgress"),
+        ([OLD], says("WindowCutoff"), Reason.WINDOW_CUTOFF, "", "InProgress"),
+        ([OLD], says("WindowNotFound"), Reason.WINDOW_NOT_FOUND, "", "InProgress"),
+        ([OLD], says("WaitingForApproval"), Reason.WAITING_FOR_APPROVAL, "", "InProgress"),
+        ([OLD], says("Rejected"), Reason.REJECTED, "", "InProgress"),
+        ([GOOD, OLD], says("Soaking"), Reason.SOAKING, "", "InProgress"),
+        ([GOOD], says("Soaking"), Reason.SOAKING, "", "InProgress"),
+        ([AT_WORK, OLD], says("OutsideWindow"), Reason.ROLLING_OUT, "Reconciling", "InProgress"),
         # nothing is known yet
         ([GOOD, UNKNOWN], {}, Reason.NOT_OBSERVED, "Reconciling", "InProgress"),
         ([GOOD, STALE], {}, Reason.NOT_OBSERVED, "Reconciling", "InProgress"),
@@ -96,7 +119,8 @@ OLDER = {"policies": [b.policy("older", created=b.ago(days=9), selector={"names"
         ),
         # failures
         ([GOOD, FAILED, OLD], {"result": "Failed"}, Reason.VM_FAILED, "Stalled", "Failed"),
-        ([FAILED], {"result": ""}, Reason.VM_FAILED, "Stalled", "Failed"),
+        ([GOOD, FAILED], {"result": "RolledBack"}, Reason.VM_FAILED, "Stalled", "Failed"),
+        ([OLD], {"result": "RolledBack"}, Reason.NO_WAY_BACK, "Stalled", "Failed"),
         ([FAILED, LOST], {"result": "Failed"}, Reason.VM_FAILED, "Stalled", "Failed"),
         ([OLD], {"result": "Aborted"}, Reason.NO_WAY_BACK, "Stalled", "Failed"),
         ([OLD], {"result": Reason.ROLLOUT_DELETED}, Reason.NO_WAY_BACK, "Stalled", "Failed"),
@@ -122,7 +146,7 @@ OLDER = {"policies": [b.policy("older", created=b.ago(days=9), selector={"names"
     ],
 )
 def test_one_line_of_the_table(
-    vms: list[VMFacts], kwargs: dict[str, Any], reason: Reason, flag: str, says: str
+    vms: list[VMFacts], kwargs: dict[str, Any], reason: Reason, flag: str, seen_as: str
 ) -> None:
     seen = situation(*vms, **kwargs)
     status = policy_status(seen, now=b.NOW)
@@ -130,7 +154,7 @@ def test_one_line_of_the_table(
     by_type = {condition.type: condition for condition in status.conditions}
     assert by_type["Ready"].reason == reason
     assert {"Reconciling", "Stalled"} & set(by_type) == ({flag} if flag else set())
-    assert kstatus(generation, status) == says
+    assert kstatus(generation, status) == seen_as
     assert_contract(generation, status)
     assert status.counts is not None
     assert status.counts.total == len(seen.selection.vms)
@@ -194,3 +218,33 @@ def test_an_object_that_was_edited_since_is_in_progress() -> None:
     status = policy_status(situation(GOOD), now=b.NOW)
     assert kstatus(3, status) == "Current"
     assert kstatus(4, status) == "InProgress"
+
+
+def test_what_the_rollout_waits_for_is_told_by_the_policy() -> None:
+    blocker = PolicyBlocker(reason="OutsideWindow", ref="MaintenanceWindow/nights", until=b.NOW + timedelta(hours=9))
+    following = NextAction(at=blocker.until, what="start wave rest (1 VMs)")
+    waves = (
+        WaveStatus(name="canary", digest="d", phase=WavePhase.DONE),
+        WaveStatus(name="rest", digest="d"),
+    )
+    running = says("OutsideWindow", waves=waves, blocked_by=(blocker,), next_action=following, eta=b.ago(days=-1))
+    status = policy_status(situation(GOOD, OLD, **running), now=b.NOW)
+    assert status.blocked_by == (blocker,)
+    assert status.next_action == following
+    assert status.progress is not None
+    assert (status.progress.wave, status.progress.eta) == ("rest", b.ago(days=-1))
+    ended = says("OutsideWindow", waves=waves, blocked_by=(blocker,), result=RolloutResult.SUCCEEDED)
+    after = policy_status(situation(GOOD, **ended), now=b.NOW)
+    assert (after.blocked_by, after.next_action) == ((), None)
+
+
+def test_a_status_of_ten_thousand_vms_stays_small() -> None:
+    reach = Reach(False, Reason.SSH_TIMEOUT, "no answer within 10 s. " * 9)
+    failed = b.done(OperationResult.ROLLED_BACK, output="haproxy: " + "x" * 1000)
+    vms = [
+        b.facts(f"r-{number}-VM", **(failed if number % 3 else {}), **({} if number % 7 else {"reach": reach}))
+        for number in range(10_000)
+    ]
+    older = b.policy("older", created=b.ago(days=9), selector={"names": ["r-?-VM"]})
+    status = policy_status(situation(*vms, policies=[older], result="Failed"), now=b.NOW)
+    assert len(json.dumps(status.to_dict())) < 32 * 1024
