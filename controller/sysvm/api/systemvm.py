@@ -347,7 +347,9 @@ class ServiceAction(ApiModel):
     action: Annotated[str, Field(max_length=32)]
     """Reload, Restart, ..."""
     unavailable_seconds: Annotated[float, Field(ge=0)] | None = None
-    """Measured on the VM around the action, where it was measured."""
+    """Measured on the VM around the action, where it was measured; going back, from the last answer before."""
+    slowest_seconds: Annotated[float, Field(ge=0)] | None = None
+    """The longest that one answer took meanwhile: a reload makes requests wait and loses none."""
 
 
 class OperationStatus(ApiModel):

@@ -196,12 +196,15 @@ def _services(report: OperationReport) -> tuple[ServiceAction, ...]:
         ServiceAction(
             name=action.name[:128],
             action=action.action[:32],
-            unavailable_seconds=round(action.unavailable_seconds, 3)
-            if action.unavailable_seconds is not None
-            else None,
+            unavailable_seconds=_rounded(action.unavailable_seconds),
+            slowest_seconds=_rounded(action.slowest_seconds),
         )
         for action in report.services[:32]
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return round(seconds, 3) if seconds is not None else None
 
 
 def _cut(text: str, limit: int) -> str:

@@ -227,6 +227,7 @@ def _service_report(service: protocol.ReportService) -> ServiceReport:
         plain(service["unit"]),
         f"{action} (going back)" if service["restoring"] else action,
         service["unavailable_seconds"],
+        service.get("slowest_seconds"),
     )
 
 

@@ -114,11 +114,12 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class ServiceReport:
-    """An action on a unit. `unavailable_seconds` where it was measured on the VM."""
+    """An action on a unit. Seconds where they were measured on the VM: without an answer, and of the slowest answer."""
 
     name: str
     action: str
     unavailable_seconds: float | None = None
+    slowest_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
