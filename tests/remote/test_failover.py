@@ -1,0 +1,167 @@
+"""A restart of keepalived in a patch: the role is kept, moved with leave, or the patch goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.remote import systemd
+from tests.remote.vm import VM, FakeHost, make_order, service
+
+from sysvm.patching.remote import failover, redundancy, worker
+from sysvm.patching.remote.host import Outcome
+from sysvm.patching.remote.store import Store
+
+OTHER = "02:aa:00:00:00:00"
+
+
+class Pair:
+    """The router and its peer. A restart of keepalived gives the gateway away, as `nopreempt` does."""
+
+    def __init__(self, root: Path, *, primary: bool) -> None:
+        self.root = root
+        self.primary = primary
+        self.answers = [OTHER]
+        """Who else answers while this router is BACKUP."""
+        self.asked: list[list[str]] = []
+        self.stolen: list[str] = []
+        """Who answers although this router is PRIMARY."""
+
+    def host(self) -> FakeHost:
+        pair = self
+
+        class Host(FakeHost):
+            def run(self, argv, timeout, folder="/", merged=True):
+                if argv[0] == "conntrackd":
+                    pair.asked.append(argv)
+                    return Outcome(argv, 0, "")
+                done = super().run(argv, timeout, folder, merged)
+                if argv[:2] == ["systemctl", "restart"] and argv[-1] == "keepalived" and pair.primary:
+                    pair.primary = False
+                    stopped = {**systemd.load(str(pair.root), "dnsmasq"), "active": "inactive", "pid": 0}
+                    systemd.save(str(pair.root), "dnsmasq", stopped)
+                return done
+
+        return Host(str(self.root))
+
+    def gateways(self, host, ask=True):
+        answers = self.stolen if self.primary else self.answers
+        return [{"address": "10.1.1.1", "held": self.primary, "mac": "02:4c", "answers": answers if ask else None}]
+
+    def sample(self, host):
+        return {
+            "keepalived_active": True,
+            "redundant_state": "PRIMARY" if self.primary else "BACKUP",
+            "heartbeat_age_seconds": 1.0,
+            "public_up": self.primary,
+            "conntrackd_active": True,
+            "flows": 1,
+            "replicated_flows": 1,
+            "gateways": self.gateways(host),
+        }
+
+
+@pytest.fixture
+def primary(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    pair = Pair(vm.root, primary=True)
+    for unit in ("keepalived", "conntrackd", "dnsmasq"):
+        systemd.install(str(vm.root), unit, active=True)
+    monkeypatch.setattr(redundancy, "gateways", pair.gateways)
+    monkeypatch.setattr(redundancy, "sample", pair.sample)
+    monkeypatch.setattr(redundancy, "settings", lambda host: (0.01, []))
+    monkeypatch.setattr(failover, "LOOK_EVERY", 0.01)
+    return pair
+
+
+@pytest.fixture
+def backup(primary: Pair) -> Pair:
+    primary.primary = False
+    systemd.install(str(primary.root), "dnsmasq", active=False)
+    return primary
+
+
+def order(*, may_fail_over: bool = False, unit: str = "keepalived") -> dict:
+    limits = {"may_fail_over": may_fail_over, "wait_seconds": 0.3, "stable_seconds": 0.05}
+    services = [
+        service("dnsmasq", "none", follows_role=True),
+        service("keepalived", "none"),
+        service("conntrackd", "none"),
+    ]
+    for each in services:
+        if each["unit"] == unit:
+            each.update(action="restart", pair=limits)
+    return make_order(services=services)
+
+
+def run(vm: VM, pair: Pair, wanted: dict) -> dict:
+    vm.prepare(wanted)
+    host = pair.host()
+    worker.run(host, Store(host), "op-1")
+    return vm.report("op-1")
+
+
+def test_a_backup_restarts_its_keepalived_and_stays_backup(vm, backup):
+    report = run(vm, backup, order())
+    assert report["phase"] == "Committed", report["message"]
+    assert "this router is BACKUP and nothing contradicts it, after keepalived" in report["notes"]
+
+
+def test_a_primary_restarts_its_keepalived_only_with_leave(vm, primary):
+    before = vm.state()
+    report = run(vm, primary, order())
+    assert (report["phase"], report["reason"]) == ("RolledBack", "FailoverNotAllowed")
+    assert primary.primary, "nothing was restarted, forward or back"
+    assert vm.state() == before
+
+
+def test_with_leave_the_role_moves_and_what_belongs_to_it_is_not_missed(vm, primary):
+    """dnsmasq was active and is stopped by the notify script: right on a BACKUP, and never started there."""
+    report = run(vm, primary, order(may_fail_over=True))
+    assert report["phase"] == "Committed", report["message"]
+    assert not primary.primary
+    assert "this router is BACKUP and nothing contradicts it, after keepalived" in report["notes"]
+    assert systemd.load(str(vm.root), "dnsmasq")["active"] == "inactive"
+
+
+@pytest.mark.parametrize(("answers", "reason"), [(["02:aa", "02:bb"], "DuplicatePrimary"), ([], "NoSinglePrimary")])
+def test_a_failover_without_exactly_one_primary_goes_back(vm, primary, answers, reason):
+    before = vm.state()
+    primary.answers = answers
+    report = run(vm, primary, order(may_fail_over=True))
+    assert (report["phase"], report["reason"]) == ("RolledBack", reason)
+    assert "has no role that lasts" in report["message"]
+    assert vm.state() == before
+    assert systemd.load(str(vm.root), "dnsmasq")["active"] == "inactive", "two DHCP servers in one guest network"
+
+
+def test_conntrackd_is_filled_again_after_its_restart(vm, backup):
+    assert run(vm, backup, order(unit="conntrackd"))["phase"] == "Committed"
+    assert backup.asked == [["conntrackd", "-n"]]
+
+
+def test_a_primary_sends_its_connections_again_and_keeps_its_role(vm, primary):
+    assert run(vm, primary, order(unit="conntrackd"))["phase"] == "Committed"
+    assert primary.asked == [["conntrackd", "-R"], ["conntrackd", "-B"]]
+    assert primary.primary
+
+
+def test_a_role_that_comes_and_goes_is_none(vm, backup, monkeypatch):
+    turns = iter(range(10**6))
+
+    def flapping(host):
+        backup.primary = next(turns) % 2 == 0
+        return Pair.sample(backup, host)
+
+    monkeypatch.setattr(redundancy, "sample", flapping)
+    report = run(vm, backup, order())
+    assert (report["phase"], report["reason"]) == ("RolledBack", "NoSinglePrimary")
+
+
+@pytest.mark.parametrize("limits", [{"may_fail_over": "yes"}, {"wait_seconds": -1}, {"stable_seconds": None}])
+def test_an_order_with_strange_limits_is_refused(vm, primary, limits):
+    wanted = order(may_fail_over=True)
+    wanted["services"][1]["pair"].update(limits)
+    answer = vm.session().do_begin
+    with pytest.raises(Exception, match="order is refused"):
+        answer(1, {"order": wanted})
