@@ -40,12 +40,12 @@ def report(window: MaintenanceWindow, *, now: datetime) -> WindowReport:
         generation=window.metadata.generation,
         now=now,
     )
-    return WindowReport(status.model_copy(update={"conditions": said}), _edge(window, upcoming, now))
+    return WindowReport(status.model_copy(update={"conditions": said}), _edge(window, upcoming, now, horizon))
 
 
-def _edge(window: MaintenanceWindow, upcoming: Sequence[Span], now: datetime) -> datetime | None:
+def _edge(window: MaintenanceWindow, upcoming: Sequence[Span], now: datetime, horizon: datetime) -> datetime | None:
     edges = [edge for span in upcoming for edge in (span.start, span.end - window.spec.cut, span.end)]
-    return min((edge for edge in edges if edge > now), default=None)
+    return min((edge for edge in edges if now < edge < horizon), default=None)
 
 
 def _says(window: MaintenanceWindow, status: MaintenanceWindowStatus, horizon: datetime) -> list[Wanted]:
