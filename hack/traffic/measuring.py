@@ -91,7 +91,7 @@ async def measure(
 ) -> Measurement:
     """Makes fresh VMs from `number` on, measures, and takes them away again."""
     specs = scenario.shape.specs(number)
-    change = Change.to(scenario.release(), build_seed=scenario.build_seed)
+    change = Change.to(scenario.release(), build_seed=scenario.build_seed, may_fail_over=scenario.may_fail_over)
     await asyncio.to_thread(lambda: lab.add(*specs, release="old"))
     try:
         names = _backup_first(lab, [spec.name for spec in specs])

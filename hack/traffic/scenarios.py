@@ -80,6 +80,7 @@ class Scenario:
     acts: tuple[str, ...] = ()
     ends: JournalPhase = JournalPhase.COMMITTED
     build_seed: int = 0
+    may_fail_over: bool = False
 
 
 def _scripts_only() -> Release:
@@ -204,6 +205,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         release=releases.new,
         works=_has_file(_MODULE, b"ManagedFile"),
         shape=Shape.PAIR,
+    ),
+    Scenario(
+        name="pair-failover",
+        title="a redundant pair: keepalived's unit changed, plannedFailover Allowed",
+        release=_unit("keepalived"),
+        works=_runs_with_mark("keepalived"),
+        shape=Shape.PAIR,
+        must_keep=Keep.PLANNED,
+        acts=("keepalived restart",),
+        may_fail_over=True,
     ),
     Scenario(
         name="rollback",

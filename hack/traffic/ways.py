@@ -28,12 +28,15 @@ class Change:
 
     scripts: bytes
     agent: bytes
+    may_fail_over: bool = False
+    """The policy allows a planned failover."""
 
     @classmethod
-    def to(cls, release: Release, *, build_seed: int = 0) -> Change:
+    def to(cls, release: Release, *, build_seed: int = 0, may_fail_over: bool = False) -> Change:
         return cls(
             scripts=payloads.build_scripts(release, build_seed=build_seed),
             agent=payloads.build_agent(release),
+            may_fail_over=may_fail_over,
         )
 
 
@@ -80,7 +83,7 @@ class Ours:
         as_wanted = True
         for name in names:
             try:
-                report = await self._patcher.patch(_target(lab, name), payload, _order(name), lambda _: None)
+                report = await self._patcher.patch(_target(lab, name), payload, _order(name, change), lambda _: None)
             except PatchingError as problem:
                 ended.append(f"{type(problem).__name__}: {problem}")
                 as_wanted = False
@@ -126,7 +129,7 @@ def _target(lab: Lab, name: str) -> Target:
     return Target(name=name, type=SystemVMType(vm.spec.type), address=str(vm.relay_address), account=account)
 
 
-def _order(name: str) -> Order:
+def _order(name: str, change: Change) -> Order:
     return Order(
         id=f"traffic-{name.lower()}",
         epoch=1,
@@ -135,4 +138,5 @@ def _order(name: str) -> Order:
         ignored_checks=(),
         step_timeout_seconds=120,
         vm_timeout_seconds=300,
+        may_fail_over=change.may_fail_over,
     )

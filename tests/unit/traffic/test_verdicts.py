@@ -52,6 +52,15 @@ def test_a_named_loss_does_not_excuse_what_can_be_reloaded() -> None:
     assert broken_promises(scenario("apache-config"), measured(tally(Kind.METADATA, failed=1), losses=named))
 
 
+@pytest.mark.parametrize("kind", [Kind.NAT_UDP, Kind.DNS_TCP, Kind.HTTP_LONG])
+def test_only_a_failover_that_the_plan_named_excuses_whatever_the_pair_carries(kind: Kind) -> None:
+    lost = tally(kind, lost=40)
+    named = {"keepalived": "a failover: about a second of all traffic"}
+    assert not broken_promises(scenario("pair-failover"), measured(lost, losses=named))
+    assert broken_promises(scenario("pair-failover"), measured(lost, losses={"keepalived": "none"}))
+    assert broken_promises(scenario("pair"), measured(lost, losses=named))
+
+
 @pytest.mark.parametrize(("kind", "kept"), [(Kind.DNS_NEW_PORT, True), (Kind.DHCP_RENEW, True), (Kind.HTTP_NEW, False)])
 def test_a_loss_that_the_plan_named_is_excused_for_that_service_only(kind: Kind, kept: bool) -> None:
     named = {"dnsmasq": "DNS and DHCP requests of about a tenth of a second"}
@@ -112,11 +121,12 @@ def test_vms_of_two_scenarios_never_meet() -> None:
     assert len({spec.index for spec in (*pair, *router)}) == 3
 
 
-def test_only_a_unit_change_and_a_rollback_may_lose_anything() -> None:
+def test_only_a_unit_change_a_failover_and_a_rollback_may_lose_anything() -> None:
     assert {each.name for each in SCENARIOS if each.must_keep is Keep.PLANNED} == {
         "haproxy-unit",
         "apache-unit",
         "dnsmasq-unit",
         "vpc-unit",
+        "pair-failover",
         "rollback",
     }
