@@ -33,6 +33,8 @@ from sysvm.patching.services import UnitAction, plain, service_of, units_of
 from sysvm.patching.session import Session
 
 PAYLOAD_PATH = "/usr/share/cloud/cloud-scripts.tgz"
+RESTARTED_BY_MONITOR = "RestartedByMonitor"
+"""Begins a note of the VM about a restart that was not ours."""
 _CMDLINE_BYTES = 64 * 1024
 _MERGED_FILE_BYTES = 1 << 20
 _PROBE_SECONDS = 60.0
@@ -203,10 +205,17 @@ def operation_report(
         services=tuple(_service_report(service) for service in report["services"]),
         bytes_sent=report["bytes_received"] if bytes_sent is None else bytes_sent,
         reason=Reason(report["reason"]) if report["reason"] is not None else None,
-        message=report["message"] or "; ".join(report["notes"]),
+        message=_message(report),
         started_at=_time(report["started_at"]),
         finished_at=_time(report["finished_at"]) if report["finished_at"] is not None else None,
     )
+
+
+def _message(report: protocol.Report) -> str:
+    """Of an operation that did not end well: why, and what others did to its services meanwhile."""
+    if not report["message"]:
+        return "; ".join(report["notes"])
+    return "; ".join([report["message"], *(note for note in report["notes"] if note.startswith(RESTARTED_BY_MONITOR))])
 
 
 def _time(seconds: float) -> datetime:

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 
-from . import files, hold, login
+from . import files, hold, login, monitor
 from .failures import Failure
 from .host import tail
 
@@ -215,6 +215,9 @@ class Services(object):
         self.journal = journal
         self.kept = None
         """Requests of a unit that died wait until it runs again with its old files: at most as long as any hold."""
+        self.log = None
+        self.seen = {}
+        """States of units right after their actions: another process later is not this program's work."""
         self.silent = {}
         """Since when (monotonic) a unit that died has not answered."""
 
@@ -256,6 +259,18 @@ class Services(object):
 
     def act(self, deadline):
         """Validate, then act on every unit that was active."""
+        self.log = monitor.Log(self.host)
+        try:
+            self._act_on_all(deadline)
+        finally:
+            self.tell_restarts()
+
+    def tell_restarts(self):
+        """What CloudStack's monitoring has restarted since our first action."""
+        for said in self.log.restarts([service["unit"] for service in self.order["services"]]) if self.log else []:
+            self.note(said)
+
+    def _act_on_all(self, deadline):
         for service in self.order["services"]:
             if service["action"] == "none" or not self.was_active(service):
                 continue
@@ -265,6 +280,10 @@ class Services(object):
                 if not done.ok:
                     raise Failure("ServiceFailed", "{0}: {1}".format(service["unit"], done.sentence()), False)
             action = "start" if service["action"] == "stop-start" else service["action"]
+            if action in ("restart", "held-restart"):
+                waited = monitor.wait(self.host, deadline.left())
+                if waited:
+                    self.note(waited)
             try:
                 self._act(service, action, False)
             except Failure as failure:
@@ -344,7 +363,10 @@ class Services(object):
                     proof.arm()
                 verb = "restart" if action == "held-restart" else action
                 done = self.host.run(["systemctl", verb, "--", unit], service["timeout_seconds"])
-                if not done.ok:
+                if monitor.interfered(done) and action != "stop":
+                    self.note("{0}: {1}: {2}".format(monitor.WORD, unit, done.sentence()))
+                    problem = self._await(service, questions)
+                elif not done.ok:
                     problem = done.sentence()
                 elif action != "stop":
                     problem = self._await(service, questions)
@@ -364,6 +386,8 @@ class Services(object):
         if meter.gap is not None and meter.gap > STOP_GAP_SECONDS:
             text = "{0} did not serve for {1:.1f} s: longer than CloudStack's own monitoring waits"
             self.note(text.format(unit, meter.gap))
+        if problem is None and action != "stop":
+            self.seen[unit] = states(self.host, [unit])[unit]
         if problem is None and proof:
             problem = proof.wait()
         if problem is not None:
@@ -427,6 +451,7 @@ class Services(object):
         services = [service for service in self.order["services"] if self.is_gate(service)]
         units = [service["unit"] for service in services]
         first = states(self.host, units)
+        first.update((unit, state) for unit, state in self.seen.items() if unit in first)
         end = time.monotonic() + self.order["settle_seconds"]
         since = time.time()
         looked = time.monotonic()
@@ -446,6 +471,7 @@ class Services(object):
                 if not self._answers_at_last(check, deadline):
                     problem = "it no longer answers on {0} {1}:{2}".format(check["kind"], check["host"], check["port"])
                     raise Failure("ServiceFailed", self.explain(service["unit"], problem, since - 30), False)
+        self.tell_restarts()
         # Asking takes a while where answers are late: a service that died meanwhile is not taken for a slow one.
         now = states(self.host, units)
         for service in services:
@@ -455,8 +481,8 @@ class Services(object):
         """Raises `Failure` if a unit does not stand still. `looked` (monotonic): when it was last seen to."""
         unit = service["unit"]
         if _restarted_by_other(first[unit], now[unit]):
-            text = "RestartedByMonitor: {0} got another main process, {2} instead of {1}, not from this program"
-            self.note(text.format(unit, first[unit]["main_pid"], now[unit]["main_pid"]))
+            text = "{3}: {0} got another main process, {2} instead of {1}, not from this program"
+            self.note(text.format(unit, first[unit]["main_pid"], now[unit]["main_pid"], monitor.WORD))
             first[unit] = now[unit]
         problem = _unstable(first[unit], now[unit])
         if problem:
@@ -520,7 +546,7 @@ def old_workers(host, unit):
 
 def _restarted_by_other(before, now):
     """Somebody restarted it and it runs: systemd itself would have counted a restart."""
-    return is_active(now) and now["restarts"] == before["restarts"] and now["main_pid"] != before["main_pid"]
+    return is_active(now) and now["restarts"] <= before["restarts"] and now["main_pid"] != before["main_pid"]
 
 
 def _unstable(before, now):
