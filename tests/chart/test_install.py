@@ -21,7 +21,15 @@ from kubernetes.aio.client import ApiClient, AuthorizationV1Api
 from lab import chart
 from lab.controlplane import ControlPlane, KubectlError
 
-KINDS = ("cloudstackendpoints", "systemvmtemplates", "patchpolicies", "systemvms", "rollouts", "rolloutapprovals")
+KINDS = (
+    "cloudstackendpoints",
+    "systemvmtemplates",
+    "patchpolicies",
+    "systemvms",
+    "rollouts",
+    "rolloutapprovals",
+    "maintenancewindows",
+)
 
 OPERATION = {
     "id": "a1",
@@ -223,6 +231,7 @@ class TestPermissions:
             return asked.stdout.strip() == "yes"
 
         assert may("create", "patchpolicies.sysvm.io")
+        assert may("delete", "maintenancewindows.sysvm.io")
         assert may("patch", "rollouts.sysvm.io")
         assert not may("patch", "cloudstackendpoints.sysvm.io")
         assert not may("create", "rollouts.sysvm.io")

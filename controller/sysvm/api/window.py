@@ -250,8 +250,9 @@ class MaintenanceWindowSpec(ApiModel):
 class MaintenanceWindowStatus(ObservedStatus):
     """Where in its calendar the window is. Ready: it can be computed."""
 
-    open: bool = False
-    """true while it is in effect: work may begin (Allow), or may not (Deny)."""
+    open: bool | None = None
+    """true while it is in effect: work may begin (Allow), or may not (Deny). Absent: not computed yet, or it cannot
+    be."""
     next_open: Time | None = None
     """When it opens next. Absent: not within two years, or never again; the condition says which."""
     next_close: Time | None = None

@@ -30,7 +30,7 @@ def report(window: MaintenanceWindow, *, now: datetime) -> WindowReport:
     status = MaintenanceWindowStatus(
         observed_generation=window.metadata.generation,
         last_handled_reconcile_at=window.metadata.annotations.get(REQUESTED_AT_ANNOTATION),
-        open=is_open,
+        open=is_open if problem(window) is None else None,
         next_open=next((span.start for span in upcoming if span.start > now), None),
         next_close=end_within(upcoming[0].end, [window], horizon) if upcoming else None,
     )

@@ -101,7 +101,7 @@ def test_a_window_says_where_it_is_in_its_calendar(case: str) -> None:
 def test_a_window_that_cannot_be_computed_is_stalled() -> None:
     found = report(allow(schedule=schedule("FREQ=WEEKLY;BYDAY=XX")), now=moment(NOON))
     said = found.status
-    assert (said.open, said.next_open, said.next_close, found.edge) == (False, None, None, None)
+    assert (said.open, said.next_open, said.next_close, found.edge) == (None, None, None, None)
     assert {(c.type, str(c.status), c.reason) for c in said.conditions} == {
         ("Ready", "False", "InvalidSchedule"),
         ("Stalled", "True", "InvalidSchedule"),
