@@ -136,6 +136,31 @@ def test_every_tier_of_a_vpc_router_is_held(vm: VM, tables: Path) -> None:
     assert (vm.base / "log").read_text() == "restart haproxy with 2 ways in\n"
 
 
+def test_a_vpc_router_is_asked_on_the_address_of_every_tier(vm: VM) -> None:
+    tiers = {
+        name: [{"nw_type": "guest", "add": True, "public_ip": f"10.1.{n}.1"}] for n, name in ((2, "eth2"), (3, "eth3"))
+    }
+    told = {"id": "ips", "eth1": [{"nw_type": "public", "add": True, "public_ip": "198.18.1.1"}], **tiers}
+    write(vm.root / "etc/cloudstack/ips.json", json.dumps(told).encode())
+    asked = [{"kind": "http", "host": "127.0.0.1", "port": 80}, {"kind": "http", "host": "guests", "port": 80}]
+    hosts = [check["host"] for check in services.questions_here(vm.host(), asked)]
+    assert hosts == ["127.0.0.1", "10.1.2.1", "10.1.3.1"]
+
+
+def test_instances_are_those_that_the_vm_has(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FakeHost.run
+
+    def run(self: FakeHost, argv: list[str], timeout: float, folder: str = "/", merged: bool = True) -> Outcome:
+        if argv[1] != "list-units":
+            return plain(self, argv, timeout, folder, merged)
+        assert argv[-1] == "cloud-password-server@*.service"
+        return Outcome(argv, 0, "cloud-password-server@10.1.2.1.service loaded active running CloudStack\n")
+
+    monkeypatch.setattr(FakeHost, "run", run)
+    units = services.spelled_out(vm.host(), ["haproxy", "cloud-password-server@*"])
+    assert units == ["haproxy", "cloud-password-server@10.1.2.1"]
+
+
 def test_ipv6_guests_wait_too_where_there_are_any(vm: VM, tables: Path) -> None:
     write(vm.root / "proc/net/if_inet6", IF_INET6)
     vm.prepare(held_order())

@@ -33,6 +33,7 @@ pytestmark = [
 ]
 
 ROUTER = "r-61-VM"
+VPC_ROUTER = "r-62-VM"
 ASKED = (Kind.DNS_SAME_PORT, Kind.DNS_NEW_PORT, Kind.DNS_TCP, Kind.DHCP_DISCOVER, Kind.DHCP_RENEW)
 DROP_IN = "etc/systemd/system/dnsmasq.service.d/limits.conf"
 SSHD = "etc/ssh/sshd_config"
@@ -74,7 +75,8 @@ WEB = (
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     made = Lab(tmp_path_factory.mktemp("lab"))
     try:
-        made.up([VMSpec(name=ROUTER, type=SystemVMType.ROUTER, index=61, group="net-61")], release="old")
+        vpc = VMSpec(name=VPC_ROUTER, type=SystemVMType.VPCROUTER, index=62, group="net-62")
+        made.up([VMSpec(name=ROUTER, type=SystemVMType.ROUTER, index=61, group="net-61"), vpc], release="old")
         yield made
     finally:
         made.down()
@@ -257,6 +259,24 @@ async def test_a_kill_while_guests_of_a_service_wait_lets_them_in_and_leaves_no_
     assert report.phase is JournalPhase.ROLLED_BACK, told(report)
     assert found[places.client.namespace]["answered"] > 0
     assert_nothing_left(lab)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("web", WEB[1:], ids=lambda web: web.drop_in)
+async def test_guests_of_a_tier_wait_too(lab: Lab, tenants: Tenancy, web: Web) -> None:
+    """What a VPC router serves goes with its tiers, which its boot line does not tell."""
+    places = tenants.add(VPC_ROUTER)
+    number = next(_NUMBERS)
+    report, found = await asked_during(
+        lab, web.address(places), (places.client,), patch(lab, VPC_ROUTER, web.changed(number), number)
+    )
+    print(told(report), found, sep="\n")
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    (acted,) = [one for one in report.services if one.name.startswith(web.drop_in)]
+    assert acted.action == "HeldRestart"
+    assert acted.unavailable_seconds is not None, "asked on the tier's own address"
+    assert "packets waited for its restart" in report.message
+    assert set(found[places.client.namespace]) == {"answered"}, found
 
 
 @pytest.mark.timeout(300)

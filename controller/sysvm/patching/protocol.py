@@ -255,7 +255,7 @@ class ProbeArgs(TypedDict):
     """Look at the VM. Changes nothing, takes no lock, writes nothing."""
 
     units: list[str]
-    """systemd units to describe, with or without `.service`."""
+    """systemd units to describe, with or without `.service`; `name@*` stands for its loaded instances."""
     paths: list[str]
     """Folders or files that will be written to: `disks` and `abilities` speak of their file systems."""
     samples: NotRequired[int]
@@ -543,7 +543,8 @@ class ProbeCheck(TypedDict):
 
     kind: Literal["tcp", "dns", "http", "haproxy"]
     host: str
-    """haproxy: path of its command socket, which is asked for `show info`."""
+    """An address; `guests`: the VM's own in each of its guest networks. haproxy: path of its command socket, which is
+    asked for `show info`."""
     port: int
     name: NotRequired[str]
     """dns: name to ask for (any answer counts, also NXDOMAIN). http: path (any status below 500 counts)."""

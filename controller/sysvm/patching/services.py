@@ -332,12 +332,12 @@ def is_meant(unit: str, wanted: str) -> bool:
 
 
 def units_of(boot: BootArguments, vm_type: SystemVMType) -> tuple[str, ...]:
-    """Units to look at on a VM of this type, instances spelled out."""
+    """Units to look at on a VM of this type; instances spelled out where the boot line tells them."""
     found: list[str] = []
     for service in SERVICES:
         if vm_type not in service.types:
             continue
-        if service.unit.endswith("@*"):
+        if service.unit.endswith("@*") and vm_type is not SystemVMType.VPCROUTER:
             found += [service.unit.replace("*", instance) for instance in _password_instances(boot, vm_type)]
         else:
             found.append(service.unit)
@@ -420,6 +420,8 @@ def _hosts(place: Where, unit: str, boot: BootArguments, vm_type: SystemVMType) 
             return ["127.0.0.1"]
         case Where.COMMAND_SOCKET:
             return [_HAPROXY_SOCKET]
+        case Where.GUEST if vm_type is SystemVMType.VPCROUTER:
+            return ["guests"]
         case Where.GUEST:
             address = boot.address(_GUEST_NIC[vm_type]) if vm_type in _GUEST_NIC else None
         case Where.GATEWAY:

@@ -146,6 +146,16 @@ def test_the_order_carries_what_an_action_needs_and_nothing_for_units_that_are_o
             assert not {"hold", "drain", "login_seconds"} & set(watched)
 
 
+def test_a_vpc_router_is_asked_for_what_its_boot_line_does_not_tell() -> None:
+    boot = parse_boot_arguments(b"type=vpcrouter eth0ip=169.254.1.2 vpccidr=10.1.0.0/16")
+    assert "cloud-password-server@*" in units_of(boot, SystemVMType.VPCROUTER)
+    for unit in ("dnsmasq", "apache2"):
+        asked = order_for(unit, UnitAction.NOTHING, boot, SystemVMType.VPCROUTER, 120)["serving"]
+        assert "guests" in {check["host"] for check in asked}, unit
+    instance = order_for("cloud-password-server@10.1.2.1", UnitAction.NOTHING, boot, SystemVMType.VPCROUTER, 120)
+    assert instance["serving"] == [{"kind": "tcp", "host": "10.1.2.1", "port": 8080}]
+
+
 def test_an_instance_is_meant_by_its_pattern() -> None:
     assert is_meant("cloud-password-server@10.1.1.1.service", "cloud-password-server@*")
     assert not is_meant("cloud", "cloud-password-server@*")

@@ -31,7 +31,7 @@ MAX_PACKETS = 4096
 FAMILIES = ("iptables", "ip6tables")
 DRAIN_SECONDS = 0.05
 """Between hold and restart: what was let in before is answered, which for a request takes milliseconds."""
-PACE, PACE_SECONDS, RELEASE_SECONDS = 8, 0.004, 0.25
+PACE, PACE_SECONDS, RELEASE_SECONDS = 2, 0.004, 0.25
 """At least so many packets so often, and more if all of them would take longer than that."""
 GUEST_NIC = {"router": "eth0", "dhcpsrvr": "eth0", "elbvm": "eth0", "ilbvm": "eth0"}
 """Where CloudStack's own facts are missing; a VPC router has as many guest networks as it has tiers, so none here."""
@@ -137,7 +137,8 @@ class Queue(object):
                     self._first_at = time.monotonic()
 
     def _release(self):
-        """A few at a time, in their order: the queue of a server that listens is short (dnsmasq: 32 connections)."""
+        """A few at a time, in their order: the queue of a server that listens is short (dnsmasq 32, the password
+        server 5 connections)."""
         if not self._waiting:
             return
         now = time.monotonic()
@@ -222,18 +223,27 @@ def usable(host):
 
 def guest_interfaces(host, vm_type):
     """Interfaces of guest networks: from what CloudStack has told this VM (4.21 ips.json), else by the type."""
-    found = []
-    try:
-        told = json.loads(host.text("/etc/cloudstack/ips.json") or "{}")
-        for name, entries in sorted(told.items()):
-            if isinstance(entries, list) and any(_is_guest(entry) for entry in entries):
-                found.append(name)
-    except ValueError:
-        pass
-    found = [name for name in found if re.match(r"^eth[0-9]+$", name)]
+    found = sorted(_guests(host))
     if not found and vm_type in GUEST_NIC and cmdline_words(host).get("type") == vm_type:
         found = [GUEST_NIC[vm_type]]
     return found
+
+
+def guest_addresses(host):
+    """The VM's own address in each of its guest networks, as far as CloudStack has told it."""
+    entries = [entry for _, some in sorted(_guests(host).items()) for entry in some]
+    return [str(entry["public_ip"]) for entry in entries if entry.get("public_ip")]
+
+
+def _guests(host):
+    """{interface: entries of ips.json about guest networks}."""
+    try:
+        told = json.loads(host.text("/etc/cloudstack/ips.json") or "{}")
+        rows = [(name, entries) for name, entries in told.items() if isinstance(entries, list)]
+    except (ValueError, AttributeError):
+        return {}
+    found = dict((name, [entry for entry in entries if _is_guest(entry)]) for name, entries in rows)
+    return dict((name, entries) for name, entries in found.items() if entries and re.match(r"^eth[0-9]+$", name))
 
 
 def _is_guest(entry):

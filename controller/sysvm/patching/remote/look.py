@@ -8,7 +8,7 @@ from . import actors, checks, files, hold, redundancy
 from . import journal as journals
 from .failures import Failure
 from .host import cmdline_words
-from .services import states
+from .services import spelled_out, states
 
 EXCHANGING = ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "f2fs")
 MAX_ENTRIES = 20000
@@ -23,6 +23,7 @@ def probe(host, store, units, paths, samples=1, pause_seconds=0.0):
     release = release_line.split() if release_line else []
     signature = host.text(actors.SIGNATURE)
     redundant = words.get("redundant_router", "").lower() in ("true", "1", "yes")
+    units = spelled_out(host, units)
     found = states(host, list(dict.fromkeys(units)))
     failing, age = checks.latest(host)
     return {
