@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import asyncssh
 import pytest
 from tests.integration.openssh import OpenSSH, find_sshd, make_key, user
 
-from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
+from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms, SystemVMType
 from sysvm.api.reasons import Reason
 from sysvm.patching.errors import HostKeyRejected, Unreachable
 from sysvm.patching.results import SSHAccount, Target
@@ -38,6 +39,10 @@ def target(port: int, key: bytes, **changes: object) -> Target:
         user=user(), port=port, private_key=key, host_key_policy=HostKeyPolicy.TRUST_ON_FIRST_USE, pool="test"
     )
     return Target(name="r-1-VM", type=SystemVMType.ROUTER, address="127.0.0.1", account=account, **changes)  # type: ignore[arg-type]
+
+
+def legacy(to: Target) -> Target:
+    return dataclasses.replace(to, account=dataclasses.replace(to.account, algorithms=SSHAlgorithms.LEGACY))
 
 
 @pytest.fixture
@@ -229,7 +234,6 @@ Ciphers chacha20-poly1305@openssh.com,aes128-ctr,aes192-ctr,aes256-ctr,aes128-gc
 MACs umac-64-etm@openssh.com,hmac-sha2-256-etm@openssh.com,hmac-sha1-etm@openssh.com,umac-64@openssh.com,hmac-sha1
 HostKeyAlgorithms rsa-sha2-512,rsa-sha2-256
 """.splitlines()
-SHA1_ONLY = ("KexAlgorithms diffie-hellman-group14-sha1", "MACs hmac-sha1")
 
 
 @pytest.fixture
@@ -258,9 +262,95 @@ async def test_a_vm_without_gcm_is_reached_with_ctr_and_sha2(old_server: OpenSSH
             assert connection.ssh.get_extra_info("send_mac") == "hmac-sha2-256"
 
 
-async def test_a_vm_that_has_sha1_only_is_left_alone_and_the_sentence_says_why(
-    old_server: OpenSSH, cloud_key: bytes
+SWITCH = "set spec.ssh.algorithms of its CloudStackEndpoint to Legacy"
+OLD_SERVERS = {
+    "key exchange": ("KexAlgorithms diffie-hellman-group14-sha1",),
+    "message digest": ("Ciphers aes128-ctr", "MACs hmac-sha1"),
+    "host key": ("HostKeyAlgorithms ssh-rsa",),
+    "login": ("PubkeyAcceptedAlgorithms ssh-rsa",),
+    "all of it": (
+        "KexAlgorithms diffie-hellman-group14-sha1",
+        "Ciphers aes128-ctr",
+        "MACs hmac-sha1",
+        "HostKeyAlgorithms ssh-rsa",
+        "PubkeyAcceptedAlgorithms ssh-rsa",
+    ),
+}
+
+
+@pytest.mark.parametrize("has_only_sha1_for", OLD_SERVERS)
+async def test_a_vm_that_has_sha1_only_is_left_alone_and_the_sentence_names_the_switch(
+    old_server: OpenSSH, cloud_key: bytes, has_only_sha1_for: str
 ) -> None:
-    with old_server.running(*SHA1_ONLY), pytest.raises(Unreachable, match="no SSH algorithm in common"):
+    with old_server.running(*OLD_SERVERS[has_only_sha1_for]), pytest.raises(Unreachable) as caught:
         async with SSHTransport().connect(target(old_server.port, cloud_key)):
             pass
+    assert SWITCH in str(caught.value)
+    told = {"login": "does not accept the SSH key", "host key": "ended the connection before the login"}
+    assert told.get(has_only_sha1_for, "no SSH algorithm in common") in str(caught.value)
+
+
+@pytest.mark.parametrize("pinned", [False, True], ids=["first contact", "known key"])
+@pytest.mark.parametrize("has_only_sha1_for", OLD_SERVERS)
+async def test_the_switch_lets_such_a_vm_be_reached(
+    old_server: OpenSSH, cloud_key: bytes, has_only_sha1_for: str, pinned: bool
+) -> None:
+    known = Path(f"{old_server.host_keys[0]}.pub").read_text() if pinned else None
+    to = legacy(target(old_server.port, cloud_key, pinned_host_key=known))
+    with old_server.running(*OLD_SERVERS[has_only_sha1_for]):
+        async with SSHTransport().connect(to) as connection:
+            assert (await connection.ssh.run("echo in", check=True)).stdout == "in\n"
+
+
+async def test_the_switch_does_not_excuse_a_changed_host_key(old_server: OpenSSH, cloud_key: bytes) -> None:
+    other = asyncssh.generate_private_key("ssh-rsa").export_public_key().decode()
+    to = legacy(target(old_server.port, cloud_key, pinned_host_key=other))
+    with old_server.running(*OLD_SERVERS["all of it"]), pytest.raises(HostKeyRejected):
+        async with SSHTransport().connect(to):
+            pass
+
+
+async def test_one_process_speaks_to_both_kinds_of_endpoints(old_server: OpenSSH, cloud_key: bytes) -> None:
+    """What is allowed for one endpoint is not for another with the same key."""
+    transport = SSHTransport()
+    modern = target(old_server.port, cloud_key)
+    with old_server.running(*OLD_SERVERS["all of it"]):
+        async with transport.connect(legacy(modern)):
+            pass
+        with pytest.raises(Unreachable, match=SWITCH):
+            async with transport.connect(modern):
+                pass
+
+
+async def test_with_the_switch_whatever_is_newer_still_comes_first(cloud_key: bytes) -> None:
+    async with listener() as server:
+        with pytest.raises(Unreachable):
+            async with SSHTransport().connect(target(server.port, cloud_key)):
+                pass
+        modern = {name: list(server.offers[name]) for name in FIELDS}
+        server.heard.clear()
+        with pytest.raises(Unreachable):
+            async with SSHTransport().connect(legacy(target(server.port, cloud_key))):
+                pass
+    never = ("md5", "cbc", "arcfour", "ssh-dss", "group1-", "3des", "rc4", "umac-64", "-96")
+    added = set()
+    for name in FIELDS:
+        extension = {"ext-info-c", "kex-strict-c-v00@openssh.com"}
+        old, new = ([one for one in offered if one not in extension] for offered in (modern[name], server.offers[name]))
+        assert new[: len(old)] == old, name
+        assert not [one for one in new if any(word in one for word in never)], name
+        added |= set(new) - set(old)
+    assert added == {
+        "diffie-hellman-group-exchange-sha256",
+        "diffie-hellman-group14-sha1",
+        "hmac-sha1",
+        "hmac-sha1-etm@openssh.com",
+        "ssh-rsa",
+    }
+
+
+async def test_with_the_switch_a_modern_vm_is_spoken_to_as_before(old_server: OpenSSH, cloud_key: bytes) -> None:
+    with old_server.running():
+        async with SSHTransport().connect(legacy(target(old_server.port, cloud_key))) as connection:
+            assert connection.ssh.get_extra_info("send_cipher") == "aes128-gcm@openssh.com"
+            assert "sha1" not in str(connection.ssh.get_extra_info("kex_alg"))

@@ -60,6 +60,11 @@ class HostKeyPolicy(StrEnum):
     STRICT = "Strict"
 
 
+class SSHAlgorithms(StrEnum):
+    MODERN = "Modern"
+    LEGACY = "Legacy"
+
+
 class StaticSystemVM(ApiModel):
     """A system VM that a person lists by hand."""
 
@@ -130,6 +135,10 @@ class SSHAccess(ApiModel):
     """Secret key that holds CloudStack's private key (id_rsa.cloud) in PEM or OpenSSH format, without a passphrase."""
     host_keys: HostKeys = HostKeys()
     """How the VM's identity is checked."""
+    algorithms: SSHAlgorithms = SSHAlgorithms.MODERN
+    """Modern: nothing with SHA-1 is offered, which every template since Debian 9 can do. Legacy: where a VM has nothing
+    else, also RSA signatures, key exchange and message digests with SHA-1; a Warning event and the condition
+    LegacyAlgorithms say so."""
     limits: SSHLimits = SSHLimits()
     """How many connections at once."""
 
@@ -225,6 +234,7 @@ __all__ = [
     "Inventory",
     "Management",
     "SSHAccess",
+    "SSHAlgorithms",
     "SSHLimits",
     "Scan",
     "StaticSystemVM",

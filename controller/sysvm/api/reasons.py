@@ -18,6 +18,7 @@ class ConditionType(StrEnum):
     WAITING_FOR_APPROVAL = "WaitingForApproval"
     WAITING_FOR_WINDOW = "WaitingForWindow"
     BUDGET_SPENT = "BudgetSpent"
+    LEGACY_ALGORITHMS = "LegacyAlgorithms"
 
 
 class Reason(StrEnum):
@@ -38,6 +39,7 @@ class Reason(StrEnum):
     CREDENTIALS_UNREADABLE = "CredentialsUnreadable"
     KNOWN_HOSTS_MISSING = "KnownHostsMissing"
     NAME_CONFLICT = "NameConflict"
+    LEGACY_ALGORITHMS = "LegacyAlgorithms"
     DISCOVERING = "Discovering"
 
     # SystemVMTemplate
@@ -184,6 +186,7 @@ class EventReason(StrEnum):
     UNREACHABLE = "Unreachable"
     REACHABLE = "ReachableAgain"
     HOST_KEY_CHANGED = "HostKeyChanged"
+    LEGACY_ALGORITHMS = "LegacyAlgorithms"
     DRIFTED = "Drifted"
     PAYLOAD_READY = "PayloadReady"
     PAYLOAD_REFUSED = "PayloadRefused"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, EndpointCounts
+from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, EndpointCounts, SSHAlgorithms
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.template import Signature, SystemVMTemplate, SystemVMTemplateStatus
 from sysvm.domain import conditions
@@ -42,7 +42,7 @@ def endpoint_status(
         observed_generation=endpoint.metadata.generation,
         conditions=conditions.merged(
             endpoint.status.conditions,
-            _endpoint_says(endpoint, vms, unreachable, problem),
+            [*_endpoint_says(endpoint, vms, unreachable, problem), *_weakened(endpoint)],
             generation=endpoint.metadata.generation,
             now=now,
         ),
@@ -88,6 +88,16 @@ def _endpoint_says(
         conditions.true(ConditionType.READY, Reason.REACHABLE, told),
         conditions.true(ConditionType.REACHABLE, Reason.REACHABLE, told),
     ]
+
+
+def _weakened(endpoint: CloudStackEndpoint) -> list[Wanted]:
+    if endpoint.spec.ssh.algorithms is not SSHAlgorithms.LEGACY:
+        return []
+    told = (
+        f"spec.ssh.algorithms of {endpoint.metadata.name} is Legacy: VMs that know nothing newer are talked to with "
+        "SHA-1; set it back to Modern when they are recreated from a newer template"
+    )
+    return [conditions.true(ConditionType.LEGACY_ALGORITHMS, Reason.LEGACY_ALGORITHMS, told)]
 
 
 def _why_unreachable(unreachable: Sequence[VMFacts]) -> str:

@@ -88,6 +88,7 @@ class Accounts:
             private_key=private_key,
             host_key_policy=ssh.host_keys.policy,
             known_hosts=known_hosts,
+            algorithms=ssh.algorithms,
             connections=ssh.limits.connections,
             pool=str(key_of(endpoint)),
         )

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from sysvm.api.base import API_VERSION, ENDPOINT_LABEL, REQUESTED_AT_ANNOTATION
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.reasons import Reason
+from sysvm.api.reasons import ConditionType, EventReason, Reason
+from sysvm.domain.conditions import find
 from sysvm.domain.facts import facts_of
 from sysvm.domain.source_status import Problem, endpoint_status
 from sysvm.engine.credentials import Accounts, NoAccount
 from sysvm.engine.inventory import doubles, listed
-from sysvm.engine.notices import reference
+from sysvm.engine.notices import Notices, reference
 from sysvm.engine.ports import Clock
 from sysvm.engine.resources import ENDPOINT, SYSTEM_VM
 from sysvm.engine.status import write_status
@@ -31,12 +32,14 @@ class EndpointReconciler:
         cluster: Cluster,
         stores: Stores,
         accounts: Accounts,
+        notices: Notices,
         login_changed: Callable[[Key], None],
         clock: Clock,
     ) -> None:
         self._cluster = cluster
         self._stores = stores
         self._accounts = accounts
+        self._notices = notices
         self._login_changed = login_changed
         self._clock = clock
 
@@ -105,7 +108,12 @@ class EndpointReconciler:
         status = endpoint_status(endpoint, vms, problem=problem, now=now)
         requested = endpoint.metadata.annotations.get(REQUESTED_AT_ANNOTATION)
         status = status.model_copy(update={"last_handled_reconcile_at": requested})
-        await write_status(self._cluster, ENDPOINT, endpoint.metadata, endpoint.status, status)
+        written = await write_status(self._cluster, ENDPOINT, endpoint.metadata, endpoint.status, status)
+        weak = find(status.conditions, ConditionType.LEGACY_ALGORITHMS)
+        if written and weak is not None and find(endpoint.status.conditions, ConditionType.LEGACY_ALGORITHMS) is None:
+            self._notices.tell(
+                ENDPOINT, endpoint.metadata, EventReason.LEGACY_ALGORITHMS, "Connect", weak.message, warning=True
+            )
 
 
 def _problem(endpoint: CloudStackEndpoint, account: object, taken: list[str]) -> Problem | None:

@@ -74,7 +74,7 @@ class Engine:
         )
         accounts, payloads, board, plans = Accounts(cluster), Payloads(), Board(), Plans(cluster)
         notices = Notices(recorder)
-        endpoint = EndpointReconciler(cluster, stores, accounts, self._login_changed, clock)
+        endpoint = EndpointReconciler(cluster, stores, accounts, notices, self._login_changed, clock)
         template = TemplateReconciler(
             cluster, stores, sources, payloads, self._fetches, notices, self._payload_changed, clock
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
+from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms, SystemVMType
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, PairSample, RedundancyRole
 
@@ -20,6 +20,7 @@ class SSHAccount:
     host_key_policy: HostKeyPolicy
     known_hosts: str | None = None
     """known_hosts text for `Strict`."""
+    algorithms: SSHAlgorithms = SSHAlgorithms.MODERN
     connections: int = 50
     """Open connections to the VMs of this endpoint at once."""
     pool: str = ""

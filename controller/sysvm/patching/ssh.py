@@ -14,13 +14,26 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 import asyncssh
 
-from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms
 from sysvm.api.reasons import Reason
 from sysvm.patching.errors import HostKeyRejected, PatchingError, Unreachable
 from sysvm.patching.results import SeenHostKey, SSHAccount, Target
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What a client may agree to, best first."""
+
+    key_exchanges: tuple[str, ...]
+    ciphers: tuple[str, ...]
+    macs: tuple[str, ...]
+    host_keys: tuple[str, ...]
+    """Also what the operator's own key signs with."""
+
 
 _KEY_EXCHANGES = (
     "mlkem768x25519-sha256",
@@ -51,8 +64,16 @@ _HOST_KEY_ALGORITHMS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-_SIGNATURES = _HOST_KEY_ALGORITHMS
-"""Of the operator's own key. A VM that takes nothing but ssh-rsa (SHA-1) is not logged in to."""
+_OFFERS = {
+    SSHAlgorithms.MODERN: _Offer(_KEY_EXCHANGES, _CIPHERS, _MACS, _HOST_KEY_ALGORITHMS),
+    # Last of each list, so that a VM that has anything newer gets it. CBC, DSS and group 1 are for no template.
+    SSHAlgorithms.LEGACY: _Offer(
+        (*_KEY_EXCHANGES, "diffie-hellman-group-exchange-sha256", "diffie-hellman-group14-sha1"),
+        _CIPHERS,
+        (*_MACS, "hmac-sha1-etm@openssh.com", "hmac-sha1"),
+        (*_HOST_KEY_ALGORITHMS, "ssh-rsa"),
+    ),
+}
 _TRIES = 3
 _KNOWN_KEYS = 32
 
@@ -145,7 +166,7 @@ class SSHTransport:
         logging.getLogger("asyncssh").setLevel(logging.WARNING)
         self._handshakes = asyncio.Semaphore(self.handshakes)
         self._pools: dict[str, tuple[int, asyncio.Semaphore]] = {}
-        self._options: dict[tuple[str, str], asyncssh.SSHClientConnectionOptions] = {}
+        self._options: dict[tuple[str, str, SSHAlgorithms], asyncssh.SSHClientConnectionOptions] = {}
 
     @contextlib.asynccontextmanager
     async def connect(
@@ -179,16 +200,16 @@ class SSHTransport:
         return pool
 
     async def _account_options(self, account: SSHAccount) -> asyncssh.SSHClientConnectionOptions:
-        name = (account.user, hashlib.sha256(account.private_key).hexdigest())
+        name = (account.user, hashlib.sha256(account.private_key).hexdigest(), account.algorithms)
         if name not in self._options:
             # An RSA key is checked for consistency when it is read: a tenth of a second that the loop would miss.
             key = await asyncio.to_thread(load_private_key, account.private_key)
             while len(self._options) >= _KNOWN_KEYS:
                 self._options.pop(next(iter(self._options)))
-            self._options[name] = self._build_options(account.user, key)
+            self._options[name] = self._build_options(account.user, key, _OFFERS[account.algorithms])
         return self._options[name]
 
-    def _build_options(self, user: str, key: asyncssh.SSHKey) -> asyncssh.SSHClientConnectionOptions:
+    def _build_options(self, user: str, key: asyncssh.SSHKey, offer: _Offer) -> asyncssh.SSHClientConnectionOptions:
         return asyncssh.SSHClientConnectionOptions(
             config=None,
             username=user,
@@ -200,10 +221,10 @@ class SSHTransport:
             gss_host=None,
             x509_trusted_certs=None,
             known_hosts=_nobody(),
-            kex_algs=_supported_key_exchanges(),
-            encryption_algs=list(_CIPHERS),
-            mac_algs=_supported_macs(),
-            signature_algs=list(_SIGNATURES),
+            kex_algs=_supported("kex_algs", offer.key_exchanges),
+            encryption_algs=list(offer.ciphers),
+            mac_algs=_supported("mac_algs", offer.macs),
+            signature_algs=list(offer.host_keys),
             compression_algs=None,
             connect_timeout=self.timeouts.connect,
             login_timeout=self.timeouts.login,
@@ -218,6 +239,10 @@ class SSHTransport:
                 ssh = await self._shake_hands(target, options, checker)
             except (OSError, asyncssh.Error) as error:
                 failure = self._explain(target, checker, error)
+                if isinstance(error, asyncssh.PermissionDenied) and attempt < _TRIES and _may_sign_with_sha1(target):
+                    # An old sshd names SHA-2 among the signatures that it knows, and then takes none of them.
+                    options = asyncssh.SSHClientConnectionOptions(options=options, signature_algs=["ssh-rsa"])
+                    continue
                 if attempt == _TRIES or not _was_turned_away(error) or checker.rejected is not None:
                     raise failure from error
                 # sshd drops connections at random while too many log in at once (MaxStartups).
@@ -299,7 +324,7 @@ class SSHTransport:
         if isinstance(error, asyncssh.PermissionDenied):
             return Unreachable(
                 f"{place} does not accept the SSH key for user {target.account.user}: check that the endpoint's key is "
-                "the one of this cloud (id_rsa.cloud).",
+                f"the one of this cloud (id_rsa.cloud).{_switch(target, 'takes RSA signatures with SHA-1 only')}",
                 reason=Reason.SSH_AUTHENTICATION_FAILED,
                 retryable=False,
             )
@@ -324,9 +349,16 @@ class SSHTransport:
         if isinstance(error, OSError):
             return Unreachable(f"{place} cannot be reached: {error.strerror or error}.")
         if isinstance(error, asyncssh.KeyExchangeFailed):
-            return Unreachable(f"{place} and this operator have no SSH algorithm in common: {error.reason}.")
+            return Unreachable(
+                f"{place} and this operator have no SSH algorithm in common: {error.reason}."
+                f"{_switch(target, 'is of an old template that has SHA-1 only')}"
+            )
         detail = error.reason if isinstance(error, asyncssh.Error) else str(error)
-        return Unreachable(f"{place} ended the connection before the login: {detail or type(error).__name__}.")
+        told = f"{place} ended the connection before the login: {detail or type(error).__name__}."
+        if checker.greeted:
+            # What an sshd does that has none of the kinds of host key that were asked for; it gives no reason.
+            told += _switch(target, "has none but RSA host keys with SHA-1")
+        return Unreachable(told)
 
 
 @dataclass
@@ -339,6 +371,8 @@ class _HostKeyChecker:
     explain: Callable[[Target, SeenHostKey], HostKeyRejected]
     reason: Reason
     rejected: asyncssh.SSHKey | None = None
+    greeted: bool = False
+    """The other end said that it speaks SSH."""
 
     def judge(self, key: asyncssh.SSHKey) -> bool:
         accepted = self.accepts(key)
@@ -352,6 +386,14 @@ class _Client(asyncssh.SSHClient):
 
     def __init__(self, checker: _HostKeyChecker) -> None:
         self._checker = checker
+        self._conn: asyncssh.SSHClientConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self._conn = conn
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._conn is not None:
+            self._checker.greeted = self._conn.get_extra_info("server_version") is not None
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         return self._checker.judge(key)
@@ -378,7 +420,7 @@ def _checker(target: Target) -> _HostKeyChecker:
         return _strict(target)
     if target.pinned_host_key is None:
         return _HostKeyChecker(
-            _nobody(), list(_HOST_KEY_ALGORITHMS), lambda _: True, _changed("nothing"), Reason.HOST_KEY_UNKNOWN
+            _nobody(), list(_offered(target)), lambda _: True, _changed("nothing"), Reason.HOST_KEY_UNKNOWN
         )
     return _pinned(target, target.pinned_host_key)
 
@@ -397,8 +439,8 @@ def _pinned(target: Target, pinned_text: str) -> _HostKeyChecker:
         return bool(key == pinned) or key.get_fingerprint() == target.accepted_fingerprint
 
     # The kept type first, so that a VM with several keys shows the one that is known.
-    first = _algorithms_of(pinned)
-    algorithms = first + [algorithm for algorithm in _HOST_KEY_ALGORITHMS if algorithm not in first]
+    first = _algorithms_of(pinned, _offered(target))
+    algorithms = first + [algorithm for algorithm in _offered(target) if algorithm not in first]
     return _HostKeyChecker(_nobody(), algorithms, accepts, _changed(pinned.get_fingerprint()), Reason.HOST_KEY_CHANGED)
 
 
@@ -414,9 +456,10 @@ def _strict(target: Target) -> _HostKeyChecker:
     keys = [key for key in listed[0] if key is not None]
     if keys or listed[1]:
         required = ", ".join(key.get_fingerprint() for key in keys) or "one signed by a listed authority"
-        first = [algorithm for key in keys for algorithm in _algorithms_of(key)]
-        certificates = [f"{name}-cert-v01@openssh.com" for name in _HOST_KEY_ALGORITHMS] if listed[1] else []
-        rest = [algorithm for algorithm in _HOST_KEY_ALGORITHMS if algorithm not in first]
+        offered = _offered(target)
+        first = [algorithm for key in keys for algorithm in _algorithms_of(key, offered)]
+        certificates = [f"{name}-cert-v01@openssh.com" for name in offered] if listed[1] else []
+        rest = [algorithm for algorithm in offered if algorithm not in first]
         return _HostKeyChecker(
             known,
             list(dict.fromkeys(certificates + first + rest)),
@@ -424,7 +467,7 @@ def _strict(target: Target) -> _HostKeyChecker:
             _changed(required, listed=True),
             Reason.HOST_KEY_CHANGED,
         )
-    return _HostKeyChecker(known, list(_HOST_KEY_ALGORITHMS), lambda _: False, _unknown, Reason.HOST_KEY_UNKNOWN)
+    return _HostKeyChecker(known, list(_offered(target)), lambda _: False, _unknown, Reason.HOST_KEY_UNKNOWN)
 
 
 def _changed(required: str, *, listed: bool = False) -> Callable[[Target, SeenHostKey], HostKeyRejected]:
@@ -455,6 +498,17 @@ def _unknown(target: Target, seen: SeenHostKey) -> HostKeyRejected:
     )
 
 
+def _may_sign_with_sha1(target: Target) -> bool:
+    return target.account.algorithms is SSHAlgorithms.LEGACY
+
+
+def _switch(target: Target, where: str) -> str:
+    """The way out for an old VM; empty where it is taken already."""
+    if target.account.algorithms is SSHAlgorithms.LEGACY:
+        return ""
+    return f" If the VM {where}, set spec.ssh.algorithms of its CloudStackEndpoint to Legacy, and recreate it soon."
+
+
 def _place(target: Target) -> str:
     return f"{target.name} ({target.address} port {target.account.port})"
 
@@ -467,11 +521,15 @@ def _seen(key: asyncssh.SSHKey) -> SeenHostKey:
     )
 
 
-def _algorithms_of(key: asyncssh.SSHKey) -> list[str]:
-    """How a key of this type may sign. RSA keys are never asked for SHA-1."""
+def _offered(target: Target) -> tuple[str, ...]:
+    return _OFFERS[target.account.algorithms].host_keys
+
+
+def _algorithms_of(key: asyncssh.SSHKey, offered: tuple[str, ...]) -> list[str]:
+    """How a key of this type may sign. RSA keys are asked for SHA-1 last, and only if it is offered."""
     algorithm = key.get_algorithm()
-    names = ["rsa-sha2-512", "rsa-sha2-256"] if algorithm == "ssh-rsa" else [algorithm]
-    return [name for name in names if name in _HOST_KEY_ALGORITHMS]
+    names = ["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"] if algorithm == "ssh-rsa" else [algorithm]
+    return [name for name in names if name in offered]
 
 
 def _was_turned_away(error: Exception) -> bool:
@@ -488,22 +546,12 @@ def _nobody() -> asyncssh.SSHKnownHosts:
 
 
 @cache
-def _supported_macs() -> list[str]:
-    """As below: umac needs a library that may be missing."""
+def _supported(kind: Literal["kex_algs", "mac_algs"], names: tuple[str, ...]) -> list[str]:
+    """What this build of asyncssh has of the names: it refuses those that it does not know (ML-KEM and UMAC need
+    libraries that may be missing)."""
     supported = []
-    for name in _MACS:
+    for name in names:
         with contextlib.suppress(ValueError):
-            asyncssh.SSHClientConnectionOptions(config=None, agent_path=None, client_keys=None, mac_algs=[name])
-            supported.append(name)
-    return supported
-
-
-@cache
-def _supported_key_exchanges() -> list[str]:
-    """What this build of asyncssh has of the list: it refuses names that it does not know."""
-    supported = []
-    for name in _KEY_EXCHANGES:
-        with contextlib.suppress(ValueError):
-            asyncssh.SSHClientConnectionOptions(config=None, agent_path=None, client_keys=None, kex_algs=[name])
+            asyncssh.SSHClientConnectionOptions(config=None, agent_path=None, client_keys=None, **{kind: [name]})
             supported.append(name)
     return supported

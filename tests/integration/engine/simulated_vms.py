@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, PairGateway, PairSample, RedundancyRole
 from sysvm.engine.ports import Progress
@@ -100,6 +100,7 @@ class Fleet:
                 "host_key": "AAAA1",
                 "unreachable": None,
                 "silent": False,
+                "sha1_only": False,
                 "refused": None,
                 "outcome": JournalPhase.COMMITTED,
                 "highest_epoch": 0,
@@ -111,7 +112,7 @@ class Fleet:
     # What a test does to a VM
 
     def set(self, name: str, **changes: object) -> None:
-        """Changes fields of one VM; `unreachable=Reason`, `silent=bool`, `refused=(Reason, retryable)`,
+        """Changes fields of one VM; `unreachable=Reason`, `silent=bool`, `sha1_only=bool`, `refused=(Reason, retryable)`,
         `outcome=JournalPhase`, `host_key=str`, `drifted=bool`, `seconds=float`, `role=RedundancyRole`."""
         with self._changing() as vms:
             unknown = set(changes) - set(vms[name])
@@ -339,6 +340,8 @@ class SimulatedVMs:
             await asyncio.sleep(_TICK_SECONDS)
         if state["unreachable"]:
             raise Unreachable(f"{target.name} does not answer", reason=Reason(state["unreachable"]))
+        if state["sha1_only"] and target.account.algorithms is not SSHAlgorithms.LEGACY:
+            raise Unreachable(f"{target.name} speaks SHA-1 only")
         assert target.account.host_key_policy is HostKeyPolicy.TRUST_ON_FIRST_USE
         shown = f"ssh-ed25519 {state['host_key']}"
         fingerprint = fingerprint_of(state["host_key"])

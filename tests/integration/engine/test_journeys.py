@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 
 import pytest
 from tests.integration.engine import objects
@@ -280,6 +281,35 @@ async def test_a_login_that_is_mended_is_found_without_help(journey: Journey) ->
         await journey.namespace.admin.merge_patch(SECRET, namespace, name, mended)
     for word in refs:
         await journey.says(ENDPOINT, f"{journey.name}-{word}", "Reachable", "True", type_="Reachable")
+
+
+async def test_old_algorithms_are_a_persons_decision_and_stay_visible(journey: Journey) -> None:
+    await journey.endpoint(journey.add("old", sha1_only=True))
+    await journey.says(ENDPOINT, journey.name, "VMsUnreachable", type_="Reachable")
+    assert not condition(await journey.namespace.get(ENDPOINT, journey.name), "LegacyAlgorithms")
+    await journey.namespace.edit(ENDPOINT, journey.name, {"ssh": {"algorithms": "Legacy"}})
+    endpoint = await journey.says(ENDPOINT, journey.name, "LegacyAlgorithms", "True", type_="LegacyAlgorithms")
+    assert journey.name in condition(endpoint, "LegacyAlgorithms")["message"]
+    await journey.says(ENDPOINT, journey.name, "Reachable", "True")
+
+    async def warned() -> bool:
+        found = await asyncio.to_thread(
+            journey.world.control_plane.kubectl,
+            "get",
+            "events.events.k8s.io",
+            f"--namespace={journey.namespace.name}",
+            "--output=json",
+        )
+        said = [one for one in json.loads(found)["items"] if one.get("regarding", {}).get("name") == journey.name]
+        return [one["type"] for one in said if one["reason"] == "LegacyAlgorithms"] == ["Warning"]
+
+    await journey.until(warned, "one Warning about the algorithms")
+    await journey.namespace.edit(ENDPOINT, journey.name, {"ssh": {"algorithms": "Modern"}})
+
+    async def quiet() -> bool:
+        return not condition(await journey.namespace.get(ENDPOINT, journey.name), "LegacyAlgorithms")
+
+    await journey.until(quiet, "the condition is gone")
 
 
 async def test_vms_that_do_not_answer_keep_no_other_from_being_patched(journey: Journey) -> None:
