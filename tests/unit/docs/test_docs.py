@@ -32,7 +32,12 @@ PATH = re.compile(r"`(?P<path>(?:controller|hack|tests|docs|charts|crds|\.ci)(?:
 MAKE = re.compile(r"\bmake (?P<target>[a-z][a-z-]*)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 WORD = re.compile(r"`([A-Z][A-Za-z]+)`")
-IMPORT_NAMES = {"prometheus-client": "prometheus_client", "pyyaml": "yaml", "typing-extensions": "typing_extensions"}
+IMPORT_NAMES = {
+    "prometheus-client": "prometheus_client",
+    "python-dateutil": "dateutil",
+    "pyyaml": "yaml",
+    "typing-extensions": "typing_extensions",
+}
 
 
 def name_of(page: Path) -> str:
