@@ -63,6 +63,11 @@ traffic: $(STAMP) ## What patching costs tenants: ours beside CloudStack's, on r
 faults: $(STAMP) ## Break VMs in every way at every step; prints old, new, neither (FAULTS_SEEDS=, FAULTS_VM_SEEDS=, FAULTS_ONLY=)
 	@PYTHONPATH=.:controller:hack $(BIN)/python -m faults
 
+WORLDS ?= 1000
+.PHONY: sim
+sim: $(STAMP) ## Whole rollouts on virtual time: golden logs, and random worlds with the operator killed at any write (WORLDS=1000)
+	@$(BIN)/python -m sim --worlds $(WORLDS)
+
 .PHONY: check
 check: $(STAMP) ## Before a commit: ruff, mypy --strict, layers, generated files, the language of the on-VM program
 	@$(BIN)/ruff check .

@@ -1,0 +1,5 @@
+"""See `cli`."""
+
+from sim.cli import main
+
+main()
