@@ -227,6 +227,33 @@ def test_requests_wait_for_a_service_that_dies_while_it_should_settle(
     assert hold.CHAIN not in tables.read_text()
 
 
+@pytest.mark.parametrize("lingers", [False, True])
+def test_a_unit_that_does_not_stop_while_guests_wait_is_killed(
+    vm: VM, tables: Path, monkeypatch: pytest.MonkeyPatch, lingers: bool
+) -> None:
+    said = []
+    plain = FakeHost.run
+
+    def run(self: FakeHost, argv: list[str], timeout: float, folder: str = "/", merged: bool = True) -> Outcome:
+        if argv[0] == "systemctl" and argv[1] in ("stop", "kill", "start", "restart"):
+            said.append(" ".join(argv[1:3]))
+            if lingers and argv[1] == "stop":
+                return Outcome(argv, 0, "")
+            if argv[1] == "kill":
+                state = systemd.load(str(vm.root), "haproxy")
+                systemd.save(str(vm.root), "haproxy", {**state, "active": "failed", "pid": 0})
+                return Outcome(argv, 0, "")
+        return plain(self, argv, timeout, folder, merged)
+
+    monkeypatch.setattr(FakeHost, "run", run)
+    vm.prepare(make_order(services=[service("haproxy", "held-restart", hold=DNS, stop_seconds=0.1)]))
+    report = vm.run("op-1")
+    assert report["phase"] == "Committed", report["message"]
+    assert said == ["stop --no-block", *(["kill --signal=KILL"] if lingers else []), "start --"]
+    assert bool([note for note in report["notes"] if "was killed" in note]) is lingers
+    assert (vm.base / "log").read_text() == "start haproxy with 1 ways in\n"
+
+
 def test_a_way_back_that_fails_leaves_no_rule_either(vm: VM, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("the disk is on fire")

@@ -262,6 +262,27 @@ async def test_a_kill_while_guests_of_a_service_wait_lets_them_in_and_leaves_no_
 
 
 @pytest.mark.timeout(300)
+async def test_guests_that_wait_do_not_wait_for_one_who_says_nothing(lab: Lab, tenants: Tenancy) -> None:
+    """apache2 that is told to stop waits for idle connections and for half requests: alone it takes ten seconds."""
+    places = tenants.add(ROUTER)
+    web = WEB[1]
+    namespaces = Namespaces(str(lab.toolbox().path(Path("/run/netns"))))
+    number = next(_NUMBERS)
+    with await namespaces.tcp(places.members[0].namespace) as idle:
+        await asyncio.get_running_loop().sock_connect(idle, web.address(places))
+        await asyncio.get_running_loop().sock_sendall(idle, b"GET / HTTP/1.1\r\n")
+        report, found = await asked_during(
+            lab, web.address(places), (places.client,), patch(lab, ROUTER, web.changed(number), number)
+        )
+    print(told(report), found, sep="\n")
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    waited = re.search(r"apache2: .*the longest ([0-9.]+) s", report.message)
+    assert waited is not None
+    assert float(waited[1]) < 2.5
+    assert "had not stopped after 0.5 s and was killed" in report.message
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("web", WEB[1:], ids=lambda web: web.drop_in)
 async def test_guests_of_a_tier_wait_too(lab: Lab, tenants: Tenancy, web: Web) -> None:
     """What a VPC router serves goes with its tiers, which its boot line does not tell."""

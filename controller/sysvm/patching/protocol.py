@@ -601,6 +601,8 @@ class ServiceOrder(TypedDict):
     login_seconds: NotRequired[float]
     """After the action the report's `awaiting` says `login`, and a `prove-login` over a connection opened from then on
     has to come within this time, else it goes back."""
+    stop_seconds: NotRequired[float]
+    """For `held-restart`: what has not stopped by then is killed, because nobody waits for longer than a hold."""
     pair: NotRequired[PairLimits]
     """Of keepalived and conntrackd on a router of a redundant pair."""
     follows_role: NotRequired[bool]

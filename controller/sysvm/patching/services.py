@@ -137,6 +137,8 @@ class Service:
     """It takes a changed configuration without a gap."""
     held: tuple[Held, ...] = ()
     """Where it must restart, nothing is lost if these wait."""
+    stop_seconds: float | None = None
+    """In a held restart, what has not stopped by then is killed; None: it stops at once."""
     validators: tuple[tuple[str, ...], ...] = ()
     questions: tuple[Question, ...] = ()
     drain: bool = False
@@ -221,9 +223,11 @@ SERVICES: tuple[Service, ...] = (
         at_boot=("etc/apache2/vhost.template",),
         reload=True,
         held=(Held("tcp", (80, 443)),),
+        stop_seconds=0.5,
         validators=(("apache2ctl", "-t"),),
         questions=(Question("http", 80, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="/"),),
         reload_loss="new requests may wait about a second, and a client that is less patient loses them",
+        held_loss="none lost, but requests that take longer than half a second are cut; new ones wait up to a second",
         restart_loss="metadata requests of two to three seconds",
     ),
     Service(
@@ -388,6 +392,8 @@ def order_for(
     if service.holds_on(vm_type):
         # For a reload, too: a service that dies of its new files is started again on the way back.
         order["hold"] = [_held_ports(held) for held in service.held]
+    if action is UnitAction.HELD_RESTART and service.stop_seconds is not None:
+        order["stop_seconds"] = service.stop_seconds
     if service.drain:
         order["drain"] = _DRAIN
     if service.proves_login:

@@ -128,6 +128,8 @@ def test_the_order_carries_what_an_action_needs_and_nothing_for_units_that_are_o
     ]
     assert order("apache2", UnitAction.RELOAD).get("hold") == [{"protocol": "tcp", "ports": [80, 443]}], "it may die"
     assert "hold" not in order_for("apache2", UnitAction.RELOAD, BOOT, SystemVMType.SECSTORAGE, 120)
+    assert "stop_seconds" not in order("apache2", UnitAction.RELOAD)
+    assert order("apache2", UnitAction.HELD_RESTART).get("stop_seconds") == 0.5, "it waits for idle connections"
     assert order("haproxy", UnitAction.RELOAD)["serving"][0] == {
         "kind": "haproxy",
         "host": "/run/haproxy/admin.sock",

@@ -64,7 +64,7 @@ def _check_extras(service):
         refuse("{0} has {1!r}".format(service["unit"], pair))
     drain = service.get("drain")
     numbers = [drain[key] for key in ("max_old", "min_memory_bytes", "wait_seconds")] if drain else []
-    numbers.append(service.get("login_seconds", 0))
+    numbers += [service.get("login_seconds", 0), service.get("stop_seconds", 0)]
     numbers += [pair["wait_seconds"], pair["stable_seconds"]] if pair else []
     if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
         refuse("{0} has {1!r}".format(service["unit"], numbers))

@@ -387,7 +387,11 @@ class Services(object):
             try:
                 if proof:
                     proof.arm()
-                verb = "restart" if action == "held-restart" else action
+                if held and action == "held-restart" and service.get("stop_seconds"):
+                    self._stop_soon(service)
+                    verb = "start"
+                else:
+                    verb = "restart" if action == "held-restart" else action
                 done = self.host.run(["systemctl", verb, "--", unit], service["timeout_seconds"])
                 if monitor.interfered(done) and action != "stop":
                     self.note("{0}: {1}: {2}".format(monitor.WORD, unit, done.sentence()))
@@ -418,6 +422,22 @@ class Services(object):
             problem = proof.wait()
         if problem is not None:
             raise Failure("ServiceFailed", self.explain(unit, problem, since), False)
+
+    def _stop_soon(self, service):
+        """Whoever waits is let in after three seconds, whatever the unit does: what is too slow to stop is killed."""
+        unit = service["unit"]
+        self.host.run(["systemctl", "stop", "--no-block", "--", unit], 10.0)
+        began = time.monotonic()
+        killed = False
+        while self._is_stopping(unit) and time.monotonic() - began < service["timeout_seconds"]:
+            if not killed and time.monotonic() - began >= service["stop_seconds"]:
+                self.host.run(["systemctl", "kill", "--signal=KILL", "--", unit], 10.0)
+                self.note("{0} had not stopped after {1} s and was killed".format(unit, service["stop_seconds"]))
+                killed = True
+            self.host.wait(0.02)
+
+    def _is_stopping(self, unit):
+        return states(self.host, [unit])[unit]["active"] not in ("inactive", "failed")
 
     def backup_of(self, path):
         """Real path of what `path` was before the switch, None if the switch leaves it alone."""
