@@ -1,0 +1,253 @@
+"""A real pair of routers: what proves its one PRIMARY, and what a patch of it may move.
+
+keepalived, conntrackd, the notify chain and the guest network are real; both routers are looked at over ssh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from lab import Lab, SystemVMType, VMSpec, preflight
+from lab.content import payloads, releases
+from lab.spec import RedundancyRole
+from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.endpoint import SystemVMType as Type
+from sysvm.api.reasons import Reason
+from sysvm.domain.pairs import SAMPLES, Proof, Router, Trouble, one_primary
+from sysvm.patching.errors import Refused
+from sysvm.patching.live import LivePatcher
+from sysvm.patching.payload import Payload, read_payload
+from sysvm.patching.results import JournalPhase, OperationReport, Order, SSHAccount, Target
+
+pytestmark = [
+    pytest.mark.systemvm,
+    pytest.mark.skipif(preflight.missing() is not None, reason=preflight.missing() or ""),
+    pytest.mark.timeout(600),
+]
+
+GROUP = "net-81"
+TEMPLATE = "opt/cloud/templates/conntrackd.conf.templ"
+KEEPALIVED_UNIT = "etc/systemd/system/keepalived.service.d/lab.conf"
+PATIENCE = 90.0
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    made = Lab(tmp_path_factory.mktemp("lab"))
+    try:
+        made.up([], release="old")
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture
+def pair(running: Lab) -> Iterator[Lab]:
+    """A lab with a fresh pair at the old release."""
+    specs = [
+        VMSpec(
+            name=f"r-{number}-VM",
+            type=SystemVMType.ROUTER,
+            index=number,
+            group=GROUP,
+            redundant=True,
+            priority=priority,
+            tmpfs_mib=512,
+        )
+        for number, priority in ((81, 110), (82, 100))
+    ]
+    running.add(*specs, release="old")
+    running.wait_elected(GROUP)
+    assert eventually(lambda: isinstance(asyncio.run(proof(running)), Proof)), asyncio.run(proof(running))
+    yield running
+    for spec in specs:
+        running.remove(spec.name)
+
+
+def roles(lab: Lab) -> tuple[str, str]:
+    """(PRIMARY, BACKUP)."""
+    names = sorted((vm.name for vm in lab.vms()), key=lambda name: lab.role(name) is not RedundancyRole.PRIMARY)
+    return names[0], names[1]
+
+
+def eventually(holds: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := holds()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def target(lab: Lab, name: str) -> Target:
+    vm = lab.vm(name)
+    account = SSHAccount(
+        user="root",
+        port=vm.port,
+        private_key=lab.private_key.read_bytes(),
+        host_key_policy=HostKeyPolicy.STRICT,
+        known_hosts=lab.known_hosts(),
+        pool="lab",
+    )
+    return Target(name=name, type=Type(vm.spec.type), address=str(vm.relay_address), account=account)
+
+
+async def proof(lab: Lab) -> Proof | Trouble:
+    """What admission decides by: both looked at together, three times."""
+    names = [vm.name for vm in lab.vms()]
+    looks = await asyncio.gather(*(LivePatcher().observe(target(lab, name), None, samples=SAMPLES) for name in names))
+    routers = [Router(name, look.pair_samples) for name, look in zip(names, looks, strict=True)]
+    return one_primary(routers, now=datetime.now(UTC))
+
+
+def payload(release: releases.Release) -> Payload:
+    return read_payload(payloads.build_scripts(release), None)
+
+
+def new_keepalived_unit() -> Payload:
+    return payload(releases.old().derive("keepalived", add={KEEPALIVED_UNIT: b"[Service]\nEnvironment=LAB=1\n"}))
+
+
+async def patch(lab: Lab, name: str, wanted: Payload, *, may_fail_over: bool = False) -> OperationReport:
+    order = Order(
+        id=f"pair-{next(_numbers)}",
+        epoch=1,
+        keep_backups=1,
+        settle_seconds=2.0,
+        ignored_checks=(),
+        step_timeout_seconds=180,
+        vm_timeout_seconds=400,
+        may_fail_over=may_fail_over,
+    )
+    return await LivePatcher().patch(target(lab, name), wanted, order, lambda _: None)
+
+
+def told(report: OperationReport) -> str:
+    return "\n".join([repr(dataclasses.replace(report, steps=())), *map(repr, report.steps)])
+
+
+def tenants_gateway(lab: Lab, name: str) -> str:
+    shared = lab.vm(name).nics[0].virtual_address
+    assert shared is not None
+    return str(shared.ip)
+
+
+def main_pid(lab: Lab, name: str, unit: str) -> str:
+    return lab.exec(name, f"systemctl show -P MainPID {unit}").stdout.strip()
+
+
+def public_is_up(lab: Lab, name: str) -> bool:
+    return ",UP" in lab.exec(name, "ip -o link show dev eth2").stdout
+
+
+def configure(lab: Lab, name: str) -> None:
+    """A command of the management server: every one of them ends with CsRedundant."""
+    lab.exec(
+        name,
+        "/opt/cloud/bin/update_config.py guest_network.json 2>/dev/null || /opt/cloud/bin/configure.py cmd_line.json",
+    )
+
+
+async def test_a_machine_that_takes_the_gateway_is_found_and_named(pair: Lab) -> None:
+    """Each router for itself is in order: only the guest network knows."""
+    primary, backup = roles(pair)
+    gateway = tenants_gateway(pair, primary)
+    pair.exec(backup, f"ip addr add {gateway}/32 dev eth0")
+    found = await proof(pair)
+    assert isinstance(found, Trouble)
+    assert found.reason is Reason.DUPLICATE_PRIMARY
+    assert primary in found.sentence
+    pair.exec(backup, f"ip addr del {gateway}/32 dev eth0")
+    found = await proof(pair)
+    assert isinstance(found, Proof), found
+    assert found.primary == primary
+
+
+async def test_a_pair_whose_conntrackd_is_down_is_not_proven(pair: Lab) -> None:
+    _, backup = roles(pair)
+    pair.exec(backup, "systemctl stop conntrackd")
+    found = await proof(pair)
+    assert isinstance(found, Trouble)
+    assert found.reason is Reason.PAIR_NOT_SYNCED
+    assert backup in found.sentence
+
+
+async def test_keepalived_that_is_stopped_and_not_restarted_leaves_two_public_sides_up(pair: Lab) -> None:
+    """keepalived runs no notify script when it stops: that is why a planned failover is a restart."""
+    primary, backup = roles(pair)
+    pair.exec(primary, "systemctl stop keepalived")
+    assert eventually(lambda: pair.role(backup) is RedundancyRole.PRIMARY)
+    assert eventually(lambda: public_is_up(pair, backup))
+    assert public_is_up(pair, primary), "nobody has told the router that it is BACKUP"
+    found = await proof(pair)
+    assert isinstance(found, Trouble)
+    assert found.reason is Reason.NO_SINGLE_PRIMARY
+    pair.exec(primary, "systemctl start keepalived")
+    assert eventually(lambda: not public_is_up(pair, primary))
+    found = await proof(pair)
+    assert isinstance(found, Proof), found
+    assert found.primary == backup
+
+
+async def test_a_new_template_of_conntrackd_moves_nothing_now_or_later(pair: Lab) -> None:
+    """Without its patch the next command of the management server restarts keepalived: a failover."""
+    primary, backup = roles(pair)
+    text = releases.old().edited(TEMPLATE, b"HashLimit 65536", b"HashLimit 131072")
+    wanted = payload(releases.old().derive("conntrackd", change={TEMPLATE: text}))
+    for name in (backup, primary):
+        before = main_pid(pair, name, "keepalived"), main_pid(pair, name, "conntrackd")
+        report = await patch(pair, name, wanted)
+        assert report.phase is JournalPhase.COMMITTED, told(report)
+        assert [(action.name, action.action) for action in report.services] == [("conntrackd", "Restart")]
+        assert "131072" in pair.read_bytes(name, "/etc/conntrackd/conntrackd.conf").decode()
+        after = main_pid(pair, name, "keepalived"), main_pid(pair, name, "conntrackd")
+        assert after[0] == before[0]
+        assert after[1] != before[1]
+        found = await proof(pair)
+        assert isinstance(found, Proof), found
+        assert found.primary == primary
+        configure(pair, name)
+        assert (main_pid(pair, name, "keepalived"), main_pid(pair, name, "conntrackd")) == after
+    assert roles(pair) == (primary, backup)
+
+
+async def test_a_keepalived_that_must_restart_is_a_failover_only_with_leave(pair: Lab) -> None:
+    primary, backup = roles(pair)
+    wanted = new_keepalived_unit()
+    report = await patch(pair, backup, wanted)
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    assert roles(pair) == (primary, backup)
+    assert isinstance(await proof(pair), Proof)
+
+    with pytest.raises(Refused) as refused:
+        await patch(pair, primary, wanted)
+    assert refused.value.reason is Reason.FAILOVER_NOT_ALLOWED
+    assert roles(pair) == (primary, backup)
+
+    seen = await LivePatcher().observe(target(pair, primary), wanted)
+    (loss,) = [action.expected_loss for action in seen.actions if action.name == "keepalived"]
+    assert "failover" in loss
+    report = await patch(pair, primary, wanted, may_fail_over=True)
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    assert "BACKUP" in report.message, told(report)
+    found = await proof(pair)
+    assert isinstance(found, Proof), found
+    assert found.primary == backup
+
+
+async def test_a_failover_after_which_two_machines_answer_takes_the_patch_back(pair: Lab) -> None:
+    primary, backup = roles(pair)
+    gateway = tenants_gateway(pair, primary)
+    pair.exec(backup, "ip link add link eth0 name thief type macvlan mode bridge && ip link set thief up")
+    pair.exec(backup, f"ip addr add {gateway}/32 dev thief")
+    report = await patch(pair, primary, new_keepalived_unit(), may_fail_over=True)
+    assert report.phase is JournalPhase.ROLLED_BACK, told(report)
+    assert report.reason is Reason.DUPLICATE_PRIMARY
+    assert pair.exec(primary, f"test -e /{KEEPALIVED_UNIT}", check=False).returncode == 1
