@@ -59,6 +59,7 @@ class PlannedFailover(StrEnum):
 
 class Heal(StrEnum):
     NEVER = "Never"
+    AUTOMATIC = "Automatic"
 
 
 class OrderKey(StrEnum):
@@ -165,7 +166,9 @@ class DriftOptions(ApiModel):
     """What happens when a VM that was at the release no longer is."""
 
     heal: Heal = Heal.NEVER
-    """Never: it is reported and the policy is not Ready."""
+    """Never: it is reported and the policy is not Ready. Automatic: changed files are put back by a rollout of cause
+    Drift, within windows, waves and budgets; a VM that was put back three times in 24 hours is held, because somebody
+    else changes it again and again. A failed service is only reported in both cases."""
 
 
 WAVE_NAME_PATTERN = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"

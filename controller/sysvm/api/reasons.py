@@ -107,6 +107,7 @@ class Reason(StrEnum):
     SCRIPTS_OUTDATED = "ScriptsOutdated"
     SIGNATURE_ONLY = "SignatureOnly"
     CONTENT_DRIFTED = "ContentDrifted"
+    HEAL_LOOP = "HealLoop"
     SIGNATURE_MISMATCH = "SignatureMismatch"
     PARTIAL_PATCH = "PartialPatch"
     NOT_OBSERVED = "NotObserved"

@@ -164,7 +164,7 @@ class WaveStatus(ApiModel):
     failed: Annotated[int, Field(ge=0)] = 0
     """Rolled back, failed or inconsistent."""
     skipped: Annotated[int, Field(ge=0)] = 0
-    """On hold, unreachable or gone when their turn came."""
+    """On hold, unreachable or gone when their turn came, or left because a peer failed."""
     returned: Annotated[int, Field(ge=0)] = 0
     """Patched and then brought back to what they were, because the failure budget was spent."""
     appended: Annotated[tuple[AppendedVM, ...], Field(max_length=64)] = ()

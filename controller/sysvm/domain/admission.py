@@ -205,6 +205,9 @@ def _check_budgets(
     candidates: list[_Candidates] = []
     blocked: dict[str, tuple[Blocker, ...]] = {}
     for lane in lanes:
+        for facts in lane.view.stuck:
+            why = f"a peer of {facts.vm} failed in rollout {lane.name}: the next rollout takes it"
+            blocked[facts.name] = (_blocker(Reason.PEER_UNHEALTHY, why),)
         gate = _closed_gate(state, lane)
         spent = gates.budget_gate(lane.rollout, lane.view, lane.budget)
         why_not = gate or spent

@@ -197,6 +197,17 @@ class VMFacts:
             False,
         )
 
+    def put_back_since(self, moment: datetime, revision: str) -> int:
+        """How often an operation since `moment` brought it to a revision that it had been brought to just before."""
+        count, was_there = 0, False
+        for past in reversed(self.history):
+            if past.result is not OperationResult.SUCCEEDED:
+                continue
+            is_there = past.revision == revision and not past.takes_back
+            count += is_there and was_there and past.started_at >= moment
+            was_there = is_there
+        return count
+
     def looked_at_after_operation(self) -> bool:
         """The last look is newer than the end of the last operation. Times are whole seconds: equal is not newer."""
         ended = self.operation.finished_at if self.operation else None

@@ -4,8 +4,8 @@ Buckets follow from stored objects alone. What happened to a VM is read from the
 who belongs to which wave, from the plan and from what the rollout's own status appended to it.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sysvm.api.policy import Retry
@@ -33,6 +33,8 @@ class Buckets:
     """Were patched in this rollout and then brought back to what they were."""
     skipped: tuple[VMFacts, ...] = ()
     """Unreachable, on hold, inconsistent or going away: taken after all if that ends while the rollout runs."""
+    stuck: tuple[VMFacts, ...] = ()
+    """Would be taken, but a peer that they must be able to rely on failed in this rollout: left for the next one."""
     missing: tuple[str, ...] = ()
     """SystemVM names that are no more, or are another VM (uid) now."""
 
@@ -55,6 +57,7 @@ class Buckets:
             self.failed,
             self.returned,
             self.skipped,
+            self.stuck,
         )
 
 
@@ -82,6 +85,9 @@ def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> Rollou
     waves = tuple(
         _wave_view(rollout, plan, wave, [(name, uids[name]) for name in wave.members], vms) for wave in plan.waves
     )
+    failed = [facts for wave in waves for facts in wave.failed]
+    if failed:
+        waves = tuple(_without_stuck(wave, failed, vms) for wave in waves)
     return RolloutView(
         **{
             bucket: tuple(member for wave in waves for member in getattr(wave, bucket))
@@ -91,7 +97,26 @@ def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> Rollou
     )
 
 
-BUCKETS = ("waiting", "retrying", "in_work", "done", "failed", "returned", "skipped")
+def _without_stuck(wave: WaveView, failed: Sequence[VMFacts], vms: Mapping[str, VMFacts]) -> WaveView:
+    """Admission leaves a VM alone whose peer failed. In its own rollout that does not change any more, so it must not
+    keep the rollout from ending."""
+    groups = {facts.identity.group for facts in failed if facts.identity is not None and facts.identity.group}
+    zones = {facts.zone_group for facts in failed if facts.zone_group}
+    names = {facts.name for facts in failed}
+    lost = {
+        zone
+        for zone in zones
+        if sum(other.zone_group == zone and other.name not in names for other in vms.values()) <= 1
+    }
+
+    def is_stuck(facts: VMFacts) -> bool:
+        return (facts.identity is not None and facts.identity.group in groups) or facts.zone_group in lost
+
+    stuck = tuple(facts for facts in wave.waiting if is_stuck(facts))
+    return replace(wave, waiting=tuple(facts for facts in wave.waiting if not is_stuck(facts)), stuck=stuck)
+
+
+BUCKETS = ("waiting", "retrying", "in_work", "done", "failed", "returned", "skipped", "stuck")
 
 
 def _wave_view(

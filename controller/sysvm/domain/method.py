@@ -6,6 +6,7 @@ here once and shown in the plan, the SystemVM and the policy.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sysvm.api.base import format_time
 from sysvm.api.policy import AllowedMethod, Method
@@ -65,6 +66,10 @@ class Decision:
     def converged(self) -> bool:
         return self.method is Method.NONE and self.drift.converged
 
+
+HEALS = 3
+"""So often a VM is put back within `HEAL_PERIOD` before it is held."""
+HEAL_PERIOD = timedelta(hours=24)
 
 Checker = Callable[[Context], Finding | None]
 
@@ -224,6 +229,22 @@ def would_fail_over(context: Context) -> Finding | None:
     )
 
 
+def is_put_back_again_and_again(context: Context) -> Finding | None:
+    """Somebody changes what is put back: going on would be a fight, and tenants would feel it."""
+    if not context.drift.was_at_release:
+        return None
+    since = context.facts.moment - HEAL_PERIOD
+    count = context.facts.put_back_since(since, context.release.revision)
+    if count < HEALS:
+        return None
+    return Finding(
+        Method.HOLD,
+        Reason.HEAL_LOOP,
+        f"{context.facts.vm} was put back to {context.release.version} ({context.release.short}) {count} times in "
+        f"24 hours and is not there again: {_figures(context)}; find out who changes it",
+    )
+
+
 def needs_live_patch(context: Context) -> Finding:
     """Last: what is left differs and can be closed, if the policy lists the method."""
     vm, release = context.facts.vm, context.release
@@ -252,6 +273,7 @@ CHECKERS: tuple[Checker, ...] = (
     does_not_run,
     is_not_compatible,
     is_drifted_without_leave_to_heal,
+    is_put_back_again_and_again,
     would_fail_over,
     needs_live_patch,
 )

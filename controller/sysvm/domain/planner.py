@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from sysvm.api.base import ApiModel
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method, OrderKey, PatchPolicySpec, PlannedFailover, WaveSpec
+from sysvm.api.policy import Heal, Method, OrderKey, PatchPolicySpec, PlannedFailover, WaveSpec
 from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.facts import Release, VMFacts
@@ -132,6 +132,7 @@ def decide_all(
             facts,
             release,
             methods=spec.methods,
+            heal=spec.drift.heal is Heal.AUTOMATIC,
             excluded=excluded.get(facts.name),
             planned_failover=spec.live_patch.planned_failover is PlannedFailover.ALLOWED,
         )

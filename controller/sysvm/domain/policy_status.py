@@ -86,7 +86,7 @@ def _progress(situation: PolicySituation, counts: PolicyCounts) -> Progress:
     )
 
 
-DRIFT = frozenset({Reason.DRIFTED, Reason.SERVICES_FAILED, Reason.NO_SINGLE_PRIMARY})
+DRIFT = frozenset({Reason.DRIFTED, Reason.SERVICES_FAILED, Reason.NO_SINGLE_PRIMARY, Reason.HEAL_LOOP})
 """A VM that was at the release and well, and no longer is."""
 
 _NEEDED = (Method.LIVE_PATCH, Method.HOLD)
@@ -373,10 +373,15 @@ def _conflict(context: _Context) -> _Row | None:
 
 
 def _drifted(context: _Context) -> _Row | None:
-    """Reported, not healed."""
+    """Reported, not healed; or put back so often that a person must find out who undoes it."""
     if not context.vms.drifted:
         return None
-    first = context.situation.decisions[context.vms.drifted[0].name].message
+    decisions = [context.situation.decisions[facts.name] for facts in context.vms.drifted]
+    fought = next((decision for decision in decisions if decision.reason is Reason.HEAL_LOOP), None)
+    if fought is not None:
+        told = f"{fought.message}; {context.at}"
+        return _Row(ready=False, reason=Reason.HEAL_LOOP, message=told, stalled=True)
+    first = decisions[0].message
     return _Row(ready=False, reason=Reason.DRIFTED, message=f"{first}; {context.at}")
 
 

@@ -270,7 +270,7 @@ def _soak_sentence(wave: WaveStatus) -> str:
 
 def _next_action(standing: _Standing, blocked: Sequence[PolicyBlocker]) -> NextAction | None:
     """What happens next if nothing changes; None while VMs are in work and others follow them."""
-    view, wave = standing.view, _to_start(standing)
+    wave = _to_start(standing)
     soak = soaking(standing.waves)
     if any(each.reason in _UNTIL_SOMEBODY_ACTS for each in blocked):
         return None
@@ -284,12 +284,18 @@ def _next_action(standing: _Standing, blocked: Sequence[PolicyBlocker]) -> NextA
             return NextAction(what=f"{follows} once it is approved")
         if each.reason in gates.WAITING:
             return NextAction(at=each.until, what=follows)
-    if view.retrying and not view.in_work and not view.waiting:
+    if _only_tries_again(standing):
         return _next_try(standing)
     return None
 
 
 _UNTIL_SOMEBODY_ACTS = (Reason.PAUSED, Reason.SUSPENDED, Reason.ABORTED, Reason.SUPERSEDED, Reason.DELETING)
+
+
+def _only_tries_again(standing: _Standing) -> bool:
+    """Nothing else can happen before the time of the next try."""
+    view, budget = standing.view, standing.budget
+    return bool(view.retrying) and not view.in_work and (not view.waiting or budget.slots_used >= budget.slots)
 
 
 def _next_try(standing: _Standing) -> NextAction | None:
@@ -419,7 +425,7 @@ def _why_unfinished(standing: _Standing, blocked: Sequence[PolicyBlocker]) -> tu
     working = f"; in work: {_named(view.in_work)}" if view.in_work else ""
     if blocked:
         return Reason(blocked[0].reason), f"{blocked[0].message}: {_progress(standing)}{working}"
-    if view.retrying and not view.in_work and not view.waiting:
+    if _only_tries_again(standing):
         return Reason.RETRYING, f"{_named(view.retrying)} will be tried again: {_progress(standing)}"
     return Reason.ROLLING_OUT, _progress(standing) + working
 
@@ -432,6 +438,7 @@ def _progress(standing: _Standing) -> str:
             (len(view.failed), "failed"),
             (len(view.returned), "went back"),
             (len(view.skipped), "skipped (on hold or unreachable)"),
+            (len(view.stuck), "left because a peer failed"),
             (len(view.missing), "gone"),
         )
         if count

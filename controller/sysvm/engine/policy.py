@@ -26,7 +26,7 @@ from sysvm.domain.planner import Plan, decide_all, plan
 from sysvm.domain.policy_status import PolicySituation, policy_status
 from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import Selection, select
-from sysvm.domain.starts import finished_to_prune, may_start, spec_digest
+from sysvm.domain.starts import Start, finished_to_prune, may_start, spec_digest
 from sysvm.engine.inventory import listed
 from sysvm.engine.notices import Notices, reference
 from sysvm.engine.plans import PlanMissing, Plans
@@ -147,8 +147,17 @@ class PolicyReconciler:
             number=number,
             revision=release.revision,
             spec_digest=digest,
-            cause=str(start.cause),
+            cause=str(self._cause(sight, release, start)),
         )
+
+    def _cause(self, sight: _Sight, release: Release, start: Start) -> RolloutCause:
+        """Drift, if every VM that gets work was at the release before."""
+        members = self._plan(sight, release).members
+        if start.cause is RolloutCause.NEW_REVISION and all(
+            sight.decisions[name].drift.was_at_release for name in members
+        ):
+            return RolloutCause.DRIFT
+        return start.cause
 
     def _is_undecided(self, sight: _Sight) -> bool:
         """A VM that is listed and has no object yet, or answers and was not yet compared: a plan without it would be a

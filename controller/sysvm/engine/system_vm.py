@@ -198,7 +198,7 @@ class SystemVMReconciler:
             replace(facts, actions=actions),
             owner.release,
             methods=spec.methods,
-            heal=spec.drift.heal is not Heal.NEVER,
+            heal=spec.drift.heal is Heal.AUTOMATIC,
             excluded=exclusion(spec.selector, facts),
             planned_failover=spec.live_patch.planned_failover is PlannedFailover.ALLOWED,
         )

@@ -163,3 +163,44 @@ def test_a_hold_ends_by_itself() -> None:
 )
 def test_an_order_is_open_until_its_own_result_is_known(the_order: Any, the_operation: Any, *, in_work: bool) -> None:
     assert b.facts(order=the_order, operation=the_operation).in_work is in_work
+
+
+def past(*results: str | None, hours: float = 1) -> tuple[HistoryEntry, ...]:
+    """Operations at one revision each, oldest first, so many hours apart; `None` is one that was rolled back."""
+    entries = [
+        HistoryEntry(
+            id=f"op-{number}",
+            revision=revision or b.NEW,
+            method="LivePatch",
+            result=OperationResult.SUCCEEDED if revision else OperationResult.ROLLED_BACK,
+            started_at=b.ago(hours=hours * (len(results) - number)),
+        )
+        for number, revision in enumerate(results)
+    ]
+    return tuple(reversed(entries))
+
+
+DRIFTED_VM = {"observed": b.observed(signature=b.NEW_SIGNATURE)}
+
+
+@pytest.mark.parametrize(
+    ("history", "reason"),
+    [
+        ((), Reason.CONTENT_DRIFTED),
+        (past(b.NEW, b.NEW, b.NEW), Reason.CONTENT_DRIFTED),
+        (past(b.NEW, b.NEW, b.NEW, b.NEW), Reason.HEAL_LOOP),
+        (past(b.NEW, b.NEW, None, b.NEW, b.NEW), Reason.HEAL_LOOP),
+        (past(b.NEW, b.OTHER, b.NEW, b.OTHER, b.NEW), Reason.CONTENT_DRIFTED),
+        (past(b.NEW, b.NEW, b.NEW, b.NEW, hours=11), Reason.CONTENT_DRIFTED),
+    ],
+)
+def test_a_vm_is_put_back_but_not_fought_over(history: tuple[HistoryEntry, ...], reason: Reason) -> None:
+    decision = decide(b.facts(history=history, **DRIFTED_VM), b.release(), heal=True)
+    assert decision.reason == reason
+    assert decision.method is (Method.HOLD if reason is Reason.HEAL_LOOP else Method.LIVE_PATCH)
+
+
+def test_a_vm_that_was_taken_back_has_not_drifted() -> None:
+    taken = past(b.NEW)[0].model_copy(update={"takes_back": "op-0"})
+    vm = b.facts(history=(taken, *past(b.NEW)))
+    assert not decide(vm, b.release()).drift.was_at_release
