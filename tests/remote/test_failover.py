@@ -135,6 +135,25 @@ def test_a_failover_without_exactly_one_primary_goes_back(vm, primary, answers, 
     assert systemd.load(str(vm.root), "dnsmasq")["active"] == "inactive", "two DHCP servers in one guest network"
 
 
+def test_a_patch_after_which_the_router_has_no_clear_role_goes_back(vm, backup, monkeypatch):
+    monkeypatch.setattr(failover, "CLEAR_SECONDS", 0.05)
+    vm.prepare(order(unit="none"))
+    samples = iter([Pair.sample(backup, None)])
+    wrong = dict(Pair.sample(backup, None), heartbeat_age_seconds=30.0)
+    monkeypatch.setattr(redundancy, "sample", lambda host: next(samples, wrong))
+    host = backup.host()
+    worker.run(host, Store(host), "op-1")
+    report = vm.report("op-1")
+    assert (report["phase"], report["reason"]) == ("RolledBack", "NoSinglePrimary")
+    assert "it was BACKUP before" in report["message"]
+
+
+def test_a_router_whose_role_was_not_clear_before_is_not_judged_by_it(vm, backup, monkeypatch):
+    wrong = dict(Pair.sample(backup, None), heartbeat_age_seconds=30.0)
+    monkeypatch.setattr(redundancy, "sample", lambda host: wrong)
+    assert run(vm, backup, order(unit="none"))["phase"] == "Committed"
+
+
 def test_conntrackd_is_filled_again_after_its_restart(vm, backup):
     assert run(vm, backup, order(unit="conntrackd"))["phase"] == "Committed"
     assert backup.asked == [["conntrackd", "-n"]]
@@ -150,7 +169,7 @@ def test_a_role_that_comes_and_goes_is_none(vm, backup, monkeypatch):
     turns = iter(range(10**6))
 
     def flapping(host):
-        backup.primary = next(turns) % 2 == 0
+        backup.primary = next(turns) % 2 == 1
         return Pair.sample(backup, host)
 
     monkeypatch.setattr(redundancy, "sample", flapping)

@@ -275,7 +275,8 @@ SERVICES: tuple[Service, ...] = (
         vital=True,
         reload=True,
         of_primary=True,
-        restart_loss="a failover: NAT stops for 0.1 s, DNS, DHCP and metadata for about 1 s; load-balanced connections are cut",
+        restart_loss="a failover: NAT stops for 0.1 s, DNS, DHCP and metadata for about 1 s; "
+        "load-balanced connections are cut",
         action_seconds=60.0,
     ),
     Service("nfs-common", frozenset({SystemVMType.SECSTORAGE})),

@@ -12,6 +12,8 @@ from .failures import Failure
 
 STABLE_ADVERTS = 3
 LOOK_EVERY = 1.0
+CLEAR_SECONDS = 15.0
+"""A failover that happens by itself is over by then."""
 
 
 class PairServices(services.Services):
@@ -22,6 +24,7 @@ class PairServices(services.Services):
         baseline = services.Services.measure(host, order)
         if _is_paired(order):
             baseline["holds_gateway"] = redundancy.holds_gateway(host)
+            baseline["role"], _ = redundancy.role_of(redundancy.sample(host))
         return baseline
 
     def was_active(self, service):
@@ -33,6 +36,18 @@ class PairServices(services.Services):
     def became_backup(self):
         """It had the gateway when this began, and has it no longer."""
         return bool(self.baseline.get("holds_gateway")) and not redundancy.holds_gateway(self.host)
+
+    def verify_role(self):
+        """A router that had a role before has one after: the same, or the one that a failover has left it with."""
+        end = time.monotonic() + CLEAR_SECONDS
+        while self.baseline.get("role") is not None:
+            one = redundancy.sample(self.host)
+            role, problem = redundancy.role_of(one)
+            if role is not None:
+                return
+            if time.monotonic() >= end:
+                raise Failure(reason_of(one), "it was {0} before: {1}".format(self.baseline["role"], problem), False)
+            self.host.wait(LOOK_EVERY)
 
     def _act(self, service, action, back):
         pair = service.get("pair")

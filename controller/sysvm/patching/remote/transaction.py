@@ -213,6 +213,7 @@ class Transaction(object):
         less = self.services().compare()
         if less:
             raise Failure("VerifyFailed", "less active than before: " + _told(less), False)
+        self.services().verify_role()
         known = set(self.journal.baseline()["checks"]) | set(self.order["ignored_checks"])
         worse = [name for name in self.failing_checks() if name not in known]
         if worse and self.services().became_backup():
