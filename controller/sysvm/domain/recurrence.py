@@ -70,9 +70,24 @@ class Recurrence:
         return LAST_YEAR if self.last is None else min(LAST_YEAR, self.last.year)
 
 
-@lru_cache(maxsize=256)
 def understood(schedule: Schedule) -> Recurrence:
     """Reads a schedule. Raises ScheduleError."""
+    found = _tried(schedule)
+    if isinstance(found, str):
+        raise ScheduleError(found)
+    return found
+
+
+@lru_cache(maxsize=256)
+def _tried(schedule: Schedule) -> Recurrence | str:
+    """The recurrence, or what is wrong: that a rule falls on no day takes the longest to find out."""
+    try:
+        return _read(schedule)
+    except ScheduleError as error:
+        return str(error)
+
+
+def _read(schedule: Schedule) -> Recurrence:
     parts = _parts(schedule.rrule)
     zone = _zone(schedule.time_zone)
     frequency = parts["FREQ"]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tests.integration.engine.objects import Manifest
 
-from sysvm.engine.resources import CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE
+from sysvm.engine.resources import CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE, WINDOW
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import NotFound
 from sysvm.kube.lease import LEASE
@@ -19,10 +19,12 @@ from sysvm.kube.objects import Resource
 
 T = TypeVar("T")
 
-BY_KIND = {resource.kind: resource for resource in (CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE)}
+BY_KIND = {
+    resource.kind: resource for resource in (CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE, WINDOW)
+}
 WITHIN_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
-_OURS = (POLICY, ENDPOINT, TEMPLATE, ROLLOUT, SYSTEM_VM)
+_OURS = (POLICY, ENDPOINT, TEMPLATE, ROLLOUT, SYSTEM_VM, WINDOW)
 
 
 @dataclass(frozen=True)
