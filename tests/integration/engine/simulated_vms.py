@@ -112,8 +112,8 @@ class Fleet:
     # What a test does to a VM
 
     def set(self, name: str, **changes: object) -> None:
-        """Changes fields of one VM; `unreachable=Reason`, `silent=bool`, `sha1_only=bool`, `refused=(Reason, retryable)`,
-        `outcome=JournalPhase`, `host_key=str`, `drifted=bool`, `seconds=float`, `role=RedundancyRole`."""
+        """Changes fields of one VM; `unreachable=Reason`, `silent=bool`, `sha1_only=bool`, `refused=(Reason,
+        retryable)`, `outcome=JournalPhase`, `host_key=str`, `drifted=bool`, `seconds=float`, `role=RedundancyRole`."""
         with self._changing() as vms:
             unknown = set(changes) - set(vms[name])
             if unknown:

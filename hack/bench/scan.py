@@ -1,0 +1,110 @@
+"""What the daily comparison of all files costs a VM: processor seconds there, bytes read, with and without a memory.
+
+`python -m bench.scan` makes a router and a secondary storage VM with an agent of real size, patches both, and looks at
+them again and again. Counted is the program on the VM with all that it starts, its interpreter included; not sshd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab import Lab, SystemVMType, VMSpec
+from lab.cli import take_down
+from lab.content import payloads, releases
+from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.endpoint import SystemVMType as Type
+from sysvm.patching.bundle import command
+from sysvm.patching.live import LivePatcher
+from sysvm.patching.payload import Payload, read_payload
+from sysvm.patching.results import JournalPhase, Order, SSHAccount, Target
+
+TIMES = "/run/scan-times"
+MEMORY = "/var/lib/sysvm/digests"
+SETTLED_SECONDS = 3.0
+"""What a patch has just written is not remembered yet."""
+REPEATS = 7
+CASES = ("look without comparing", "compare, nothing remembered", "compare, all remembered")
+_ROW = "{:8}{:32}{:>10}{:>10}{:>10}"
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="sysvm-scan-") as folder:
+        lab = Lab(Path(folder))
+        specs = [
+            VMSpec(name="r-61-VM", type=SystemVMType.ROUTER, index=61),
+            VMSpec(name="s-62-VM", type=SystemVMType.SECSTORAGE, index=62),
+        ]
+        try:
+            lab.up(specs, release="old")
+            payload = read_payload(
+                payloads.build_scripts(releases.new()), payloads.build_agent(releases.new(), scale=1.0)
+            )
+            print(_ROW.format("VM", f"median of {REPEATS}", "CPU s", "least", "wall s"))
+            for spec in specs:
+                asyncio.run(_measure(lab, spec.name, payload))
+        finally:
+            take_down(lab)
+    return 0
+
+
+async def _measure(lab: Lab, name: str, payload: Payload) -> None:
+    target = _target(lab, name)
+    order = Order(f"scan-{name.lower()}", 1, 1, 0.0, (), 300.0, 600.0)
+    report = await LivePatcher().patch(target, payload, order, lambda _: None)
+    if report.phase is not JournalPhase.COMMITTED:
+        raise RuntimeError(f"{name} was not patched: {report.message}")
+    await asyncio.sleep(SETTLED_SECONDS)
+    # The shell's own count of what its children used.
+    watching = LivePatcher(start=f"( {command()} ); times >> {TIMES}")
+    for case in CASES:
+        seconds: list[float] = []
+        walls: list[float] = []
+        if case == CASES[2]:
+            await watching.observe(target, payload)
+        for _ in range(REPEATS):
+            lab.exec(name, ["rm", "-f", TIMES, *([MEMORY] if case == CASES[1] else [])])
+            began = time.monotonic()
+            await watching.observe(target, None if case == CASES[0] else payload)
+            walls.append(time.monotonic() - began)
+            seconds.append(await _children(lab, name))
+        row = (f"{statistics.median(seconds):.3f}", f"{min(seconds):.3f}", f"{statistics.median(walls):.2f}")
+        print(_ROW.format(name, case, *row), flush=True)
+
+
+async def _children(lab: Lab, name: str) -> float:
+    """User and system seconds of the last line that `times` wrote; it comes after the connection's end."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        said = lab.exec(name, ["cat", TIMES], check=False).stdout.splitlines()
+        if len(said) >= 2:
+            return _seconds(said[-1].split())
+        await asyncio.sleep(0.05)
+    raise RuntimeError(f"the shell on {name} did not say what its children used")
+
+
+def _seconds(words: Sequence[str]) -> float:
+    found = [re.fullmatch(r"(\d+)m([\d.]+)s", word) for word in words]
+    return sum(int(one[1]) * 60 + float(one[2]) for one in found if one)
+
+
+def _target(lab: Lab, name: str) -> Target:
+    vm = lab.vm(name)
+    account = SSHAccount(
+        user="root",
+        port=vm.port,
+        private_key=lab.private_key.read_bytes(),
+        host_key_policy=HostKeyPolicy.STRICT,
+        known_hosts=lab.known_hosts(),
+    )
+    return Target(name=name, type=Type(vm.spec.type), address=str(vm.relay_address), account=account)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
