@@ -14,7 +14,7 @@ import pytest
 from tests.remote import systemd
 from tests.remote.vm import OLD_SIGNATURE, VM, FakeHost, in_child, make_order, service, with_file, write
 
-from sysvm.patching.remote import hold, login, services, switch
+from sysvm.patching.remote import hold, login, questions, services, switch
 from sysvm.patching.remote.host import Host, Outcome
 
 DNS = [{"protocol": "udp", "ports": [53, 67]}, {"protocol": "tcp", "ports": [53]}]
@@ -143,7 +143,7 @@ def test_a_vpc_router_is_asked_on_the_address_of_every_tier(vm: VM) -> None:
     told = {"id": "ips", "eth1": [{"nw_type": "public", "add": True, "public_ip": "198.18.1.1"}], **tiers}
     write(vm.root / "etc/cloudstack/ips.json", json.dumps(told).encode())
     asked = [{"kind": "http", "host": "127.0.0.1", "port": 80}, {"kind": "http", "host": "guests", "port": 80}]
-    hosts = [check["host"] for check in services.questions_here(vm.host(), asked)]
+    hosts = [check["host"] for check in questions.questions_here(vm.host(), asked)]
     assert hosts == ["127.0.0.1", "10.1.2.1", "10.1.3.1"]
 
 
@@ -436,7 +436,7 @@ def test_an_answer_that_comes_late_is_slow_and_no_gap() -> None:
 
     server = threading.Thread(target=serve, daemon=True)
     server.start()
-    with services.GapMeter([{"kind": "http", "host": "127.0.0.1", "port": listener.getsockname()[1]}]) as meter:
+    with questions.GapMeter([{"kind": "http", "host": "127.0.0.1", "port": listener.getsockname()[1]}]) as meter:
         time.sleep(1.0)
     done.set()
     assert meter.gap == 0.0
@@ -446,7 +446,7 @@ def test_an_answer_that_comes_late_is_slow_and_no_gap() -> None:
 def test_a_gap_is_measured_from_the_last_answer_to_the_next() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    with services.GapMeter([{"kind": "tcp", "host": "127.0.0.1", "port": port}]) as meter:
+    with questions.GapMeter([{"kind": "tcp", "host": "127.0.0.1", "port": port}]) as meter:
         time.sleep(0.2)
         listener.close()
         time.sleep(0.6)
@@ -479,13 +479,13 @@ def test_the_gap_of_a_service_that_died_is_counted_from_its_last_answer_on_the_w
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     checks = [{"kind": "tcp", "host": "127.0.0.1", "port": port}]
-    with services.GapMeter(checks) as forward:
+    with questions.GapMeter(checks) as forward:
         time.sleep(0.2)
         listener.close()
         time.sleep(0.2)
     assert forward.silent_since is not None
     time.sleep(0.4)
-    with services.GapMeter(checks, forward.silent_since) as back:
+    with questions.GapMeter(checks, forward.silent_since) as back:
         listener = socket.create_server(("127.0.0.1", port))
         time.sleep(0.3)
     listener.close()
@@ -546,7 +546,7 @@ def test_a_service_that_is_active_and_never_answers_is_not_serving(vm: VM, monke
     report = settled(vm, server.check)
     assert (report["phase"], report["reason"]) == ("RolledBack", "ServiceFailed")
     assert "it no longer answers on dns 127.0.0.1" in report["message"]
-    assert server.asked == services.TRIES
+    assert server.asked == questions.TRIES
 
 
 def test_a_service_that_dies_while_it_is_asked_again_is_not_taken_for_a_slow_one(
@@ -568,14 +568,14 @@ def test_a_service_that_dies_while_it_is_asked_again_is_not_taken_for_a_slow_one
 
 def test_the_baseline_asks_again_what_was_silent_and_not_what_refuses() -> None:
     server = Dns(silent=2)
-    assert services.answers_in_time(server.check)
+    assert questions.answers_in_time(server.check)
     assert server.asked == 3
     closed = socket.create_server(("127.0.0.1", 0))
     port = closed.getsockname()[1]
     closed.close()
     began = time.monotonic()
-    assert not services.answers_in_time({"kind": "tcp", "host": "127.0.0.1", "port": port})
-    assert time.monotonic() - began < services.ASK_TIMEOUT
+    assert not questions.answers_in_time({"kind": "tcp", "host": "127.0.0.1", "port": port})
+    assert time.monotonic() - began < questions.ASK_TIMEOUT
 
 
 @pytest.mark.parametrize(("said", "serves"), [(b"Name: HAProxy\nVersion: 2.6\n", True), (b"Unknown command\n", False)])
@@ -593,7 +593,7 @@ def test_haproxy_answers_on_its_command_socket(tmp_path: Path, said: bytes, serv
 
     threading.Thread(target=serve, daemon=True).start()
     check = {"kind": "haproxy", "host": str(path), "port": 0}
-    assert services.answers(check) is serves
+    assert questions.answers(check) is serves
     listener.close()
     path.unlink()
-    assert not services.answers(check)
+    assert not questions.answers(check)

@@ -13,7 +13,8 @@ import threading
 from . import fence, files
 from .failures import Failure
 from .host import tail
-from .services import GapMeter, is_active, states
+from .questions import GapMeter
+from .services import is_active, states
 from .switch import Lost, sync_parents
 
 FOLDER = "/etc/cloudstack"
