@@ -118,6 +118,8 @@ class Reason(StrEnum):
     EXCLUDED = "Excluded"
     ON_HOLD = "OnHold"
     NOT_COMPATIBLE = "NotCompatible"
+    MANAGEMENT_PORT_RULE_CHANGED = "ManagementPortRuleChanged"
+    PACKAGES_NEEDED = "PackagesNeeded"
     VERSION_UNKNOWN = "VersionUnknown"
     TYPE_MISMATCH = "TypeMismatch"
     METHOD_NOT_ALLOWED = "MethodNotAllowed"

@@ -205,6 +205,15 @@ class ContentState(StrEnum):
     UNKNOWN = "Unknown"
 
 
+class Obstacle(ApiModel):
+    """Why a VM must not be live-patched to the release that it was compared with."""
+
+    reason: Annotated[str, Field(max_length=64)]
+    """One word for programs."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """A sentence for people."""
+
+
 class ObservedContent(ApiModel):
     """Files compared with the release."""
 
@@ -220,6 +229,8 @@ class ObservedContent(ApiModel):
     """Files of an older payload that the release removed."""
     paths: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=10)] = ()
     """The first ten of them."""
+    obstacles: Annotated[tuple[Obstacle, ...], Field(max_length=4)] = ()
+    """What the comparison found that a live patch must not do; the VM is held."""
     observed_at: Time | None = None
     """When it was compared."""
 

@@ -120,7 +120,7 @@ DEFAULT_COMPATIBILITY: tuple[CompatibilityRow, ...] = tuple(
             "from": ">=4.16,<4.20",
             "to": ">=4.20",
             "supported": True,
-            "warning": "packages for Debian 11 are installed",
+            "warning": "packages for Debian 11 must be there already: a live patch installs none",
         },
         {"from": ">=4.20", "to": ">=4.20", "supported": True},
     )

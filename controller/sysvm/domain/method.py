@@ -200,6 +200,19 @@ def is_not_compatible(context: Context) -> Finding | None:
     )
 
 
+def has_obstacles(context: Context) -> Finding | None:
+    """What the comparison of files found that must not be done to a VM that runs."""
+    observed = context.facts.observed
+    obstacles = observed.content.obstacles if observed and observed.content else ()
+    for obstacle in obstacles:
+        sentence = f"{context.facts.vm} cannot be live-patched to {context.release.version}: {obstacle.message}"
+        try:
+            return Finding(Method.HOLD, Reason(obstacle.reason), sentence)
+        except ValueError:  # written by a newer version
+            return Finding(Method.HOLD, Reason.NOT_COMPATIBLE, sentence)
+    return None
+
+
 def is_drifted_without_leave_to_heal(context: Context) -> Finding | None:
     """Somebody changed a VM that was at the release: that is reported, and put back only where the policy says so."""
     if not context.drift.was_at_release or context.heal:
@@ -272,6 +285,7 @@ CHECKERS: tuple[Checker, ...] = (
     is_up_to_date,
     does_not_run,
     is_not_compatible,
+    has_obstacles,
     is_drifted_without_leave_to_heal,
     is_put_back_again_and_again,
     would_fail_over,

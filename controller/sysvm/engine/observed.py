@@ -13,6 +13,7 @@ from sysvm.api.systemvm import (
     ObservedContent,
     ObservedService,
     ObservedTemplate,
+    Obstacle,
     Redundancy,
 )
 from sysvm.api.template import Signature
@@ -89,6 +90,11 @@ def _content(
         missing=sum(report.missing for report in reports),
         extra=sum(report.extra for report in reports),
         paths=tuple(path[:512] for report in reports for path in report.paths)[:10],
+        obstacles=tuple(
+            Obstacle(reason=str(obstacle.reason), message=obstacle.message[:1024])
+            for report in reports
+            for obstacle in report.obstacles
+        )[:4],
         observed_at=found.at,
     )
     if force_time or before is None or before.observed_at is None or found.at - before.observed_at >= refresh:

@@ -7,19 +7,21 @@ come from the same list of changes, so what is reported is what would be done.
 import hashlib
 import posixpath
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from sysvm.api.endpoint import SystemVMType
+from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState
-from sysvm.patching import conntrackd, protocol
+from sysvm.patching import conntrackd, packages, protocol
 from sysvm.patching.archives import FileEntry
 from sysvm.patching.databags import Databag, databags_for
+from sysvm.patching.firewall import Rules, changed_rules, templates_of
 from sysvm.patching.merge import MERGES
 from sysvm.patching.ownership import ActionKind, FileRule, Owner, rule_for
 from sysvm.patching.payload import Payload
-from sysvm.patching.results import ContentReport
-from sysvm.patching.services import UnitAction, is_meant, plain, service_built_from, service_of, strongest
+from sysvm.patching.results import ContentReport, Obstacle
+from sysvm.patching.services import Later, UnitAction, is_meant, plain, service_built_from, service_of, strongest
 
 SCRIPTS_TREE = "/opt/cloud"
 AGENT_TREE = "/usr/local/cloud/systemvm"
@@ -70,12 +72,40 @@ class Difference:
     """Merged texts by sha256: what the payload itself does not hold."""
     revision: str
     vm_type: SystemVMType
+    rules: Mapping[str, Rules] = field(default_factory=dict)
+    """By template (no leading slash): firewall rules of this type that change."""
+    packages: tuple[str, ...] = ()
+    """Debian packages that the payload needs here and the VM lacks."""
     agent_keys: tuple[str, ...] = ()
     """Lines of the packaged agent.properties whose keys the VM may lack."""
 
     @property
     def scripts_report(self) -> ContentReport:
-        return _report(self.revision, self.scripts)
+        return replace(_report(self.revision, self.scripts), obstacles=self.obstacles)
+
+    @property
+    def rules_later(self) -> tuple[tuple[str, UnitAction | Later, str], ...]:
+        """(template, when, what) of every firewall rule that this changes, but not now."""
+        taken = Later.NEXT_COMMAND if self.vm_type.is_router else UnitAction.EFFECTIVE_AT_BOOT
+        told: list[tuple[str, UnitAction | Later, str]] = []
+        for name, rules in self.rules.items():
+            told += [(name.rpartition("/")[2], taken, f"taken away: {rule}") for rule in rules.taken]
+            told += [(name.rpartition("/")[2], UnitAction.EFFECTIVE_AT_BOOT, f"added: {rule}") for rule in rules.added]
+        return tuple(told)
+
+    @property
+    def obstacles(self) -> tuple[Obstacle, ...]:
+        """Why it must not be carried out on a running VM; empty: nothing is in the way."""
+        found = []
+        for name, rules in self.rules.items():
+            if rules.management_port:
+                told = f"/{name} changes the way in on port 3922 ({'; '.join(rules.management_port)[:300]})"
+                said = f"{told}: the next command would take the running rule away; recreate the VM instead"
+                found.append(Obstacle(Reason.MANAGEMENT_PORT_RULE_CHANGED, said))
+        if self.packages:
+            told = f"it needs the Debian packages {', '.join(self.packages)}, which a live patch does not install"
+            found.append(Obstacle(Reason.PACKAGES_NEEDED, f"{told}: install them, or recreate the VM"))
+        return tuple(found)
 
     @property
     def agent_report(self) -> ContentReport | None:
@@ -142,7 +172,8 @@ def digest_args(payload: Payload, vm_type: SystemVMType, previous: Previous) -> 
     if payload.agent is not None and vm_type.runs_agent:
         roots.append(AGENT_TREE)
     singles = sorted(
-        {f"/{name}" for name in names if not _below(f"/{name}", SCRIPTS_TREE)} | {conntrackd.CONFIGURATION}
+        {f"/{name}" for name in names if not _below(f"/{name}", SCRIPTS_TREE)}
+        | {conntrackd.CONFIGURATION, *packages.paths_to_look_for(payload)}
     )
     return {"paths": singles, "roots": roots, "exclude": []}
 
@@ -159,7 +190,20 @@ def contents_to_read(
         live = _live_digest(facts.get(f"/{name}"))
         if live is not None and live != entry.sha256 and live != _packaged(previous, name):
             paths.append(f"/{name}")
+    for name in templates_of(vm_type):
+        template, there = payload.scripts.entries.get(name), _live_digest(facts.get(f"/{name}"))
+        if template is not None and there not in (None, template.sha256):
+            paths.append(f"/{name}")
     return paths + _conntrackd_to_read(payload, facts)
+
+
+def _changed_rules(payload: Payload, vm_type: SystemVMType, live_contents: Mapping[str, bytes]) -> Mapping[str, Rules]:
+    found = {}
+    for name in templates_of(vm_type):
+        live = live_contents.get(f"/{name}")
+        if live is not None and name in payload.scripts.entries:
+            found[name] = changed_rules(live, payload.script_text(name))
+    return found
 
 
 def _conntrackd_to_read(payload: Payload, facts: Mapping[str, protocol.FileFact]) -> list[str]:
@@ -176,6 +220,8 @@ def compare(
     previous: Previous,
     facts: Mapping[str, protocol.FileFact],
     live_contents: Mapping[str, bytes],
+    *,
+    debian_version: str | None = None,
 ) -> Difference:
     """Everything that differs between the VM and the payload. `live_contents`: what `contents_to_read` asked for."""
     changes: list[Change] = []
@@ -219,6 +265,8 @@ def compare(
         contents={digest: text for digest, text in merged.items() if digest in wanted},
         revision=payload.revision,
         vm_type=vm_type,
+        rules=_changed_rules(payload, vm_type, live_contents),
+        packages=packages.missing(payload, debian_version, facts),
         agent_keys=_agent_keys(payload),
     )
 

@@ -249,6 +249,12 @@ class _Attempt:
         if look.difference is None:
             raise protocol.ProtocolError("a comparison has no result")
         work.look = look
+        for obstacle in look.difference.obstacles:
+            raise Refused(
+                f"{self._target.name} cannot take this release while it runs: {obstacle.message}; nothing was changed.",
+                reason=obstacle.reason,
+                retryable=False,
+            )
         if look.has_gateway and look.actions.get("keepalived") is UnitAction.RESTART and not self._order.may_fail_over:
             raise Refused(
                 f"{self._target.name} is the PRIMARY of its pair and its keepalived must be restarted, which is a "

@@ -35,6 +35,8 @@ from sysvm.patching.session import Session
 PAYLOAD_PATH = "/usr/share/cloud/cloud-scripts.tgz"
 RESTARTED_BY_MONITOR = "RestartedByMonitor"
 """Begins a note of the VM about a restart that was not ours."""
+_SHOWN = 8
+_SHOWN_CHARACTERS = 128
 _CMDLINE_BYTES = 64 * 1024
 _MERGED_FILE_BYTES = 1 << 20
 _PROBE_SECONDS = 60.0
@@ -150,7 +152,7 @@ async def compare_files(
         text = await session.read(path, limit=_MERGED_FILE_BYTES, timeout=_READ_SECONDS)
         if text is not None and hashlib.sha256(text).hexdigest() == facts[path]["sha256"]:
             texts[path] = text
-    difference = compare(payload, vm_type, previous, facts, texts)
+    difference = compare(payload, vm_type, previous, facts, texts, debian_version=look.probe["debian_version"])
     return Look(at=look.at, boot=look.boot, probe=look.probe, difference=difference)
 
 
@@ -183,7 +185,8 @@ def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
         actions=tuple(
             PlannedServiceAction(plain(unit), action.value, _expected_loss(look, unit, action))
             for unit, action in look.actions.items()
-        ),
+        )
+        + _rules_later(difference),
         databags=tuple(
             PlannedDatabag(bag.title, redundancy is None, bag.expected_loss)
             for bag in (difference.databags if difference is not None else ())
@@ -209,6 +212,12 @@ def operation_report(
         started_at=_time(report["started_at"]),
         finished_at=_time(report["finished_at"]) if report["finished_at"] is not None else None,
     )
+
+
+def _rules_later(difference: Difference | None) -> tuple[PlannedServiceAction, ...]:
+    """The first of them: a template that was written anew has too many to be shown."""
+    told = difference.rules_later if difference is not None else ()
+    return tuple(PlannedServiceAction(name, when.value, what[:_SHOWN_CHARACTERS]) for name, when, what in told[:_SHOWN])
 
 
 def _message(report: protocol.Report) -> str:

@@ -9,7 +9,7 @@ boot.
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ EARLY_CONFIG = "opt/cloud/bin/setup/cloud-early-config"
 """The boot script that compares the signature (CloudStack 4.21 cloud-early-config, function patch)."""
 
 _AGENT_PROPERTIES = "conf/agent.properties"
+_PACKAGES = "packages/packages.ini"
 _CHECKSUM_COMMANDS = {"md5sum": "md5", "sha512sum": "sha512"}
 _CHECKSUM_WORD = re.compile(rb"(?<![A-Za-z0-9_])(md5sum|sha512sum)(?![A-Za-z0-9_])")
 
@@ -48,6 +49,8 @@ class AgentPart:
     """Of all files, unpacked."""
     properties: bytes = b""
     """The packaged conf/agent.properties."""
+    packages: bytes = b""
+    """packages/packages.ini: which Debian packages older templates need."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,19 +185,21 @@ def _agent_part(agent: Path | bytes) -> AgentPart:
     entries = {entry.path: entry for entry in listing.files}
     if "_run.sh" not in entries:
         raise PayloadError("agent.zip has no _run.sh at its top: it is not the archive that a system VM unpacks")
+    texts = _agent_texts(agent, {_AGENT_PROPERTIES, _PACKAGES}.intersection(entries))
     return AgentPart(
         entries=MappingProxyType(entries),
         folders=MappingProxyType({folder.path: folder for folder in listing.folders}),
         warnings=listing.warnings,
         size_bytes=sum(entry.size for entry in listing.files),
-        properties=_agent_properties(agent) if _AGENT_PROPERTIES in entries else b"",
+        properties=texts.get(_AGENT_PROPERTIES, b""),
+        packages=texts.get(_PACKAGES, b""),
     )
 
 
-def _agent_properties(agent: Path | bytes) -> bytes:
+def _agent_texts(agent: Path | bytes, paths: Iterable[str]) -> dict[str, bytes]:
     reader = archives.AgentReader(agent)
     try:
-        return b"".join(reader.read(_AGENT_PROPERTIES))
+        return {path: b"".join(reader.read(path)) for path in paths}
     finally:
         reader.close()
 

@@ -62,6 +62,14 @@ class ServiceState:
 
 
 @dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why this payload must not be put on this VM while it runs. `message` is a sentence without the VM's name."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ContentReport:
     """The VM's files against one payload."""
 
@@ -71,6 +79,7 @@ class ContentReport:
     missing: int = 0
     extra: int = 0
     paths: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
 
 
 class JournalPhase(StrEnum):

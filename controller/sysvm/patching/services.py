@@ -73,6 +73,13 @@ _WORDS: dict[UnitAction, Word] = {
 }
 
 
+class Later(StrEnum):
+    """When something takes effect that no unit is acted on for."""
+
+    NEXT_COMMAND = "AtNextCommand"
+    """The management server's next command applies it."""
+
+
 def strongest(actions: Iterable[UnitAction]) -> UnitAction:
     order = list(UnitAction)
     return max(actions, key=order.index, default=UnitAction.NOTHING)

@@ -8,7 +8,7 @@ import pytest
 from sysvm.api.endpoint import Scan
 from sysvm.api.policy import Method
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, DriftKind, HistoryEntry, OperationResult
+from sysvm.api.systemvm import ContentState, DriftKind, HistoryEntry, Obstacle, OperationResult
 from sysvm.api.template import Signature
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import NEVER_TRIED, VMFacts, facts_of
@@ -132,7 +132,7 @@ def test_the_sentence_carries_the_figures_and_the_warnings_of_the_table() -> Non
     assert "3 changed" in decision.message
     assert "etc/dnsmasq.conf" in decision.message
     assert "4.20.2 (8c1f03ab)" in decision.message
-    assert decision.warnings == ("r-101-VM: packages for Debian 11 are installed",)
+    assert decision.warnings == ("r-101-VM: packages for Debian 11 must be there already: a live patch installs none",)
 
 
 def test_an_inconsistent_vm_is_left_alone_until_a_whole_payload_was_installed_by_others() -> None:
@@ -204,3 +204,15 @@ def test_a_vm_that_was_taken_back_has_not_drifted() -> None:
     taken = past(b.NEW)[0].model_copy(update={"takes_back": "op-0"})
     vm = b.facts(history=(taken, *past(b.NEW)))
     assert not decide(vm, b.release()).drift.was_at_release
+
+
+@pytest.mark.parametrize("reason", ["ManagementPortRuleChanged", "PackagesNeeded", "SomethingOfTomorrow"])
+def test_an_obstacle_that_the_comparison_found_holds_the_vm(reason: str) -> None:
+    seen = b.observed(version="4.20.2")
+    assert seen.content is not None
+    content = seen.content.model_copy(update={"obstacles": (Obstacle(reason=reason, message="it would lock you out"),)})
+    facts = b.facts(observed=seen.model_copy(update={"content": content}))
+    decision = decide(facts, b.release())
+    assert decision.method is Method.HOLD
+    assert decision.reason is (Reason.NOT_COMPATIBLE if reason == "SomethingOfTomorrow" else Reason(reason))
+    assert decision.message == "r-101-VM cannot be live-patched to 4.20.2: it would lock you out"
