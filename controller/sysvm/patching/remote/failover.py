@@ -57,13 +57,14 @@ class PairServices(services.Services):
         unit = services_name(service)
         if unit == "keepalived" and action != "reload" and not back:
             self.refuse_failover(pair)
+        since = time.time()
         super(PairServices, self)._act(service, action, back)
         if action == "reload":
             return
         if unit == "conntrackd":
             resynchronise(self.host)
         try:
-            role = await_role(self.host, service)
+            role = await_role(self.host, service, lambda unit, said: self.explain(unit, said, since))
         except Failure as failure:
             if not back:
                 raise
@@ -97,10 +98,11 @@ def resynchronise(host):
         host.run(["conntrackd", option], 10.0)
 
 
-def await_role(host, service):
+def await_role(host, service, explain):
     """Wait for one role that nothing contradicts, and until it has held for three adverts and `stable_seconds`.
 
-    Returns it. Raises `Failure` if no role begins within `wait_seconds`, or none lasts.
+    Returns it. Raises `Failure` if no role begins within `wait_seconds`, or none lasts, with the last words of the unit
+    that is in its way: `explain(unit, sentence)`.
     """
     pair = service["pair"]
     advert, _ = redundancy.settings(host)
@@ -119,7 +121,8 @@ def await_role(host, service):
             return role
         if at >= (end if role is None else end + stable):
             text = "after the restart of {0} the router has no role that lasts: {1}"
-            raise Failure(reason_of(one), text.format(services_name(service), problem), False)
+            unit = services_name(service) if one["conntrackd_active"] else "conntrackd"
+            raise Failure(reason_of(one), explain(unit, text.format(services_name(service), problem)), False)
         host.wait(min(LOOK_EVERY, pair["wait_seconds"] or LOOK_EVERY))
 
 
