@@ -235,7 +235,7 @@ SERVICES: tuple[Service, ...] = (
         questions=(Question("http", 80, (Where.LOOPBACK, Where.GUEST, Where.GATEWAY), name="/"),),
         reload_loss="new requests may wait about a second, and a client that is less patient loses them",
         held_loss="none lost, but requests that take longer than half a second are cut; new ones wait up to a second",
-        restart_loss="metadata requests of two to three seconds",
+        restart_loss="metadata requests of two to three seconds, of ten if a client keeps half a request open",
     ),
     Service(
         "cloud-password-server@*",
