@@ -228,3 +228,68 @@ def test_b9_each_patch_of_a_console_proxy_calls_what_is_not_there_and_adds_one_m
     assert all(outcome.succeeded for outcome in outcomes)
     assert all("log_it: command not found" in outcome.output for outcome in outcomes)
     assert rules() == before + 2
+
+
+def test_b10_two_patches_at_once_share_one_folder_and_nobody_is_refused(router: Lab) -> None:
+    """No lock: the second takes away what the first works with. Who breaks is chance; that both begin is not."""
+    first, second = payloads.build_scripts(releases.new()), payloads.build_scripts(releases.mended())
+    router.write_bytes(ROUTER, f"{CACHE}/cloud-scripts.tgz", first)
+    for name in ("one.sh", "two.sh"):
+        router.write_bytes(ROUTER, f"/root/{name}", cloudstack_patch.SCRIPT.read_bytes())
+    router.write_bytes(ROUTER, "/root/second.tgz", second)
+    # The second payload is copied over the first's while that is being unpacked, as a second management server does.
+    router.exec(
+        ROUTER,
+        "cd /root; bash one.sh > one.out 2>&1 & sleep 0.3; cp /root/second.tgz /var/cache/cloud/cloud-scripts.tgz;"
+        " bash two.sh > two.out 2>&1; echo $? > two.code; wait",
+        timeout=240,
+    )
+    assert "lock" not in router.read_bytes(ROUTER, "/root/two.out").decode()
+    told = router.read_bytes(ROUTER, "/root/one.out").decode() + router.read_bytes(ROUTER, "/root/two.out").decode()
+    sums = {hashlib.md5(content, usedforsecurity=False).hexdigest() for content in (first, second)}
+    in_place = hashlib.md5(router.read_bytes(ROUTER, layout.INSTALLED_PAYLOAD), usedforsecurity=False).hexdigest()
+    claimed = {part.split()[0] for part in told.split("version:")[1:]}
+    broken = "No such file" in router.read_bytes(ROUTER, cloudstack_patch.LOG).decode("utf-8", "replace")
+    # Either one works on what the other took away, or one reports a version that is not the one in place.
+    assert broken or claimed != {in_place} or signature(router, ROUTER) not in sums
+
+
+def test_b11_nobody_asks_for_room_and_a_full_disk_is_a_success_with_half_the_files(running: Lab) -> None:
+    small = VMSpec(name="r-66-VM", type=SystemVMType.ROUTER, index=66, group="net-6", tmpfs_mib=256)
+    running.add(small, release="old")
+    try:
+        for file, content in (
+            ("cloud-scripts.tgz", payloads.build_scripts(releases.new())),
+            ("patch-sysvms.sh", cloudstack_patch.SCRIPT.read_bytes()),
+        ):
+            running.write_bytes(small.name, f"{CACHE}/{file}", content)
+        running.exec(small.name, "dd if=/dev/zero of=/root/filler bs=64k 2>/dev/null", check=False, timeout=120)
+        done = running.exec(small.name, ["bash", f"{CACHE}/patch-sysvms.sh"], check=False, timeout=180)
+        log = running.exec(small.name, ["cat", cloudstack_patch.LOG], check=False).stdout
+        assert "No space left" in done.stdout + done.stderr + log
+        installed = running.exec(small.name, ["cat", "/opt/cloud/bin/cs/CsFile.py"], check=False).stdout.encode()
+        installed_old = installed == releases.old().scripts["opt/cloud/bin/cs/CsFile.py"]
+        claimed = done.returncode == 0 and "version:" in done.stdout
+        assert claimed or not installed_old, "it neither refused nor left the VM as it was"
+    finally:
+        running.remove(small.name)
+
+
+def test_b13_services_that_no_list_names_run_on_with_what_they_had(patched: tuple[Lab, Outcome]) -> None:
+    """cron, ssh, rsyslog are in no list of enabled services: the patch says success, and they were not told."""
+    lab, outcome = patched
+    assert outcome.succeeded
+    listed = lab.read_bytes(PATCHED.name, f"{CACHE}/enabled_svcs").decode().split()
+    for unit in ("ssh", "cron", "rsyslog"):
+        assert unit not in listed
+        began = lab.exec(PATCHED.name, ["systemctl", "show", "-P", "ActiveEnterTimestampMonotonic", unit]).stdout
+        boot = lab.exec(PATCHED.name, ["systemctl", "show", "-P", "UserspaceTimestampMonotonic"]).stdout
+        assert int(began) - int(boot) < 60_000_000, f"{unit} has run since the boot"
+    assert b"\nListenAddress 169.254." not in lab.read_bytes(PATCHED.name, "/etc/ssh/sshd_config"), "though it changed"
+
+
+def test_b14_the_answer_does_not_name_the_service_that_failed(router: Lab) -> None:
+    outcome = patch(router, ROUTER, releases.broken())
+    assert outcome.code == 1
+    assert "apache2" not in outcome.output
+    assert "Failed to start apache2 service" in outcome.log, "only the log on the VM does"

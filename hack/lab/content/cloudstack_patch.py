@@ -17,6 +17,8 @@ payload. The script is ours; order, arguments, paths and mistakes are CloudStack
 | B10 | no lock |
 | B11 | free space is not looked at |
 | B12 | files that the new payload lacks stay |
+| B13 | what no list of enabled services names (ssh, cron, rsyslog) is not told of its new files |
+| B14 | the answer names no service; the cause is in a log on the VM |
 
 What differs from the original: Python makes the backup of the agent (no zip here), and the keystore import has no
 keytool to run; neither has an effect on services or traffic.
