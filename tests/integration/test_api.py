@@ -283,6 +283,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         manifest("PatchPolicy", ("spec.approval", {"before": ["rest", "tenth"]})),
         "approval.before must name waves of strategy.waves",
     ),
+    "way back without a backup": (
+        manifest("PatchPolicy", ("spec.livePatch", {"keepBackups": 0}), ("spec.strategy.onBudgetSpent", "RollBack")),
+        "onBudgetSpent RollBack needs livePatch.keepBackups of at least 1",
+    ),
     "retry of a failure that changes a VM": (
         manifest("PatchPolicy", ("spec.strategy.retry", {"reasons": ["VerifyFailed"]})),
         'supported values: "SSHUnreachable"',

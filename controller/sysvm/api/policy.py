@@ -359,6 +359,10 @@ class PatchPolicySpec(ApiModel):
             " || self.approval.before.all(name, self.strategy.waves.exists(wave, wave.name == name))",
             "approval.before must name waves of strategy.waves",
         ),
+        rule(
+            "self.strategy.onBudgetSpent != 'RollBack' || self.livePatch.keepBackups >= 1",
+            "onBudgetSpent RollBack needs livePatch.keepBackups of at least 1: without a backup no VM can go back",
+        ),
     )
 
 
