@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
+from tests.remote import systemd
+from tests.remote.test_session import INTERPRETERS
 from tests.remote.vm import NEW_SIGNATURE, OLD_SIGNATURE, VM, in_child, make_order, send, with_file
 
+from sysvm.patching.bundle import bundle
 from sysvm.patching.remote import files
 from sysvm.patching.remote.failures import Failure
 
@@ -275,3 +281,37 @@ def test_a_full_disk_while_preparing_is_told_and_changes_nothing(vm):
             files.FAULTS.mode = None
         recover_by_next_session(vm)
         assert judge.verdict(where) == "old"
+
+
+AGES = sorted(INTERPRETERS, key=lambda path: [int(number) for number in re.findall(r"\d+", path)])
+PYTHONS = [AGES[0], AGES[-1]]
+"""The oldest and the newest that this machine has."""
+
+
+@pytest.mark.parametrize("python", sorted(set(PYTHONS)))
+def test_on_the_oldest_and_the_newest_python_a_killed_program_leaves_the_old_or_the_new(built, python):
+    """As processes of that Python, the recovery too: every fifth change, by turns before and after."""
+    vm, judge = built
+    program, tools = vm.base / "sysvm.pyz", vm.base / "tools"
+    program.write_bytes(bundle().content)
+    tools.mkdir()
+    for name in ("systemctl", "journalctl", "validate"):
+        script = f'exec {sys.executable} {systemd.__file__} {vm.root} {name} "$@"' if name == "systemctl" else "exit 0"
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+
+    def start(*words: str, fault: str = "count:0") -> int:
+        environment = {"PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin", "SYSVM_FAULT": fault}
+        argv = [python, "-I", "-B", str(program), "--root", str(vm.root), *words]
+        return subprocess.run(argv, env=environment, check=False, stderr=subprocess.DEVNULL).returncode
+
+    verdicts = []
+    for number in range(1, 200, 5):
+        vm.reset()
+        if start("run", "op-1", fault=f"{MODES[number % 2]}:{number}") == 0:
+            break
+        assert start("--recover") == 0
+        verdicts.append(judge.verdict(f"{python} {number}"))
+    print(f"\n{python}: {len(verdicts)} kills, {verdicts.count('old')} old, {verdicts.count('new')} new")
+    assert len(verdicts) > 10
+    assert {"old", "new"} == set(verdicts)
