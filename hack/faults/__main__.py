@@ -41,8 +41,8 @@ def main() -> int:
     if names and asked.vm_seeds:
         lacking = preflight.missing()
         if lacking is None:
-            table.loud |= {machines.BESIDE_CLOUDSTACK}
-            table.foreign |= {machines.BESIDE_CLOUDSTACK}
+            table.loud |= machines.WITH_CLOUDSTACK
+            table.foreign |= machines.WITH_CLOUDSTACK
             machines.run_all(names, asked.vm_seeds, table, _say)
         else:
             _say(f"no trials on real VMs: {lacking}")

@@ -22,12 +22,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from faults import commands
 from faults.table import End, Result, Table
 from lab import Fault, Lab, SystemVMType, VMSpec
 from lab.content import cloudstack_patch, payloads, releases
 from lab.guest import Entry
 from sysvm.api.endpoint import HostKeyPolicy
 from sysvm.api.endpoint import SystemVMType as Type
+from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState
 from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher
@@ -98,6 +100,8 @@ class Machine:
         release: the one it is at.
         seconds: how long an undisturbed patch takes.
         alone: the last patch was seen to be built, so that the VM goes on alone.
+        wanted: what it is brought to, if that is no release of the two.
+        epoch: of the operator that leads now; the VM refuses any lower one.
     """
 
     lab: Lab
@@ -107,10 +111,17 @@ class Machine:
     seconds: float = 5.0
     alone: asyncio.Event = field(default_factory=asyncio.Event)
     services: str = ""
+    epoch: int = 1
+    wanted: Payload | None = None
 
     @property
     def other(self) -> str:
         return "new" if self.release == "old" else "old"
+
+    def next_epoch(self) -> int:
+        """Somebody else leads from now on."""
+        self.epoch += 1
+        return self.epoch
 
     def shot(self) -> Shot:
         taken = self.lab.snapshot_tree(self.name, [*TREES, SIGNATURE])
@@ -224,7 +235,7 @@ async def silence(machine: Machine, order: Order, moment: float) -> OperationRep
 
 
 async def operator_killed(machine: Machine, order: Order, moment: float) -> OperationReport:
-    """The operator is a process of its own; the one that follows has the next epoch."""
+    """The operator is a process of its own; the one that follows leads with the next epoch."""
     work = pickle.dumps((str(machine.lab.run_dir), machine.name, machine.other, order))
     process = subprocess.Popen([sys.executable, "-m", "faults.machines"], stdin=subprocess.PIPE)
     assert process.stdin is not None
@@ -234,7 +245,7 @@ async def operator_killed(machine: Machine, order: Order, moment: float) -> Oper
     await asyncio.sleep(2.0 + moment * machine.seconds)
     process.send_signal(signal.SIGKILL)
     await asyncio.to_thread(process.wait)
-    return await last_word(machine, replace(order, epoch=order.epoch), None)
+    return await last_word(machine, replace(order, epoch=machine.next_epoch()), None)
 
 
 async def power_off(machine: Machine, order: Order, moment: float) -> OperationReport:
@@ -288,7 +299,7 @@ async def same_order_twice(machine: Machine, order: Order, moment: float) -> Ope
 
 async def two_orders(machine: Machine, order: Order, moment: float) -> OperationReport:
     """Another operator orders the same release meanwhile: refused, or it comes after the first."""
-    second = next_order()
+    second = next_order(machine.epoch)
     async with patching(machine, order) as running:
         await machine.until(moment)
         with contextlib.suppress(PatchingError):
@@ -298,6 +309,56 @@ async def two_orders(machine: Machine, order: Order, moment: float) -> Operation
         return first
     report = await patcher().report(target(machine.lab, machine.name), second.id)
     return first if report is None else report
+
+
+async def deposed(machine: Machine, order: Order, moment: float) -> OperationReport:
+    """Another leader orders the same release meanwhile, and comes again until it is let in; the first, still there,
+    must not get in again."""
+    second = next_order(machine.next_epoch())
+    async with patching(machine, order) as running:
+        await machine.until(moment)
+        theirs = await _let_in(machine, second)
+        first = await last_word(machine, order, running)
+    await _refuse_old_epoch(machine, order.epoch)
+    return first if first.phase is JournalPhase.COMMITTED else theirs
+
+
+async def handed_over(machine: Machine, order: Order, moment: float) -> OperationReport:
+    """The next leader goes on with the very operation, by its id; then the first one tries a new one."""
+    newer = machine.next_epoch()
+    async with patching(machine, order) as running:
+        await machine.until(moment)
+        theirs = await last_word(machine, replace(order, epoch=newer), None)
+        mine = await last_word(machine, order, running)
+    if theirs.phase is not mine.phase:
+        raise RuntimeError(f"one was told {mine.phase}, the other {theirs.phase}")
+    # What the new leader ordered by this id may have ended before it came: its own order is what the VM knows it by.
+    after = await _let_in(machine, next_order(newer))
+    await _refuse_old_epoch(machine, order.epoch)
+    return mine if mine.phase is JournalPhase.COMMITTED else after
+
+
+async def _let_in(machine: Machine, order: Order) -> OperationReport:
+    """As an operator does: again until the VM is free."""
+    end = time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            payload = release_payload(machine.other)
+            return await patcher().patch(target(machine.lab, machine.name), payload, order, _ignore)
+        except PatchingError as refused:
+            if time.monotonic() > end or not refused.retryable:
+                raise
+        await asyncio.sleep(0.3)
+
+
+async def _refuse_old_epoch(machine: Machine, epoch: int) -> None:
+    try:
+        report = await machine.patch(next_order(epoch))
+    except PatchingError as refused:
+        if refused.reason is Reason.EPOCH_REFUSED:
+            return
+        raise
+    raise RuntimeError(f"epoch {epoch} was let in after {machine.epoch}: {report.phase}")
 
 
 async def full_disk(machine: Machine, order: Order, moment: float) -> OperationReport:
@@ -323,6 +384,8 @@ FAULTS: dict[str, Trial] = {
     "vm: the worker is killed": worker_killed,
     "vm: one order by two operators": same_order_twice,
     "vm: two orders by two operators": two_orders,
+    "vm: two operators of different epochs": deposed,
+    "vm: one operation handed to the next leader": handed_over,
     "vm: the disk becomes full": full_disk,
 }
 
@@ -332,7 +395,7 @@ async def trials(machine: Machine, faults: Mapping[str, Trial], seeds: int, tell
     for seed in range(seeds):
         for name, fault in faults.items():
             moment = random.Random(f"{machine.name} {name} {seed}").random()
-            order = next_order()
+            order = next_order(machine.epoch)
             where = f"{machine.name}, seed {seed}, moment {moment:.2f}"
             began = time.monotonic()
             try:
@@ -353,40 +416,149 @@ def specs() -> tuple[VMSpec, ...]:
     )
 
 
-async def beside_cloudstack(lab: Lab, index: int, seed: int) -> Result:
-    """CloudStack's own live patch to a third release begins at a random moment of ours, on a VM of this trial alone."""
+Meeting = Callable[[Machine, Order, int], Awaitable[tuple[OperationReport | None, str]]]
+"""CloudStack and ours on one VM, by a seed. Returns our last word and where it was."""
+
+
+async def at_any_moment(machine: Machine, order: Order, seed: int) -> tuple[OperationReport | None, str]:
+    """CloudStack's own live patch to a third release begins at a random moment of ours."""
+    moment = random.Random(f"cloudstack {seed}").random()
+    theirs = payloads.build_scripts(releases.mended())
+    async with patching(machine, order) as running:
+        await machine.until(moment)
+        await asyncio.to_thread(lambda: cloudstack_patch.patch(machine.lab, machine.name, scripts=theirs, agent=None))
+        return await last_word(machine, order, running), f"moment {moment:.2f}"
+
+
+PHASES = ("Switching", "Switched", "Services", "Verifying", "Committing", "Committed")
+
+
+async def in_the_switch(machine: Machine, order: Order, seed: int) -> tuple[OperationReport | None, str]:
+    """It begins when the journal names a phase, within the next 60 ms: a process in the VM waits for that."""
+    lab, name = machine.lab, machine.name
+    phase = PHASES[seed % len(PHASES)]
+    late = random.Random(f"switch {seed}").random() * 0.06
+    for path, content in (
+        ("/root/theirs/cloud-scripts.tgz", payloads.build_scripts(releases.mended())),
+        ("/root/theirs/patch-sysvms.sh", cloudstack_patch.SCRIPT.read_bytes()),
+    ):
+        await asyncio.to_thread(lab.write_bytes, name, path, content)
+    waiting = _WHEN.format(order=order.id, phase=phase, late=late)
+    async with patching(machine, order) as running:
+        # A patch that takes longer than ours has to end, too, before anything is judged.
+        theirs = asyncio.create_task(asyncio.to_thread(lab.exec, name, ["python3", "-I", "-c", waiting], timeout=200))
+        done = await theirs
+        report = await last_word(machine, order, running)
+    return report, f"{late * 1000:.0f} ms after {phase}, theirs said {done.stdout.strip()[-80:]!r}"
+
+
+_WHEN = r"""
+import os, subprocess, sys, time
+end = time.monotonic() + 60
+journal, words = "/var/lib/sysvm/operations/{order}/journal", b'"phase":"{phase}"'
+while time.monotonic() < end:
+    try:
+        with open(journal, "rb") as file:
+            if words in file.read():
+                break
+    except OSError:
+        pass
+    time.sleep(0.002)
+else:
+    sys.exit("the journal never said so")
+time.sleep({late})
+cache = "/var/cache/cloud/"
+for name in ("cloud-scripts.tgz", "patch-sysvms.sh"):
+    os.rename("/root/theirs/" + name, cache + name)
+os.chmod(cache + "patch-sysvms.sh", 0o755)
+done = subprocess.run([cache + "patch-sysvms.sh"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/root")
+print(done.returncode, done.stdout.decode("utf-8", "replace")[-200:])
+"""
+
+
+async def at_boot(machine: Machine, order: Order, seed: int) -> tuple[OperationReport | None, str]:
+    """The power goes, and the host sends a third release at the start: the boot installs it after our recovery."""
+    lab, name = machine.lab, machine.name
+    moment = random.Random(f"boot {seed}").random()
+    theirs = payloads.build_scripts(releases.mended())
+    async with patching(machine, order) as running:
+        await machine.until(moment)
+        await asyncio.to_thread(lab.power_off, name)
+        await asyncio.to_thread(lab.write_bytes, name, "/var/cache/cloud/cloud-scripts.tgz", theirs)
+        await asyncio.to_thread(lab.power_on, name)
+        return await last_word(machine, order, running), f"moment {moment:.2f}"
+
+
+PATCHES = 3
+
+
+async def under_commands(machine: Machine, order: Order, _seed: int) -> tuple[OperationReport | None, str]:
+    """The management server goes on while the router is patched three times, each time to modules that go together
+    with no others."""
+    lab, name = machine.lab, machine.name
+    before = await asyncio.to_thread(commands.keys, lab, name)
+    firing = commands.Commands(lab, name)
+    report: OperationReport | None = None
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(firing.fire())
+        try:
+            for number in range(1, PATCHES + 1):
+                release = commands.release(number)
+                machine.wanted = read_payload(payloads.build_scripts(release), payloads.build_agent(release))
+                each = replace(order, id=f"{order.id}-{number}", settle_seconds=0.5)
+                report = await patcher().patch(target(lab, name), machine.wanted, each, _ignore)
+                if report.phase is not JournalPhase.COMMITTED:
+                    break
+        finally:
+            firing.stop.set()
+    gone = await asyncio.to_thread(commands.lost, lab, name, before, firing)
+    if firing.failures or gone:
+        raise RuntimeError(f"{firing.text()}; {firing.failures[:3]}; {gone}")
+    return report, firing.text()
+
+
+async def meet(fault: str, lab: Lab, index: int, seed: int) -> Result:
+    """On a VM of this trial alone: nobody else could say afterwards what it was before."""
     name = f"r-{index}-VM"
     await asyncio.to_thread(
         lambda: lab.add(VMSpec(name=name, type=SystemVMType.ROUTER, index=index, group=f"net-{index}"), release="old")
     )
-    machine = Machine(lab, name)
-    machine.shots["old"] = await asyncio.to_thread(machine.shot)
-    moment = random.Random(f"cloudstack {seed}").random()
-    theirs = payloads.build_scripts(releases.mended())
-    order = replace(next_order(), settle_seconds=2.0)
-    async with patching(machine, order) as running:
-        await machine.until(moment)
-        await asyncio.to_thread(lambda: cloudstack_patch.patch(lab, name, scripts=theirs, agent=None))
+    try:
+        machine = Machine(lab, name)
+        machine.shots["old"] = await asyncio.to_thread(machine.shot)
+        # The journal stays readable after the end.
+        order = replace(next_order(), settle_seconds=2.0, keep_backups=1)
         try:
-            report: OperationReport | None = await last_word(machine, order, running)
+            report, where = await MEETINGS[fault](machine, order, seed)
             told = f"{report.phase} {report.reason}: {report.message[:300]}" if report else ""
         except PatchingError as refused:
-            report, told = None, f"refused: {refused}"
-    end = await _whose(machine, report)
-    await asyncio.to_thread(lab.remove, name)
-    return Result(BESIDE_CLOUDSTACK, f"seed {seed}, moment {moment:.2f}", end, told)
+            report, where, told = None, "", f"refused: {refused}"
+        end = await _whose(machine, report)
+    except Exception as error:  # noqa: BLE001 - a trial that dies has not shown that its VM is whole
+        where, end, told = "", End.NEITHER, f"{type(error).__name__}: {error}"
+    finally:
+        await asyncio.to_thread(lab.remove, name)
+    return Result(fault, f"seed {seed}, {where}", end, told)
 
 
 async def _whose(machine: Machine, report: OperationReport | None) -> End:
     if report is not None and report.phase is JournalPhase.INCONSISTENT:
         return End.INCONSISTENT
-    for release, end in (("mended", End.THEIRS), ("new", End.NEW)):
-        payload = release_payload(release)
+    for payload, end in (
+        (release_payload("mended"), End.THEIRS),
+        (machine.wanted or release_payload("new"), End.NEW),
+    ):
         seen = await patcher().observe(target(machine.lab, machine.name), payload)
         whole = seen.content is not None and seen.content.state is ContentState.MATCHES
         if whole and seen.signature == payload.signature:
             return end
-    same = await asyncio.to_thread(machine.shot) == machine.shots["old"]
+    if machine.wanted is not None:
+        # Commands write beside the payload's files; a patch that never found a quiet moment changed none of these.
+        seen = await patcher().observe(target(machine.lab, machine.name), release_payload("old"))
+        same = seen.content is not None and seen.content.state is ContentState.MATCHES
+        same &= seen.signature == release_payload("old").signature
+    else:
+        same = await asyncio.to_thread(machine.shot) == machine.shots["old"]
     return End.OLD if same else End.NEITHER
 
 
@@ -404,8 +576,14 @@ async def run(lab: Lab, faults: Mapping[str, Trial], seeds: int, tell: Callable[
             group.create_task(one(vm.name))
 
 
-BESIDE_CLOUDSTACK = "vm: CloudStack patches at the same moment"
-NAMES = (*FAULTS, BESIDE_CLOUDSTACK)
+MEETINGS: dict[str, Meeting] = {
+    "vm: CloudStack patches at the same moment": at_any_moment,
+    "vm: CloudStack's patch begins in the switch": in_the_switch,
+    "vm: the power goes, CloudStack patches at boot": at_boot,
+    "vm: a management command every 50 ms": under_commands,
+}
+WITH_CLOUDSTACK = frozenset(name for name in MEETINGS if "CloudStack" in name)
+NAMES = (*FAULTS, *MEETINGS)
 
 
 def run_all(wanted: Sequence[str], seeds: int, table: Table, say: Say) -> None:
@@ -419,10 +597,13 @@ def run_all(wanted: Sequence[str], seeds: int, table: Table, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="sysvm-faults-", dir="/tmp") as folder:
         lab = Lab(Path(folder) / "lab", say=say)
         try:
-            lab.up(specs(), release="old")
-            asyncio.run(run(lab, {name: FAULTS[name] for name in wanted if name in FAULTS}, seeds, tell, say))
-            for seed in range(seeds if BESIDE_CLOUDSTACK in wanted else 0):
-                tell(asyncio.run(beside_cloudstack(lab, _CLOUDSTACK_INDEX + seed % 10, seed)))
+            alone = {name: FAULTS[name] for name in wanted if name in FAULTS}
+            lab.up(specs() if alone else (), release="old")
+            if alone:
+                asyncio.run(run(lab, alone, seeds, tell, say))
+            for seed in range(seeds):
+                for name in (name for name in wanted if name in MEETINGS):
+                    tell(asyncio.run(meet(name, lab, _CLOUDSTACK_INDEX + seed % 10, seed)))
         finally:
             lab.down()
 
