@@ -68,6 +68,11 @@ WORLDS ?= 1000
 sim: $(STAMP) ## Whole rollouts on virtual time: golden logs, and random worlds with the operator killed at any write (WORLDS=1000)
 	@$(BIN)/python -m sim --worlds $(WORLDS)
 
+SIZES ?= 100,1000,10000
+.PHONY: scale
+scale: $(STAMP) ## Memory, processor, writes and time of the operator with ten thousand VMs on a real API server (SIZES=...)
+	@$(BIN)/python -m scale --sizes $(SIZES)
+
 .PHONY: check
 check: $(STAMP) ## Before a commit: ruff, mypy --strict, layers, generated files, the language of the on-VM program
 	@$(BIN)/ruff check .
