@@ -212,9 +212,9 @@ def _check_budgets(
         spent = gates.budget_gate(lane.rollout, lane.view, lane.budget)
         why_not = gate or spent
         if why_not is not None:
-            blocked.update({facts.name: (_of(why_not),) for facts in lane.view.waiting})
+            _block(blocked, lane.view.waiting, why_not)
         if gate is not None:
-            blocked.update({facts.name: (_of(gate),) for facts in lane.returning})
+            _block(blocked, lane.returning, gate)
         elif spent is None:
             candidates.append(_Candidates(lane, _in_open_waves(lane, blocked)))
         elif lane.returning:
@@ -252,7 +252,7 @@ def _in_open_waves(lane: _Lane, blocked: dict[str, tuple[Blocker, ...]]) -> tupl
         if gate is None:
             found += wave.waiting
         else:
-            blocked.update({facts.name: (_of(gate),) for facts in wave.waiting})
+            _block(blocked, wave.waiting, gate)
     return tuple(found)
 
 
@@ -459,5 +459,7 @@ def _blocker(reason: Reason, message: str) -> Blocker:
     return Blocker(reason=str(reason), message=message[:BLOCKER_LIMIT])
 
 
-def _of(gate: PolicyBlocker) -> Blocker:
-    return Blocker(reason=gate.reason, message=gate.message)
+def _block(blocked: dict[str, tuple[Blocker, ...]], vms: tuple[VMFacts, ...], gate: PolicyBlocker) -> None:
+    """All wait for the same: one sentence, made once, because they may be ten thousand."""
+    why = (Blocker(reason=gate.reason, message=gate.message),)
+    blocked.update({facts.name: why for facts in vms})
