@@ -34,7 +34,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 async def test_a_real_vm_is_old_or_new_whatever_happens(lab: Lab) -> None:
     machine = machines.Machine(lab, "s-211-VM")
     await machine.learn()
-    chosen = ("vm: ssh is reset", "vm: the power goes", "vm: one order by two operators")
+    chosen = (
+        "vm: ssh is reset",
+        "vm: the power goes",
+        "vm: one order by two operators",
+        "vm: two operators of different epochs",
+    )
     ends = []
     await machines.trials(machine, {name: machines.FAULTS[name] for name in chosen}, 1, ends.append)
     assert len(ends) == len(chosen)
@@ -42,6 +47,12 @@ async def test_a_real_vm_is_old_or_new_whatever_happens(lab: Lab) -> None:
         assert each.end in (End.OLD, End.NEW), each
 
     await _systemd_starts_a_killed_worker_again(machine)
+
+
+@pytest.mark.timeout(300)
+async def test_cloudstacks_patch_that_begins_in_our_switch_leaves_theirs_or_ours(lab: Lab) -> None:
+    told = await machines.meet("vm: CloudStack's patch begins in the switch", lab, 212, 0)
+    assert told.end in (End.OLD, End.NEW, End.THEIRS), told
 
 
 async def _systemd_starts_a_killed_worker_again(machine: machines.Machine) -> None:
