@@ -227,10 +227,10 @@ class Commands:
             if not (await reader.readline()).startswith(b"SSH-2.0"):
                 raise OSError("sshd does not greet")
             answer = await _asked(ready, command.argv, command.lay)
-            # vr_cfg.sh has emptied the connection table: a packet with data makes the connection known again, so that
-            # its end is let through, and sshd does not wait for it.
-            writer.write(b"SSH-2.0-commands\r\n")
-            await reader.readexactly(6)
+            # vr_cfg.sh has emptied the connection table, and an end without an entry there is dropped: sshd would wait
+            # two minutes. Words that it does not understand make the connection known again, and sshd ends it.
+            writer.write(b"SSH-2.0-commands\r\n" + b"x" * 256)
+            await reader.read()
         finally:
             writer.close()
         return answer["code"], answer["said"]
