@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.processors import Processors
 from lab import Lab, SystemVMType, VMSpec, network
 from lab.relay import Traffic
 from lab.spec import SSH_PORT, VM, Segment
@@ -27,6 +29,7 @@ class Fleet:
     lab: Lab
     vms: tuple[VM, ...]
     work: Path
+    processors: Processors
     direct: bool = False
 
     def address(self, vm: VM) -> str:
@@ -53,6 +56,10 @@ class Fleet:
             sum(one.connections for one in each),
         )
 
+    def vm_seconds(self) -> float:
+        """Processor time of these VMs since the fleet is up."""
+        return self.processors.seconds(vm.name for vm in self.vms)
+
     @property
     def known_hosts(self) -> str:
         return "".join(f"[{self.address(vm)}]:{vm.port} {vm.host_key}\n" for vm in self.vms)
@@ -78,7 +85,7 @@ class Fleet:
         return place
 
     def of(self, vms: Iterable[VM], *, direct: bool = False) -> Fleet:
-        return Fleet(self.lab, tuple(vms), self.work, direct)
+        return Fleet(self.lab, tuple(vms), self.work, self.processors, direct)
 
 
 def _guest_address(vm: VM) -> str:
@@ -93,10 +100,13 @@ def fleet(run_dir: Path, routers: int, storage: int) -> Iterator[Fleet]:
     specs = [VMSpec(name=f"r-{n}-VM", type=SystemVMType.ROUTER, index=n) for n in range(2, 2 + routers)]
     specs += [VMSpec(name=f"s-{n}-VM", type=SystemVMType.SECSTORAGE, index=n) for n in range(200, 200 + storage)]
     work = run_dir / "bench"
-    try:
-        lab.up(specs, release="old")
-        work.mkdir(parents=True, exist_ok=True)
-        yield Fleet(lab, tuple(lab.vms()), work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        lab.down()
+    with contextlib.ExitStack() as after:
+        try:
+            lab.up(specs, release="old")
+            work.mkdir(parents=True, exist_ok=True)
+            processors = Processors(lab.cgroups, [spec.name for spec in specs])
+            after.callback(processors.close)
+            yield Fleet(lab, tuple(lab.vms()), work, processors)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            lab.down()

@@ -21,13 +21,15 @@ class ContestFailed(Exception):  # noqa: N818 - says what happened
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of one contestant. `cpu_seconds`: of its processes on the controller; bytes: TCP payload, summed."""
+    """One run of one contestant. `cpu_seconds`: of its processes on the controller, `vm_seconds`: of everything on the
+    VMs; bytes: TCP payload. All summed."""
 
     seconds: float
     cpu_seconds: float
     sent_bytes: int
     received_bytes: int
     connections: int
+    vm_seconds: float = 0.0
 
 
 def median(samples: Sequence[Sample]) -> Sample:
@@ -42,12 +44,13 @@ def median(samples: Sequence[Sample]) -> Sample:
         round(middle("sent_bytes")),
         round(middle("received_bytes")),
         round(middle("connections")),
+        middle("vm_seconds"),
     )
 
 
 def run(fleet: Fleet, argv: Sequence[str | Path], *, env: dict[str, str] | None = None, log: Path) -> Sample:
     """A rival: its whole process tree. Raises ContestFailed with the end of what it said."""
-    before = fleet.traffic()
+    before, vms = fleet.traffic(), fleet.vm_seconds()
     cpu, began = _children_cpu(), time.monotonic()
     with log.open("wb") as out:
         code = subprocess.call(
@@ -66,7 +69,8 @@ def run(fleet: Fleet, argv: Sequence[str | Path], *, env: dict[str, str] | None 
     if code != 0:
         raise ContestFailed(f"{argv[0]} ended with {code}:\n{log.read_text(errors='replace')[-3000:]}")
     wire = fleet.traffic() - before
-    return Sample(seconds, cpu, wire.sent_bytes, wire.received_bytes, wire.connections)
+    vm_seconds = fleet.vm_seconds() - vms
+    return Sample(seconds, cpu, wire.sent_bytes, wire.received_bytes, wire.connections, vm_seconds)
 
 
 def _children_cpu() -> float:

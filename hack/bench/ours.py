@@ -77,7 +77,7 @@ def run(fleet: Fleet, verb: str, name: str, *, scripts: Path | None = None, agen
         child.stdin.flush()
         if child.stdout.readline() != "ready\n":
             raise ContestFailed(f"ours did not get ready for {verb}")
-        before = fleet.traffic()
+        before, vms = fleet.traffic(), fleet.vm_seconds()
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
@@ -85,7 +85,14 @@ def run(fleet: Fleet, verb: str, name: str, *, scripts: Path | None = None, agen
         raise ContestFailed(f"ours failed at {verb}")
     answer: Answer = json.loads(line)
     wire = fleet.traffic() - before
-    sample = Sample(answer["seconds"], answer["cpu_seconds"], wire.sent_bytes, wire.received_bytes, wire.connections)
+    sample = Sample(
+        answer["seconds"],
+        answer["cpu_seconds"],
+        wire.sent_bytes,
+        wire.received_bytes,
+        wire.connections,
+        fleet.vm_seconds() - vms,
+    )
     return Ours(sample, answer["sizes"], answer["steps"])
 
 
@@ -105,6 +112,7 @@ class _Worker:
         from sysvm.patching.payload import read_payload
         from sysvm.patching.results import Order, SSHAccount, Target
 
+        bundle()
         key = Path(job["key"]).read_bytes()
         self.verb = job["verb"]
         self.patcher = LivePatcher()
@@ -136,7 +144,7 @@ class _Worker:
             step_timeout_seconds=600,
             vm_timeout_seconds=1800,
         )
-        self.sizes: dict[str, int] = {"program": len(bundle().preamble())}
+        self.sizes: dict[str, int] = {}
         self.steps: dict[str, float] = {}
 
     async def work(self) -> None:
@@ -195,7 +203,7 @@ class _Worker:
     async def _stage(self, target: Any, ready: asyncio.Barrier) -> tuple[float, float]:
         from sysvm.patching import live, protocol
         from sysvm.patching.observing import compare_files, probe_vm
-        from sysvm.patching.staging import batches, content_of
+        from sysvm.patching.staging import Transfer, batches
 
         payload = self.payload
         assert payload is not None
@@ -209,11 +217,9 @@ class _Worker:
             await ready.wait()
             began = time.monotonic()
             before = session.bytes_sent
-            for batch in batches(payload, look.difference.contents, tuple(begun["missing"])):
-                args: protocol.StageArgs = {"items": [content.item for content in batch]}
-                await session.request(
-                    "stage", {**args}, protocol.StageResult, timeout=1200, content=content_of(payload, batch)
-                )
+            transfer = Transfer(list(batches(payload, look.difference.contents, tuple(begun["missing"]))))
+            requests = transfer.requests(payload, lambda: None)
+            await session.request_all("stage", requests, protocol.StageResult, timeout=1200)
             ended = time.monotonic()
             self.sizes["Stage"] = session.bytes_sent - before
             abandon: protocol.AbandonArgs = {"id": self.order.id}

@@ -47,8 +47,8 @@ def page(done: dict[str, Case], *, command: str, idle_cores: float) -> str:
 
 def _table(case: Case) -> list[str]:
     lines = [
-        "| contestant | wall s (spread) | controller CPU s | KB to a VM | from a VM | connections a VM | wall / ours |",
-        "|---|---|---|---|---|---|---|",
+        "| contestant | wall s (spread) | operator CPU s | CPU s of a VM | KB to it | from it | logins | wall / ours |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, samples in case.rows.items():
         middle, vms = case.middle(name), case.vms_of.get(name, case.vms)
@@ -56,6 +56,7 @@ def _table(case: Case) -> list[str]:
         between = cases.spread(samples)
         lines.append(
             f"| {name}{scaled} | {middle.seconds:.2f}{f' ({between})' if between else ''} | {middle.cpu_seconds:.2f} | "
+            f"{middle.vm_seconds / vms:.2f} | "
             f"{_bytes(middle, vms)} | {middle.connections / vms:.1f} | {cases.ratio(case, name):.2f} |"
         )
     return lines
@@ -91,8 +92,7 @@ def _details(case: Case) -> list[str]:
     if case.steps:
         lines.append("Ours by step, median of the VMs: " + _listed({k: f"{v:.2f} s" for k, v in case.steps.items()}))
     if len(case.sizes) > 1:
-        parts = {"the program": case.sizes.get("program", 0)}
-        parts |= {k: v for k, v in case.sizes.items() if k not in ("program", "Connect")}
+        parts = {"the program" if k == "Connect" else k: v for k, v in case.sizes.items()}
         lines.append("Bytes to a VM by part: " + _listed({k: f"{v:,}" for k, v in parts.items()}))
     return [*lines, *case.notes]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import asyncssh
 import pytest
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_IGNORE
+from asyncssh.packet import SSHPacketLogger
 from tests.integration.openssh import OpenSSH, find_sshd, free_port, make_key, silent_host, user
 
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
@@ -242,10 +245,13 @@ def test_an_unusable_private_key_says_why_and_shows_nothing(tmp_path: Path, text
 async def test_a_cut_during_a_transfer_is_a_lost_connection(server: OpenSSH, cloud_key: Path) -> None:
     """The program is replaced by one that says hello and then only listens."""
     start = (
-        'python3 -c \'import os,struct,sys;n=struct.unpack(">I",os.read(0,4))[0]\n'
+        "python3 -c 'import os,struct,sys\n"
+        'f=b"{\\"program\\":\\"wanted\\"}"\n'
+        'os.write(1,b"motd of the day\\n\\0SYSVM/1\\n"+struct.pack(">cI",b"J",len(f))+f)\n'
+        'n=struct.unpack(">I",os.read(0,4))[0]\n'
         "while n: n-=len(os.read(0,n))\n"
         'h=b"{\\"hello\\":\\"sysvm\\",\\"version\\":1,\\"program\\":\\"x\\",\\"python\\":\\"3\\"}"\n'
-        'os.write(1,b"motd of the day\\n\\0SYSVM/1\\n"+struct.pack(">cI",b"J",len(h))+h)\n'
+        'os.write(1,struct.pack(">cI",b"J",len(h))+h)\n'
         "while os.read(0,65536): pass'"
     )
 
@@ -261,6 +267,28 @@ async def test_a_cut_during_a_transfer_is_a_lost_connection(server: OpenSSH, clo
                     asyncio.get_running_loop().call_later(0.5, server.stop_sessions)
                     await session.request("stage", {"items": []}, dict, timeout=20, content=endless())  # type: ignore[arg-type]
     assert caught.value.reason is Reason.CONNECTION_LOST
+
+
+async def test_nothing_is_sent_beside_the_data(
+    server: OpenSSH, cloud_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncssh has no option for it: if this fails after an upgrade, look at `_send_no_padding`."""
+    kinds: list[int] = []
+    log = SSHPacketLogger.log_sent_packet
+
+    def noting(self: object, kind: int, *args: object) -> None:
+        kinds.append(kind)
+        log(self, kind, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SSHPacketLogger, "log_sent_packet", noting)
+    with server.running():
+        async with SSHTransport().connect(target(server.port, cloud_key)) as connection:
+            assert MSG_IGNORE in kinds, "asyncssh sends no padding any more: take away what leaves it out"
+            kinds.clear()
+            done = await connection.ssh.run("sha256sum", input=b"x" * 1_000_000, encoding=None)
+            assert bytes(done.stdout or b"").split()[0].decode() == hashlib.sha256(b"x" * 1_000_000).hexdigest()
+    assert kinds.count(MSG_CHANNEL_DATA) > 20
+    assert MSG_IGNORE not in kinds
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from tests.integration.openssh import find_sshd
 from tests.integration.test_live_patch import ORDER, Bench, make_bench
 
 from lab.content import payloads, releases
-from sysvm.patching import live
+from sysvm.api.reasons import Reason
+from sysvm.patching import live, staging
 from sysvm.patching.payload import Payload, read_payload
 from sysvm.patching.results import JournalPhase, OperationReport, StepReport, Target
+from sysvm.patching.session import Session
 
 pytestmark = pytest.mark.skipif(
     find_sshd() is None, reason="no OpenSSH server: install openssh-server, or make the lab's roots once (make demo)"
@@ -157,6 +159,49 @@ async def test_a_line_that_breaks_during_the_transfer_costs_only_what_was_under_
     assert first > whole * share / 2
     seen_then = await observe(bench, payload)
     assert seen_then == "Matches"
+
+
+async def test_the_next_batch_is_on_its_way_while_the_vm_writes_the_one_before(
+    bench: Bench, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    ask, answer = Session._ask, Session._answer
+
+    async def asking(self: Session, verb: str, *args: object) -> int:
+        told.append(f"ask {verb}")
+        return await ask(self, verb, *args)  # type: ignore[arg-type]
+
+    async def answering(self: Session, *args: object) -> object:
+        found = await answer(self, *args)  # type: ignore[arg-type, var-annotated]
+        told.append("answer")
+        return found
+
+    monkeypatch.setattr(Session, "_ask", asking)
+    monkeypatch.setattr(Session, "_answer", answering)
+    monkeypatch.setattr(staging, "_BATCH_BYTES", 4 << 20)
+    with bench.server.running():
+        assert (await bench.patch(payload)).phase is JournalPhase.COMMITTED
+    stages = told[told.index("ask stage") : told.index("ask build")]
+    assert stages[:3] == ["ask stage", "ask stage", "answer"]
+    assert stages.count("ask stage") == stages.count("answer") >= 3
+
+
+async def test_content_that_the_vm_refuses_ends_the_operation_whatever_was_sent_behind_it(
+    bench: Bench, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_BATCH_BYTES", 4 << 20)
+    content_of, batches = staging.content_of, []
+
+    async def damaged(source: Payload, batch: list[staging.Outgoing]) -> AsyncIterator[bytes]:
+        batches.append(batch)
+        async for piece in content_of(source, batch):
+            yield bytes(len(piece)) if len(batches) == 1 else piece
+
+    monkeypatch.setattr(staging, "content_of", damaged)
+    with bench.server.running():
+        report = await bench.patch(payload)
+    assert (report.phase, report.reason) == (JournalPhase.ABANDONED, Reason.STAGE_FAILED)
+    assert len(batches) == 2
 
 
 async def observe(bench: Bench, payload: Payload) -> str:

@@ -35,7 +35,7 @@ from sysvm.patching.results import JournalPhase, Observation, OperationReport, O
 from sysvm.patching.services import SERVICES, UnitAction, order_for, plain
 from sysvm.patching.session import RemoteFailure, Session, open_session
 from sysvm.patching.ssh import Connection, SSHTransport
-from sysvm.patching.staging import Transfer, batches, content_of
+from sysvm.patching.staging import Transfer, batches
 
 Progress = Callable[[OperationReport], None]
 
@@ -288,15 +288,9 @@ class _Attempt:
         missing = tuple(begun["missing"])
         transfer = await asyncio.to_thread(lambda: Transfer(list(batches(self._payload, work.contents, missing))))
         telling = self._telling(transfer, work.session)
-        for batch in transfer.batches:
-            stage: protocol.StageArgs = {"items": [content.item for content in batch]}
-            await work.session.request(
-                "stage",
-                {**stage},
-                protocol.StageResult,
-                timeout=self._order.step_timeout_seconds,
-                content=transfer.counted(content_of(self._payload, batch), telling),
-            )
+        seconds = self._order.step_timeout_seconds
+        requests = transfer.requests(self._payload, telling)
+        await work.session.request_all("stage", requests, protocol.StageResult, timeout=seconds)
         work.message = f"{len(missing)} contents, {transfer.total_bytes} bytes"
         return None
 

@@ -42,6 +42,14 @@ class Transfer:
     def total_bytes(self) -> int:
         return sum(outgoing.item["wire_size"] for batch in self.batches for outgoing in batch)
 
+    def requests(
+        self, payload: Payload, told: Callable[[], None]
+    ) -> Iterator[tuple[Mapping[str, object], AsyncIterator[bytes]]]:
+        """The arguments of one `stage` after the other, each with its bytes. `told`: see `counted`."""
+        for batch in self.batches:
+            stage: protocol.StageArgs = {"items": [content.item for content in batch]}
+            yield {**stage}, self.counted(content_of(payload, batch), told)
+
     async def counted(self, pieces: AsyncIterator[bytes], told: Callable[[], None]) -> AsyncIterator[bytes]:
         """The same pieces; `told` is called after each that the connection has taken."""
         async for piece in pieces:
