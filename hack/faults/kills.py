@@ -191,6 +191,7 @@ ROWS = (
     Row("... of a patch that fails and goes back", _every("failing")),
     Row("... while it prepares", _every("preparing")),
     Row("... while a person takes it back", _every("by hand")),
+    Row("... while configure.py applies a data bag", _every("databags")),
     Row("... where folders cannot be exchanged", _every("singly")),
     Row("killed in the middle of a write", torn),
     Row("killed, and its recovery killed too", twice),

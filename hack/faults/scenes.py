@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.remote import systemd
+from tests.remote import configure, systemd
 from tests.remote.vm import (
     NEW_SIGNATURE,
     NEW_TGZ,
@@ -184,7 +184,7 @@ class Scenes:
             shutil.rmtree(folder, ignore_errors=True)
 
     def get(self, name: str) -> Scene:
-        """`preparing`, `forward`, `failing`, `by hand`, `singly`."""
+        """`preparing`, `forward`, `failing`, `by hand`, `databags`, `singly`."""
         if name not in self._made:
             self._made[name] = getattr(self, "_" + name.replace(" ", "_"))()
         return self._made[name]
@@ -231,6 +231,14 @@ class Scenes:
         vm.prepare(make_order())
         vm.run("op-1")
         return Scene(vm, judge, lambda: worker.back(vm.host(), vm.store(), "op-1"))
+
+    def _databags(self) -> Scene:
+        """configure.py is run for a bag, and writes it in place."""
+        vm = self.blank()
+        configure.lay_out(vm.root)
+        judge = Judge(vm.state(), {unit: vm.systemd()[unit] for unit in UNITS})
+        vm.prepare(make_order(databags=[configure.BAG]))
+        return Scene(vm, judge, lambda: vm.run("op-1"))
 
     def _singly(self) -> Scene:
         """On a file system that cannot exchange folders; forward."""

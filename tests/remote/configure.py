@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 from tests.remote import systemd
 
 from sysvm.patching.remote import files
+
+BAGS = {
+    "cmdline": {"id": "cmdline", "config": {"type": "router", "name": "r-4-VM"}},
+    "ips": {"id": "ips", "eth0": [{"public_ip": "10.1.1.1"}], "eth2": [{"public_ip": "192.0.2.4"}]},
+    "loadbalancer": {"id": "loadbalancer", "config": [{"configuration": ["listen web"]}]},
+    "vmpassword": {"id": "vmpassword", "10.1.1.5": "secret-of-a-tenant"},
+}
+GENERATED = "etc/dnsmasq.d/cloud.conf"
+BAG = {
+    "name": "load_balancer.json",
+    "bag": "loadbalancer",
+    "generated": ["/" + GENERATED],
+    "unit": "haproxy",
+    "verb": "reload",
+    "timeout_seconds": 5,
+}
+
+
+def lay_out(root: Path) -> None:
+    """The bags of a router, and what was made of them, an hour old."""
+    texts = {root / f"etc/cloudstack/{name}.json": json.dumps(content) for name, content in BAGS.items()}
+    for path, text in {**texts, root / GENERATED: "made by the old modules\n"}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o640)
+        then = int((time.time() - 3600) * 1e9)
+        os.utime(path, ns=(then, then))
+
 
 Result = tuple["int | None", str]
 

@@ -8,26 +8,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.remote.configure import BAG, BAGS, GENERATED, lay_out
 from tests.remote.test_kills import MODES, Judge, count_changes, killed_at
 from tests.remote.vm import VM, make_order, with_file, write
 
 from sysvm.patching.remote import databags
-
-BAGS = {
-    "cmdline": {"id": "cmdline", "config": {"type": "router", "name": "r-4-VM"}},
-    "ips": {"id": "ips", "eth0": [{"public_ip": "10.1.1.1"}], "eth2": [{"public_ip": "192.0.2.4"}]},
-    "loadbalancer": {"id": "loadbalancer", "config": [{"configuration": ["listen web"]}]},
-    "vmpassword": {"id": "vmpassword", "10.1.1.5": "secret-of-a-tenant"},
-}
-GENERATED = "etc/dnsmasq.d/cloud.conf"
-BAG = {
-    "name": "load_balancer.json",
-    "bag": "loadbalancer",
-    "generated": ["/" + GENERATED],
-    "unit": "haproxy",
-    "verb": "reload",
-    "timeout_seconds": 5,
-}
 
 
 def order(**more: object) -> dict:
@@ -44,9 +29,7 @@ def note(vm: VM, words: str) -> list[str]:
 
 @pytest.fixture
 def router(vm: VM) -> VM:
-    for name, content in BAGS.items():
-        write(vm.root / f"etc/cloudstack/{name}.json", json.dumps(content).encode(), 0o640)
-    write(vm.root / GENERATED, b"made by the old modules\n")
+    lay_out(vm.root)
     return vm
 
 
