@@ -22,7 +22,7 @@ from sysvm.api.rollout import (
     WavePhase,
     WaveStatus,
 )
-from sysvm.api.systemvm import OperationResult
+from sysvm.api.systemvm import Blocker, OperationResult
 from sysvm.domain import conditions, gates
 from sysvm.domain.approvals import WaveGate
 from sysvm.domain.budgets import Budget, budget_of
@@ -55,6 +55,8 @@ class Live:
     """Parts of the policy that differ by now from what the rollout keeps."""
     newcomers: tuple[AppendedVM, ...] = ()
     """VMs that need the release and are not in the plan, by name."""
+    held_back: Mapping[str, Blocker] | None = None
+    """SystemVM name -> what it says that it waits for."""
 
 
 NOTHING_NEW = Live()
@@ -250,7 +252,35 @@ def blockers_of(standing: _Standing) -> tuple[PolicyBlocker, ...]:
         found.append(gates.approval_gate(rollout, wave.name, live.approvals or {}))
     if (wave is not None and soak is None) or standing.returning:
         found.append(gates.calendar_gate(live.opening))
+    if not any(found) and not standing.view.in_work:
+        found.append(_held_back(standing))
     return tuple(each for each in found if each is not None)
+
+
+_ENDS_BY_ITSELF = (
+    Reason.NOT_OBSERVED,
+    Reason.IN_WORK,
+    Reason.WAITING_FOR_GROUP,
+    Reason.WAITING_FOR_SLOT,
+    Reason.WAITING_FOR_HOST,
+    Reason.WAITING_FOR_WAVE,
+    Reason.BACKUP_FIRST,
+    Reason.PAIR_NOT_SEEN,
+)
+
+
+def _held_back(standing: _Standing) -> PolicyBlocker | None:
+    """Nothing is in work, and a rule keeps a VM waiting for something that may never come: a sick peer, say."""
+    held = standing.live.held_back or {}
+    why = ((facts, held[facts.name]) for facts in standing.view.waiting if facts.name in held)
+    return next(
+        (
+            PolicyBlocker(reason=each.reason, message=each.message, ref=f"SystemVM/{facts.name}")
+            for facts, each in why
+            if each.reason not in _ENDS_BY_ITSELF
+        ),
+        None,
+    )
 
 
 def _to_start(standing: _Standing) -> WaveStatus | None:

@@ -1,5 +1,6 @@
 """Rollout: count where its members are and say what follows. It hands out no work: admission does, for all rollouts."""
 
+from dataclasses import replace
 from datetime import datetime
 
 from sysvm.api.base import OPERATION_FINALIZER, format_time
@@ -67,7 +68,14 @@ class RolloutReconciler:
             facts.name: facts
             for facts in in_pairs(facts_of(vm, now=now, scan=scan) for vm in self._stores.vms_of(endpoint_of(rollout)))
         }
-        live = live_of(rollout, plan, self._stores, vms, now, guarded=self._guarded)
+        live = replace(
+            live_of(rollout, plan, self._stores, vms, now, guarded=self._guarded),
+            held_back={
+                vm.metadata.name: vm.status.plan.blocked_by[0]
+                for vm in self._stores.vms_of(endpoint_of(rollout))
+                if vm.status.plan is not None and vm.status.plan.blocked_by
+            },
+        )
         return classify(rollout, plan, vms), live
 
     async def _write(self, rollout: Rollout, status: RolloutStatus) -> bool:

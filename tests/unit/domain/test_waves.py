@@ -495,6 +495,22 @@ def test_the_way_back_keeps_to_the_calendar_and_to_max_unavailable() -> None:
     assert len(world.admit().admitted) == 1
 
 
+# Never a silent wait
+
+
+def test_a_rollout_that_a_rule_holds_back_says_which() -> None:
+    ill = b.facts("r-9-VM", group="a", reach=b.UNREACHABLE)
+    world = World(b.facts("r-1-VM", group="a"), b.facts("r-2-VM"))
+    world.vms[ill.name] = ill
+    world.round()
+    held = {name: found[0] for name, found in world.admit(carry_out=False).blocked.items()}
+    world.live = Live(held_back=held)
+    status = world.report()
+    assert (status.result, world.says()) == (None, Reason.PEER_UNHEALTHY)
+    assert status.blocked_by[0].ref == f"SystemVM/{ONE}"
+    assert "r-9-VM of the same group (a) cannot be reached" in status.conditions[0].message
+
+
 # Retries
 
 
