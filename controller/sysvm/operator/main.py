@@ -27,8 +27,8 @@ def run() -> None:
 
     Settings come from the environment: SYSVM_NAMESPACE, SYSVM_WATCH_NAMESPACES, SYSVM_LOG_LEVEL (debug, info, warning,
     error), SYSVM_LOG_FORMAT (json, text), SYSVM_HTTP_PORT, SYSVM_HTTP_HOST, SYSVM_WORKERS, SYSVM_OPERATIONS,
-    SYSVM_LOOKS, SYSVM_PAYLOADS_DIR, SYSVM_CACHE_DIR, SYSVM_LEASE_SECONDS, SYSVM_ADMISSION_POLICIES, and KUBECONFIG or SYSVM_KUBECONFIG outside of
-    a cluster.
+    SYSVM_LOOKS, SYSVM_PAYLOADS_DIR, SYSVM_CACHE_DIR, SYSVM_LEASE_SECONDS, SYSVM_ADMISSION_POLICIES, and KUBECONFIG or
+    SYSVM_KUBECONFIG outside of a cluster.
     """
     # Imported here so that --help and --version answer at once.
     from sysvm.kube.errors import LoginFailed
