@@ -2,6 +2,7 @@
 
 import ast
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,32 @@ def test_sizes_are_bounded_before_anything_is_kept():
     with pytest.raises(wire.Closed):
         wire.Wire(source, -1).receive()
     os.close(source)
+
+
+def test_long_answers_travel_compressed_and_arrive_whole():
+    answer = {"facts": [{"path": f"/opt/cloud/bin/file-{n}", "mode": 0o644, "kind": "file"} for n in range(2000)]}
+    stream = by_the_vm([answer, b"bytes", {"short": "one"}])
+    assert len(stream) < len(protocol.encode_json(answer)) / 4
+    first, second, third = protocol.Decoder().feed(stream)
+    assert (first.value, first.size) == (answer, len(protocol.encode_json(answer)) - 5)
+    assert (second.content, third.value) == (b"bytes", {"short": "one"})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        zlib.compress(b" " * (protocol.MAX_JSON + 1)),
+        zlib.compress(b"{}")[:-1],
+        zlib.compress(b"{}") + b"more",
+        b"not packed",
+        b"",
+        zlib.compress(b"[]"),
+    ],
+)
+def test_a_compressed_frame_is_bounded_and_whole_or_refused(payload):
+    stream = b"Z" + len(payload).to_bytes(4, "big") + payload
+    with pytest.raises(protocol.ProtocolError):
+        list(protocol.Decoder(expect_magic=False).feed(stream))
 
 
 def test_a_shell_that_says_something_else_is_quoted():

@@ -14,16 +14,19 @@ A session is one SSH exec of `bundle.command()`:
 4. VM -> operator: any number of `Event` with the request's `id`, then exactly one `Response` with that `id`; for
    `read` the response says how many bytes follow as byte frames.
 
-Requests are answered in order, one at a time. End of input ends the session; the lock of an operation that was begun
-but not run is released, what was staged stays for the next `begin` of the same id. An operation that was run goes on.
+Requests are answered in order, one at a time; a `stage` may be sent before the one ahead of it is answered. End of
+input ends the session; the lock of an operation that was begun but not run is released, what was staged stays for the
+next `begin` of the same id. An operation that was run goes on.
 
-A frame is 1 byte kind (`J` JSON object in UTF-8, `B` bytes), 4 bytes big-endian length, payload. Times are seconds
-since the epoch (float), sizes bytes, durations seconds, modes permission bits (`0o7777`), digests hex SHA-256. Paths
-are absolute paths on the VM without `.` or `..`; in `TreeOrder` they are relative to the tree.
+A frame is 1 byte kind (`J` JSON object in UTF-8, `Z` the same compressed with zlib, only from the VM, `B` bytes), 4
+bytes big-endian length, payload. Times are seconds since the epoch (float), sizes bytes, durations seconds, modes
+permission bits (`0o7777`), digests hex SHA-256. Paths are absolute paths on the VM without `.` or `..`; in `TreeOrder`
+they are relative to the tree.
 """
 
 import json
 import struct
+import zlib
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -64,7 +67,7 @@ class JSONFrame:
 
     value: Mapping[str, object]
     size: int = 0
-    """Bytes that it took on the wire."""
+    """Bytes of its text, which is what it takes of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class Decoder:
             return
         while len(self._buffer) >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._buffer)
-            limit = {b"J": MAX_JSON, b"B": MAX_BYTES}.get(kind)
+            limit = {b"J": MAX_JSON, b"Z": MAX_JSON, b"B": MAX_BYTES}.get(kind)
             if limit is None:
                 raise ProtocolError(f"a frame of the unknown kind {kind!r}: not the program writes here")
             if length > limit:
@@ -119,7 +122,11 @@ class Decoder:
                 return
             payload = bytes(self._buffer[_HEADER.size : end])
             del self._buffer[:end]
-            yield BytesFrame(payload) if kind == b"B" else JSONFrame(_object(payload), length)
+            if kind == b"B":
+                yield BytesFrame(payload)
+                continue
+            text = _unpacked(payload) if kind == b"Z" else payload
+            yield JSONFrame(_object(text), len(text))
 
     def finish(self) -> None:
         """Called at the end of the stream. Raises `ProtocolError` if it ended inside a frame or before `MAGIC`."""
@@ -138,6 +145,18 @@ class Decoder:
         if len(self._buffer) > MAX_NOISE:
             raise ProtocolError("the VM's shell prints without end instead of starting the program")
         return False
+
+
+def _unpacked(payload: bytes) -> bytes:
+    """At most `MAX_JSON` bytes, whatever the payload would become."""
+    unpack = zlib.decompressobj()
+    try:
+        text = unpack.decompress(payload, MAX_JSON)
+    except zlib.error as error:
+        raise ProtocolError(f"a compressed frame cannot be unpacked: {error}") from error
+    if not unpack.eof or unpack.unused_data:
+        raise ProtocolError(f"a compressed frame has more than {MAX_JSON} bytes, or is not whole")
+    return text
 
 
 def _object(payload: bytes) -> Mapping[str, object]:

@@ -3,11 +3,14 @@
 import json
 import os
 import struct
+import zlib
 
 VERSION = 1
 MAGIC = b"\x00SYSVM/1\n"
 MAX_JSON = 8 * 1024 * 1024
 MAX_BYTES = 256 * 1024
+PACKED_FROM = 4 * 1024
+"""Bytes of an answer from which on it travels compressed: facts of many files are a sixth then."""
 _HEADER = struct.Struct(">cI")
 
 
@@ -31,7 +34,10 @@ class Wire(object):
         payload = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
         if len(payload) > MAX_JSON:
             raise Closed("a message of {0} bytes is too long".format(len(payload)))
-        self._write(_HEADER.pack(b"J", len(payload)) + payload)
+        kind = b"J"
+        if len(payload) >= PACKED_FROM:
+            kind, payload = b"Z", zlib.compress(payload, 1)
+        self._write(_HEADER.pack(kind, len(payload)) + payload)
 
     def send_bytes(self, content):
         for start in range(0, len(content), MAX_BYTES):
