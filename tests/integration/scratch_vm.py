@@ -77,7 +77,7 @@ class ScratchVM:
     def calls(self) -> list[str]:
         """What systemctl was asked to do, without questions."""
         text = (self.folder / "calls.log").read_text() if (self.folder / "calls.log").exists() else ""
-        return [line for line in text.splitlines() if not line.startswith(("show", "is-active"))]
+        return [line for line in text.splitlines() if not line.startswith(("show", "is-active", "list-units"))]
 
     def lay_out(self, release: Release, *, agent: bool = False) -> ScratchVM:
         packed = payloads.build_scripts(release)

@@ -39,7 +39,7 @@ def serve(requests, answers):
     os.dup2(nothing, answers)
     if hasattr(gc, "freeze"):
         # Half of a child's time goes into copying pages, because its collector counts what it has inherited.
-        gc.freeze()
+        gc.freeze()  # novm
     while True:
         line = source.readline()
         if not line:
