@@ -35,6 +35,9 @@ TOGETHER = timedelta(seconds=2)
 """Looks at the routers of a pair that begin so far apart still see them together."""
 ASKED_LOOK = timedelta(seconds=3)
 """Admission may ask for looks again and again while it waits for a pair to settle; this is how often it gets one."""
+QUICK_LOOKS = 5
+"""So many of them; a pair that has not settled by then needs somebody, and the pauses grow."""
+LONGEST_PAUSE = timedelta(minutes=2)
 
 
 @dataclass(slots=True)
@@ -45,6 +48,8 @@ class Memory:
     looked_at: datetime | None = None
     began_at: datetime | None = None
     failures: int = 0
+    waited: int = 0
+    """Looks in a row that were waited for and did not end the waiting."""
     reach: Reach | None = None
     compared: str | None = None
     """Revision that the last comparison of this process was with."""
@@ -57,7 +62,10 @@ class Memory:
 
     def asked(self, now: datetime) -> datetime:
         """When somebody who waits for a look gets one."""
-        return now if self.looked_at is None else self.looked_at + ASKED_LOOK
+        if self.looked_at is None:
+            return now
+        doublings = min(max(0, self.waited - QUICK_LOOKS), 10)
+        return self.looked_at + min(ASKED_LOOK * 2**doublings, LONGEST_PAUSE)
 
 
 class Looks:
@@ -258,6 +266,7 @@ class Looks:
             self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.REACHABLE, "Look", f"{name} answers again")
         waited_for = self._is_waited_for(key, vm, memory, now)
         memory.looked_at, memory.failures, memory.prove_next = now, 0, False
+        memory.waited = memory.waited + 1 if waited_for else 0
         memory.reach = Reach(True, Reason.REACHABLE)
         memory.next_look = now + endpoint.spec.scan.interval
         if found.content is not None:
