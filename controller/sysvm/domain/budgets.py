@@ -60,11 +60,18 @@ def budget_of(rollout: Rollout, plan: Plan, view: RolloutView) -> Budget:
         )
     return Budget(
         failures=failures,
-        allowed=max(0, (total if total is not None else slots) - 1),
+        allowed=_allowed(rollout, view, total, slots),
         slots_used=len(holding_slots(rollout.metadata.name, view)),
         slots=slots,
         spent=spent,
     )
+
+
+def _allowed(rollout: Rollout, view: RolloutView, total: int | None, slots: int) -> int:
+    """As many as all limits together let fail, each wave using up its own."""
+    limit = rollout.spec.snapshot.strategy.failure_budget.per_wave
+    in_waves = sum(rounded_down(limit, wave.size) - 1 for wave in view.waves if wave.size)
+    return min(in_waves, slots - 1, *([total - 1] if total is not None else []))
 
 
 def _spent_in_a_wave(rollout: Rollout, view: RolloutView) -> str | None:

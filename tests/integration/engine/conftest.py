@@ -31,7 +31,7 @@ async def world(
 ) -> AsyncIterator[World]:
     """The operator in this loop, with the chart's identity. It lives as long as the module."""
     folder: Path = tmp_path_factory.mktemp("journeys")
-    name = f"journeys-{os.getpid()}"
+    name = f"journeys-{os.getpid()}-{next(_numbers)}"
     async with AsyncExitStack() as stack:
         environment, kubeconfig = await stack.enter_async_context(identity(control_plane, name))
         admin = await stack.enter_async_context(await Cluster.connect(kubeconfig=control_plane.kubeconfig))

@@ -336,6 +336,8 @@ def test_by_default_the_first_failure_ends_the_rollout() -> None:
     world = World(*vms(3), maxUnavailable=1)
     status = world.round(lambda _: ROLLED_BACK)
     assert (status.result, world.says()) == (RolloutResult.FAILED, Reason.VM_FAILED)
+    assert status.budget is not None
+    assert (status.budget.failures_allowed, status.budget.failures_used) == (0, 1)
 
 
 @pytest.mark.parametrize(
