@@ -4,6 +4,7 @@ Both halves of this layer begin with it: observing reports it, patching decides 
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -45,6 +46,7 @@ _HEARTBEAT_SECONDS = 10.0
 """CloudStack 4.21 check_heartbeat.sh counts an older one as a strike against keepalived."""
 _DIGEST_SECONDS = 180.0
 _READ_SECONDS = 60.0
+_ANOTHERS_SECONDS = 2.0
 _KEPT_LISTINGS = 16
 
 
@@ -53,15 +55,29 @@ class PreviousPayloads:
     """Listings of the payloads that VMs have, by checksum: a fleet shares a few, so each is fetched once."""
 
     _listings: OrderedDict[str, Previous] = field(default_factory=OrderedDict)
+    _reading: dict[str, asyncio.Event] = field(default_factory=dict)
 
     async def of(self, session: Session, checksums: Mapping[str, str]) -> Previous:
         """What the VM's own cloud-scripts.tgz lists; empty if it is missing or not to be believed."""
         name = checksums.get("sha512")
         if name is None:
             return Previous()
+        if name not in self._listings and name in self._reading:
+            # Another VM has the same and is asked already; a slow one keeps nobody waiting for long.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ANOTHERS_SECONDS):
+                    await self._reading[name].wait()
         if name in self._listings:
             self._listings.move_to_end(name)
             return self._listings[name]
+        read = self._reading.setdefault(name, asyncio.Event())
+        try:
+            return await self._read(session, name)
+        finally:
+            read.set()
+            self._reading.pop(name, None)
+
+    async def _read(self, session: Session, name: str) -> Previous:
         packed = await session.read(PAYLOAD_PATH, limit=archives.SCRIPTS_LIMITS.packed_bytes, timeout=_READ_SECONDS)
         if packed is None or hashlib.sha512(packed).hexdigest() != name:
             return Previous()
