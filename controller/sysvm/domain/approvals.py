@@ -1,7 +1,7 @@
 """Whether an approval counts, and whether a wave or a closed window may be opened by a person.
 
-An approval is a person's word about exactly one list of VMs. Whatever makes it say less than that (other members, another
-rollout of the same name, nobody who checks who wrote it) makes it void, and a void approval opens nothing.
+An approval is a person's word about exactly one list of VMs. Whatever makes it say less than that (other members,
+another rollout of the same name, nobody who checks who wrote it) makes it void, and a void approval opens nothing.
 """
 
 from collections.abc import Iterable, Mapping
