@@ -64,8 +64,8 @@ class Memory:
         """When somebody who waits for a look gets one."""
         if self.looked_at is None:
             return now
-        doublings = min(max(0, self.waited - QUICK_LOOKS), 10)
-        return self.looked_at + min(ASKED_LOOK * 2**doublings, LONGEST_PAUSE)
+        doubled: int = 2 ** min(max(0, self.waited - QUICK_LOOKS), 10)
+        return self.looked_at + min(ASKED_LOOK * doubled, LONGEST_PAUSE)
 
 
 class Looks:
