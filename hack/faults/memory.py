@@ -42,7 +42,7 @@ while not os.path.exists("/run/faults-stop"):
         status[name] = text
         parents[name] = str(kib(text, "PPid"))
         if line.startswith((b"python3\0", b"/usr/bin/python3")) and b"sysvm" in line:
-            ours[name] = "worker" if b"sysvm.pyz" in line else "session"
+            ours[name] = "session" if b"\0-c\0" in line else "worker"
     for name in list(parents):
         if name not in ours and parents[name] in ours:
             ours[name] = "children"
