@@ -150,7 +150,8 @@ def test_samples_are_taken_apart_and_bounded(host, monkeypatch):
     monkeypatch.setattr(PairHost, "wait", lambda self, seconds: waited.append(seconds))
     said = redundancy.facts(host, samples=99, pause_seconds=99)
     assert len(said["samples"]) == redundancy.MAX_SAMPLES
-    assert waited == [redundancy.MAX_PAUSE_SECONDS] * (redundancy.MAX_SAMPLES - 1)
+    due = [number * redundancy.MAX_PAUSE_SECONDS for number in range(redundancy.MAX_SAMPLES)]
+    assert waited == pytest.approx(due, abs=5.0), "by the clock: no time passes here, so each wait is to its own moment"
     assert [one["age_seconds"] for one in said["samples"]] == sorted(
         (one["age_seconds"] for one in said["samples"]), reverse=True
     )

@@ -54,7 +54,8 @@ def redundancy_from(
     if found.redundancy is None:
         return None
     new = Redundancy(role=found.redundancy, peers=peers, observed_at=found.at, samples=found.pair_samples[-3:])
-    if old is None or force_time or found.at - old.observed_at >= refresh:
+    if old is None or force_time or len(new.samples) > 1 or found.at - old.observed_at >= refresh:
+        # Several samples are taken only for somebody who wants to know of this very moment.
         return new
     return old if _story(old) == _story(new) else new
 

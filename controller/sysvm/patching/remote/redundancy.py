@@ -39,9 +39,11 @@ def facts(host, samples=1, pause_seconds=0.0):
     said = host.run([host.at("/opt/cloud/bin/checkrouter.sh")], 15.0, merged=False).output
     role = next((word for word in STATES if word in said), "UNKNOWN")
     taken = []
+    pause = min(float(pause_seconds), MAX_PAUSE_SECONDS)
+    began = time.monotonic()
     for number in range(max(1, min(int(samples), MAX_SAMPLES))):
-        if number:
-            host.wait(min(float(pause_seconds), MAX_PAUSE_SECONDS))
+        # By the clock, not after each other: samples of two routers that begin together stay together on a busy host.
+        host.wait(max(0.0, began + number * pause - time.monotonic()))
         taken.append((time.monotonic(), sample(host)))
     now = time.monotonic()
     return {"role": role, "samples": [dict(one, age_seconds=round(now - at, 2)) for at, one in taken]}
