@@ -20,6 +20,7 @@ import concurrent.futures
 import random
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
@@ -157,6 +158,12 @@ class Election:
             return False
         return self._is_ours(lease)
 
+    def holds(self) -> bool:
+        """Whether nobody else can have the lease yet, by our own clock alone: it was renewed within the deadline at
+        which we give up. For any thread; costs nothing."""
+        deadline = self._renewed_at + self._timings.renew_deadline_seconds
+        return self._lease is not None and time.monotonic() < deadline  # the clock of every asyncio loop
+
     async def _try_to_acquire(self) -> int | None:
         started = asyncio.get_running_loop().time()
         try:
@@ -293,6 +300,10 @@ class LeaderThread:
         if self._loop is None or self._election is None or self._ended.done():
             return False
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._election.is_current(), self._loop))
+
+    def holds(self) -> bool:
+        """Whether nobody else can have the lease yet, by our own clock alone (`Election.holds`)."""
+        return self._election is not None and self._election.holds()
 
     async def stop(self, *, timeout_seconds: float = 5.0) -> None:
         """Releases the lease and ends the thread. To be called when all work under the lease has ended.

@@ -24,6 +24,7 @@ from sysvm.kube.lease import LeaderThread, LeaseTimings
 from sysvm.kube.login import Login
 from sysvm.kube.objects import Object, Resource
 from sysvm.operator.killer import observing
+from sysvm.operator.leading import LedVMs, LedWrites
 from sysvm.operator.probes import ProbeServer
 from sysvm.operator.settings import Settings
 from sysvm.operator.watch import WatchThread
@@ -68,14 +69,14 @@ class App:
                 )
             )
             logger.info("sysvm-operator %s, probes and metrics on port %d", __version__, probes.port)
+            leader = self._leader()
             cluster = await stack.enter_async_context(
                 await Cluster.connect(
                     kubeconfig=settings.kubeconfig,
-                    writes=observing(self._metrics),
+                    writes=LedWrites(leader, _end_at_once, observing(self._metrics)),
                     requests=self._metrics,
                 )
             )
-            leader = self._leader()
             epoch = await self._acquire(leader)
             if epoch is None:
                 await leader.stop()
@@ -83,7 +84,7 @@ class App:
             self._metrics.leader.set(1)
             self._leading = True
             try:
-                await self._lead(cluster, epoch, leader.identity)
+                await self._lead(cluster, epoch, leader)
             finally:
                 self._metrics.leader.set(0)
                 await leader.stop()
@@ -125,18 +126,18 @@ class App:
         logger.info("leading, epoch %d", epoch)
         return epoch
 
-    async def _lead(self, cluster: Cluster, epoch: int, identity: str) -> None:
+    async def _lead(self, cluster: Cluster, epoch: int, leader: LeaderThread) -> None:
         settings = self._settings
         namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
         for store in self._stores.all:
             cluster.attach(store)
         relisters = [Relister(cluster, store, namespace=name) for store in self._stores.all for name in namespaces]
         await self._list(relisters)
-        recorder = EventRecorder(cluster, controller=CONTROLLER, instance=identity)
+        recorder = EventRecorder(cluster, controller=CONTROLLER, instance=leader.identity)
         engine = self._engine = Engine(
             cluster,
             self._stores,
-            self._vms,
+            LedVMs(leader, _end_at_once, self._vms),
             PayloadSources(cache=settings.cache_dir / "payloads", mounted=settings.payloads_dir),
             recorder,
             self._metrics,

@@ -280,6 +280,16 @@ class TestLeaderThread:
         assert "taken by two" in told[0][1]
         assert not await thread.is_current()
 
+    async def test_it_is_known_without_asking_anybody_until_when_the_lead_is_ours(self) -> None:
+        api = FakeApi()
+        thread = leader(api, lambda _: None)
+        assert not thread.holds()
+        await thread.acquire()
+        assert thread.holds()
+        api.trouble = Unavailable("cut off")
+        assert await eventually(lambda: not thread.holds())
+        assert spec_of(api)["holderIdentity"] == thread.identity, "nobody else has taken it yet"
+
     async def test_stop_releases_and_ends_the_thread(self) -> None:
         api, lost = FakeApi(), []  # type: ignore[var-annotated]
         thread = leader(api, lost.append)
