@@ -11,7 +11,17 @@ from typing import Any, TypeVar
 
 from tests.integration.engine.objects import Manifest
 
-from sysvm.engine.resources import CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE, WINDOW
+from sysvm.engine.resources import (
+    APPROVAL,
+    CONFIG_MAP,
+    ENDPOINT,
+    POLICY,
+    ROLLOUT,
+    SECRET,
+    SYSTEM_VM,
+    TEMPLATE,
+    WINDOW,
+)
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import NotFound
 from sysvm.kube.lease import LEASE
@@ -20,7 +30,8 @@ from sysvm.kube.objects import Resource
 T = TypeVar("T")
 
 BY_KIND = {
-    resource.kind: resource for resource in (CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE, WINDOW)
+    resource.kind: resource
+    for resource in (APPROVAL, CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE, WINDOW)
 }
 WITHIN_SECONDS = 60.0
 _LOOK_SECONDS = 0.1

@@ -27,9 +27,13 @@ _numbers = itertools.count(1)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(
-    control_plane: ControlPlane, crds: list[str], tmp_path_factory: pytest.TempPathFactory
+    control_plane: ControlPlane,
+    crds: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[World]:
-    """The operator in this loop, with the chart's identity. It lives as long as the module."""
+    """The operator in this loop, with the chart's identity. It lives as long as the module, and its environment is also
+    what the module's `ENVIRONMENT` says."""
     folder: Path = tmp_path_factory.mktemp("journeys")
     name = f"journeys-{os.getpid()}-{next(_numbers)}"
     async with AsyncExitStack() as stack:
@@ -46,6 +50,7 @@ async def world(
             "SYSVM_HTTP_PORT": "0",
             "SYSVM_LEASE_SECONDS": "300",
             "SYSVM_CACHE_DIR": str(folder / "cache"),
+            **getattr(request.module, "ENVIRONMENT", {}),
         }
         fleet = Fleet.of(folder / "fleet.json", {})
         app = App(Settings.from_environment({**environment, **more}), SimulatedVMs(fleet))
