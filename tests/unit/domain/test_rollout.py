@@ -1,5 +1,6 @@
 """Buckets, outcomes, and no way back by accident."""
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from sysvm.api.policy import LastRollout
 from sysvm.api.reasons import Reason
-from sysvm.api.rollout import Rollout, RolloutCause, RolloutPhase, RolloutResult, RolloutStatus
+from sysvm.api.rollout import AppendedVM, Rollout, RolloutCause, RolloutPhase, RolloutResult, RolloutStatus
 from sysvm.api.systemvm import OperationResult
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.members import classify
@@ -191,3 +192,25 @@ def test_only_the_oldest_finished_rollouts_are_pruned() -> None:
     pruned = finished_to_prune(rollouts[::-1], 2)
     assert [rollout.metadata.name for rollout in pruned] == ["routers-2", "routers-3"]
     assert finished_to_prune(rollouts, 9) == ()
+
+
+def test_a_status_of_ten_thousand_vms_stays_small() -> None:
+    """With everything in it that may be long: sixteen waves with long names, failures with much output, newcomers."""
+    failed = b.done(OperationResult.ROLLED_BACK, output="haproxy: " + "x" * 1000)
+    vms = [b.facts(f"r-{number}-VM", **(failed if number % 3 else {})) for number in range(10_000)]
+    waves: list[dict[str, Any]] = [{"name": f"{number:02}".ljust(40, "w"), "limit": 600} for number in range(15)]
+    strategy = {"waves": [*waves, {"name": "rest".ljust(40, "w")}]}
+    made = b.plan_for(*vms, strategy=strategy)
+    rollout = b.rollout(made, strategy=strategy)
+    newcomers = tuple(AppendedVM(name=f"{number}".ljust(253, "n"), uid="u" * 36) for number in range(1000))
+    live = Live(edited=("methods", "strategy", "checks"), newcomers=newcomers, suspended="x" * 400)
+    untouched = {facts.name: b.facts(facts.vm) for facts in vms}
+    begun = outcome(rollout, made, classify(rollout, made, untouched), live, now=b.NOW)
+    assert len(begun.waves[-1].appended) == 64
+    after = rollout.model_copy(update={"status": begun})
+    ended = outcome(after, made, classify(after, made, {facts.name: facts for facts in vms}), live, now=b.NOW)
+    assert ended.budget is not None
+    assert ended.budget.failures_used == 6666
+    for status in (begun, ended):
+        assert len(status.waves) == 16
+        assert len(json.dumps(status.to_dict())) < 32 * 1024
