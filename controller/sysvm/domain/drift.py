@@ -74,6 +74,14 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
     )
 
 
+def is_converged(facts: VMFacts, release: Release) -> bool:
+    """`drift_of(...).converged`, at once where the files do not match: asked of every VM at every step of admission."""
+    content = facts.observed.content if facts.observed else None
+    if content is None or content.state is not ContentState.MATCHES or content.revision != release.revision:
+        return False
+    return drift_of(facts, release).converged
+
+
 def _running(facts: VMFacts, notes: set[Reason]) -> Drift:
     """Every file is right: what is left is whether it runs."""
     troubles: set[Reason] = set()

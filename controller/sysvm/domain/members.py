@@ -11,7 +11,7 @@ from datetime import datetime
 from sysvm.api.policy import Retry
 from sysvm.api.rollout import AppendedVM, Rollout
 from sysvm.api.systemvm import OperationResult, OperationStatus
-from sysvm.domain.drift import drift_of
+from sysvm.domain.drift import is_converged
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.planner import Plan, Wave, digest_with
 
@@ -149,15 +149,16 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
     if operation is not None and operation.result is OperationResult.SUCCEEDED:
         return "returned" if operation.takes_back else "done"
     if operation is not None:
-        again = retry_at(rollout.spec.snapshot.strategy.retry, operation)
+        retry = rollout.spec.snapshot.strategy.retry
+        again = retry_at(retry, operation)
         if again is None:
             return "failed"
         if facts.moment < again:
             return "retrying"
         if facts.unreachable:
-            return "failed"
+            return "retrying" if facts.moment < gives_up_at(retry, operation) else "failed"
         return "skipped" if facts.hold or facts.inconsistent or facts.deleting else "waiting"
-    if drift_of(facts, plan.release).converged:
+    if is_converged(facts, plan.release):
         return "done"
     if facts.hold or facts.unreachable or facts.inconsistent or facts.deleting:
         return "skipped"
@@ -175,6 +176,14 @@ def retry_at(retry: Retry, operation: OperationStatus) -> datetime | None:
         return None
     doubled: int = 2 ** (operation.attempt - 1)
     return operation.finished_at + retry.backoff * doubled
+
+
+def gives_up_at(retry: Retry, operation: OperationStatus) -> datetime:
+    """When the last try would be due if every further one failed at once: so long a VM that does not answer is waited
+    for, because an order that cannot reach it would only be counted."""
+    ended = operation.finished_at or operation.started_at
+    waits: int = 2**retry.limit - 2 ** (operation.attempt - 1)
+    return ended + retry.backoff * waits
 
 
 def has_begun(rollout: str, facts: VMFacts) -> bool:

@@ -30,7 +30,7 @@ from sysvm.domain.calendar import Opening
 from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import VMFacts, short
 from sysvm.domain.failure import failures_of
-from sysvm.domain.members import RolloutView, patched_here, retry_at
+from sysvm.domain.members import RolloutView, gives_up_at, patched_here, retry_at
 from sysvm.domain.planner import Plan, digest_with
 from sysvm.domain.waves import current_wave, progressed, soaking
 
@@ -331,14 +331,16 @@ def _only_tries_again(standing: _Standing) -> bool:
 def _next_try(standing: _Standing) -> NextAction | None:
     retry = standing.rollout.spec.snapshot.strategy.retry
     tries = [
-        (at, facts.vm)
+        (at, f"try {facts.vm} again")
+        if at > facts.moment
+        else (gives_up_at(retry, facts.operation), f"give up on {facts.vm}, which does not answer")
         for facts in standing.view.retrying
         if facts.operation is not None and (at := retry_at(retry, facts.operation)) is not None
     ]
     if not tries:
         return None
-    at, vm = min(tries)
-    return NextAction(at=at, what=f"try {vm} again")
+    at, what = min(tries)
+    return NextAction(at=at, what=what)
 
 
 def _left(standing: _Standing, wave: WaveStatus) -> int:
@@ -373,7 +375,8 @@ def next_change(
     """The next moment at which something changes by itself: a soak ends, a try is due, calendar or approvals change."""
     retry = rollout.spec.snapshot.strategy.retry
     moments = [wave.soak_until for wave in status.waves if wave.phase is WavePhase.SOAKING]
-    moments += [retry_at(retry, facts.operation) for facts in view.retrying if facts.operation is not None]
+    tried = [facts.operation for facts in view.retrying if facts.operation is not None]
+    moments += [moment for operation in tried for moment in (retry_at(retry, operation), gives_up_at(retry, operation))]
     if live.opening is not None:
         moments += [live.opening.next_open, live.opening.closes_at]
     if rollout.spec.break_glass is not None:
