@@ -180,6 +180,7 @@ class EventReason(StrEnum):
     ROLLOUT_FAILED = "RolloutFailed"
     ROLLOUT_ENDED = "RolloutEnded"
     GLASS_BROKEN = "GlassBroken"
+    GLASS_REFUSED = "BreakGlassRefused"
     PATCH_STARTED = "PatchStarted"
     PATCHED = "Patched"
     PATCH_FAILED = "PatchFailed"

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from sysvm.api.base import OPERATION_FINALIZER, format_time
 from sysvm.api.reasons import ConditionType, EventReason, Reason
-from sysvm.api.rollout import Rollout, RolloutPhase, RolloutResult, RolloutStatus
+from sysvm.api.rollout import BreakGlassStatus, Rollout, RolloutPhase, RolloutResult, RolloutStatus
+from sysvm.domain.approvals import UNGUARDED, glass_broken_until
 from sysvm.domain.conditions import false, merged, true
 from sysvm.domain.facts import facts_of
 from sysvm.domain.members import RolloutView, classify
@@ -83,11 +84,20 @@ class RolloutReconciler:
             return False
         if status.result is not None and rollout.status.result is None:
             self._tell_end(rollout, status)
-        glass = status.break_glass
-        if glass is not None and glass != rollout.status.break_glass:
-            note = f"the calendar is ignored since {format_time(glass.since)}: {glass.reason}"
-            self._notices.tell(ROLLOUT, rollout.metadata, EventReason.GLASS_BROKEN, "BreakGlass", note, warning=True)
+        if status.break_glass is not None and status.break_glass != rollout.status.break_glass:
+            self._tell_glass(rollout, status, status.break_glass)
         return True
+
+    def _tell_glass(self, rollout: Rollout, status: RolloutStatus, glass: BreakGlassStatus) -> None:
+        seen = rollout.model_copy(update={"status": status})
+        until = glass_broken_until(seen, glass.since, guarded=self._guarded)
+        reason = EventReason.GLASS_BROKEN
+        note = f"the calendar is ignored since {format_time(glass.since)}: {glass.reason}"
+        if until is None:
+            reason = EventReason.GLASS_REFUSED
+            why = "its until is over" if self._guarded else UNGUARDED
+            note = f"breakGlass ({glass.reason}) does not count: {why}"
+        self._notices.tell(ROLLOUT, rollout.metadata, reason, "BreakGlass", note, warning=True)
 
     async def _without_plan(self, rollout: Rollout, error: PlanMissing, now: datetime) -> Again | None:
         """Nothing can be decided without what was signed; VMs in work end alone, and the revision is not retried."""
