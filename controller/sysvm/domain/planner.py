@@ -152,7 +152,8 @@ def plan(
     """The plan for the VMs of a policy (`selection.select`).
 
     `fleet`: all VMs of the endpoint, for the warning that an SSVM or CPVM is the only one of its zone. VMs that are
-    undecided get no work: a rollout made before all of them were looked at leaves them for the next one.
+    undecided get no work: a rollout made before all of them were looked at leaves them for the next one. Only one that
+    does not answer goes with its group, if it answers while the rollout runs: else its PRIMARY would go before it.
     """
     by_name = {facts.name: facts for facts in vms}
     decisions = decide_all(spec, release, vms, excluded=excluded)
@@ -164,6 +165,7 @@ def plan(
         name: _planned(by_name[name], decision, alone=len(siblings.get(by_name[name].zone_group or "", ())) == 1)
         for name, decision in sorted(decisions.items())
     }
+    entries |= _with_their_groups(by_name, entries)
     members = in_order(
         (by_name[name] for name, entry in entries.items() if entry.method is Method.LIVE_PATCH), spec.strategy.order
     )
@@ -175,6 +177,26 @@ def plan(
         entries=tuple(entries.values()),
         waves=_waves(spec.strategy.waves, members, entries) if members else (),
     )
+
+
+def _with_their_groups(by_name: Mapping[str, VMFacts], entries: Mapping[str, PlannedVM]) -> dict[str, PlannedVM]:
+    """VMs that do not answer, of groups whose other VMs get work."""
+
+    def group_of(name: str) -> str | None:
+        identity = by_name[name].identity
+        return identity.group if identity is not None else None
+
+    working = {group_of(name) for name, entry in entries.items() if entry.method is Method.LIVE_PATCH} - {None}
+    return {
+        name: entry.model_copy(
+            update={
+                "method": Method.LIVE_PATCH,
+                "message": f"{entry.message}; it goes with its group if it answers while the rollout runs",
+            }
+        )
+        for name, entry in entries.items()
+        if by_name[name].unreachable and entry.reason == by_name[name].reach.reason and group_of(name) in working
+    }
 
 
 def _waves(specs: Sequence[WaveSpec], members: Sequence[VMFacts], entries: Mapping[str, PlannedVM]) -> tuple[Wave, ...]:
