@@ -19,7 +19,7 @@ import pytest_asyncio
 from tests.integration.engine import objects
 from tests.integration.engine.cluster import says, until
 from tests.integration.engine.journey import Journey
-from tests.integration.engine.lives import Lane, Nursery, free_port, lane, writes
+from tests.integration.engine.lives import Lane, Nursery, ask, free_port, lane, writes
 from tests.integration.engine.objects import Manifest
 from tests.integration.engine.simulated_vms import Fleet
 from tests.integration.engine.wire import Wire
@@ -71,6 +71,18 @@ def fleet(tmp_path: Path) -> Fleet:
 async def holder(here: Lane) -> tuple[str, int]:
     spec = (await here.namespace.get(LEASE, "sysvm-operator"))["spec"]
     return spec["holderIdentity"], spec["leaseTransitions"]
+
+
+async def standby(second: Nursery, fleet: Fleet) -> int:
+    """A second operator that waits for the lease; the port of its metrics."""
+    port = free_port()
+    await second.start(fleet, SYSVM_HTTP_PORT=str(port), **SHORT_LEASE)
+
+    async def waits() -> bool:
+        return "sysvm_leader 0.0" in (await ask(port, "/metrics"))[1]
+
+    await until(waits, "a standby")
+    return port
 
 
 async def taken_over(here: Lane, first: str) -> int:
@@ -134,7 +146,7 @@ async def test_a_leader_that_is_cut_off_ends_itself_and_no_vm_is_patched_twice(
 
         await until(in_work, "r-1-VM is in work, and the status says so", story=here.picture)
         first, first_epoch = await holder(here)
-        await second.start(fleet, **SHORT_LEASE)
+        await standby(second, fleet)
         wire.cut()
         cut = time.monotonic()
         ending = asyncio.create_task(here.nursery.wait())
@@ -157,7 +169,6 @@ async def test_a_leader_that_wakes_after_its_lease_reaches_no_vm_and_writes_noth
     here: Lane, fleet: Fleet, tmp_path: Path
 ) -> None:
     fleet.set("r-1-VM", refused=(Reason.LOCK_HELD, True))
-    port = free_port()
     async with Nursery.open(tmp_path / "second", here.nursery.environment) as second:
         await here.nursery.start(fleet, **SHORT_LEASE)
 
@@ -166,9 +177,9 @@ async def test_a_leader_that_wakes_after_its_lease_reaches_no_vm_and_writes_noth
 
         await until(waits_for_the_lock, "it tries to begin with r-1-VM, again and again", story=here.picture)
         first, first_epoch = await holder(here)
+        port = await standby(second, fleet)
         os.kill(here.nursery.pid, signal.SIGSTOP)
         stood = time.monotonic()
-        await second.start(fleet, SYSVM_HTTP_PORT=str(port), **SHORT_LEASE)
         epoch = await taken_over(here, first)
         print(f"failover: {time.monotonic() - stood:.1f} s at a lease of {LEASE_SECONDS} s, stopped")
         assert epoch > first_epoch
