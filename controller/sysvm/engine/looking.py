@@ -31,6 +31,8 @@ AFTER_OPERATION = timedelta(seconds=1)
 """Times in a status have whole seconds: a look in the same second could not be told from one before the end."""
 REFRESH = timedelta(hours=1)
 """A look that found nothing new is written down only when the last one written is older."""
+RUNNING_SECONDS = 60.0
+"""The pool tells when a look ends: until then there is nothing to do."""
 TOGETHER = timedelta(seconds=2)
 """Looks at the routers of a pair that begin so far apart still see them together."""
 ASKED_LOOK = timedelta(seconds=3)
@@ -117,6 +119,9 @@ class Looks:
 
     def seconds_to_next(self, key: Key, vm: SystemVM, now: datetime) -> float:
         memory = self.memory(key, vm, now)
+        handle = self._pool.get(key)
+        if handle is not None and not handle.done:
+            return RUNNING_SECONDS
         next_look = memory.next_look
         if self._is_waited_for(key, vm, memory, now):
             next_look = min(next_look, memory.asked(now))
