@@ -286,7 +286,10 @@ async def test_the_agent_changes_by_its_members_and_keeps_its_own_configuration(
         after = await bench.patcher.observe(bench.target, payload)
     assert after.agent_content is not None
     assert after.agent_content.state is ContentState.MATCHES
-    assert vm.read(f"{home}/conf/agent.properties") == b"guid=live\n"
+    kept, *added = vm.read(f"{home}/conf/agent.properties").decode().splitlines()
+    assert kept == "guid=live"
+    assert added, "what the release packages beside it was added"
+    assert not [line for line in added if line.startswith("guid=")]
     assert vm.read(f"{home}/cloud.log") == b"log\n"
     assert not (vm.root / home / "stray-1.0.jar").exists()
     assert payload.agent is not None
