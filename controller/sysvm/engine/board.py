@@ -28,7 +28,7 @@ class Board:
     def looked(self, vm: Key) -> None:
         self._look_at.discard(vm)
 
-    def post(self, endpoint: Key, blocked: Mapping[str, tuple[Blocker, ...]], look_at: Iterable[str]) -> set[Key]:
+    def post(self, endpoint: Key, blocked: Mapping[str, tuple[Blocker, ...]], look_at: Iterable[str]) -> list[Key]:
         """Replaces what was known of the endpoint's VMs. Returns the VMs for which something is new."""
         namespace = endpoint.namespace
         blockers = {Key(namespace, name): why for name, why in blocked.items()}
@@ -41,4 +41,4 @@ class Board:
         self._blockers.update(blockers)
         self._look_at |= looks
         self._of[endpoint] = set(blockers)
-        return changed
+        return sorted(changed)

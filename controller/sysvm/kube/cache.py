@@ -80,7 +80,8 @@ class Store(Generic[T]):
         self._entries: dict[Key, Entry[T]] = {}
         self._graves: dict[Key, _Grave] = {}
         self._index_functions = dict(indices or {})
-        self._indices: dict[str, dict[str, set[Key]]] = {name: {} for name in self._index_functions}
+        self._indices: dict[str, dict[str, dict[Key, None]]] = {name: {} for name in self._index_functions}
+        """Keys in an order that is the same in every process: reconcilers meet their objects in it."""
         self._listeners: list[Callable[[Change[T]], None]] = []
         self._synced = False
 
@@ -210,7 +211,7 @@ class Store(Generic[T]):
     def _index(self, entry: Entry[T]) -> None:
         for name, values_of in self._index_functions.items():
             for value in values_of(entry.value):
-                self._indices[name].setdefault(value, set()).add(entry.key)
+                self._indices[name].setdefault(value, {})[entry.key] = None
 
     def _unindex(self, entry: Entry[T]) -> None:
         for name, values_of in self._index_functions.items():
@@ -218,7 +219,7 @@ class Store(Generic[T]):
             for value in values_of(entry.value):
                 keys = index.get(value)
                 if keys is not None:
-                    keys.discard(entry.key)
+                    keys.pop(entry.key, None)
                     if not keys:
                         del index[value]
 
