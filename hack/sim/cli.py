@@ -1,5 +1,6 @@
 """`python -m sim`: golden logs, random worlds, sums."""
 
+import logging
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,7 @@ def main(names: tuple[str, ...], listing: bool, write: bool, worlds: int, seed: 
     With NAMES: tells these scenarios. Without: compares all of them with tests/sim/golden, then checks the promises in
     random worlds with the operator killed at any write. Exit code 1 if a log differs or a promise is broken.
     """
+    logging.getLogger("sysvm").addHandler(logging.NullHandler())
     if listing:
         for scenario in SCENARIOS:
             click.echo(f"{scenario.name:20} {scenario.title}")
