@@ -74,7 +74,8 @@ class Narrator:
         order, last = after["spec"].get("operation"), before["spec"].get("operation")
         if order and order != last:
             attempt = f", attempt {order['attempt']}" if order.get("attempt", 1) > 1 else ""
-            self.say(name, f"<- {_short(order['rollout'])}: {order['method']}{attempt}")
+            what = "back to what it was" if order.get("takesBack") else f"{order['method']}{attempt}"
+            self.say(name, f"<- {_short(order['rollout'])}: {what}")
         operation, former = _status(after).get("operation") or {}, _status(before).get("operation") or {}
         if operation.get("result") and (operation.get("id"), operation.get("result")) != (
             former.get("id"),
