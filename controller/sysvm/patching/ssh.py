@@ -350,7 +350,8 @@ class SSHTransport:
             return Unreachable(
                 f"{place} refuses the connection: the VM is up but no sshd listens on port {target.account.port}."
             )
-        if isinstance(error, OSError):
+        reset = isinstance(error, ConnectionResetError) and checker.greeted  # how an sshd leaves, if it is quick
+        if isinstance(error, OSError) and not reset:
             return Unreachable(f"{place} cannot be reached: {error.strerror or error}.")
         if isinstance(error, asyncssh.KeyExchangeFailed):
             return Unreachable(
