@@ -58,7 +58,7 @@ async def test_cloudstacks_patch_that_begins_in_our_switch_leaves_theirs_or_ours
 async def _systemd_starts_a_killed_worker_again(machine: machines.Machine) -> None:
     """Nobody else is there: no session is open while it goes back."""
     lab, name = machine.lab, machine.name
-    order = replace(machines.next_order(), settle_seconds=60.0)
+    order = replace(machines.next_order(machine.epoch), settle_seconds=60.0)
     running = asyncio.create_task(machine.patch(order))
     unit = f"sysvm-{order.id}.service"
     pid = await _until(lambda: _main_pid(lab, name, unit) if _phase(lab, name, order.id) == "Services" else None)
