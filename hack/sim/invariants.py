@@ -59,7 +59,12 @@ class Invariants:
             self._hold(not together, f"{machine.name} and {other.name} of group {machine.group} are in work at once")
         if machine.type in _PER_ZONE and machine.zone:
             twins = [other for other in others if other.type is machine.type and other.zone == machine.zone]
-            well = [other for other in twins if other.reachable and not other.in_work(moment) and not _broken(other)]
+            back = operation.undoes is not None
+            well = [
+                other
+                for other in twins
+                if self._was_seen(other) and not other.in_work(moment) and not _broken(other, back=back)
+            ]
             self._hold(bool(well) or not twins, f"{machine.name} is the last healthy one of zone {machine.zone}")
         if operation.undoes is not None:
             return
@@ -70,11 +75,33 @@ class Invariants:
                 if other.group == machine.group
                 and other.role is RedundancyRole.BACKUP
                 and other.revision != operation.revision
+                and not self._is_held(other, moment)
             ]
             self._hold(not behind, f"{machine.name} is PRIMARY and goes before {', '.join(behind)}")
         done = [one for one in machine.operations if one.applied and one.outcome is GOOD]
         again = any(one.revision == operation.revision for one in done) and machine.revision == operation.revision
         self._hold(not again or machine.drifted, f"{machine.name} is patched again, to what it is")
+
+    def _was_seen(self, machine: Machine) -> bool:
+        """It answered at the last look: one that fell silent since then cannot be known before the next."""
+        for vm in self.server.all(SYSTEM_VM):
+            status = vm.get("status") or {}
+            if (status.get("identity") or {}).get("name") == machine.name:
+                return all(
+                    condition["status"] != "False"
+                    for condition in status.get("conditions", ())
+                    if condition["type"] == "Reachable"
+                )
+        return False
+
+    def _is_held(self, machine: Machine, moment: datetime) -> bool:
+        """A person keeps it as it is, and has thereby decided about its pair, too."""
+        for vm in self.server.all(SYSTEM_VM):
+            identity = (vm.get("status") or {}).get("identity") or {}
+            if identity.get("name") == machine.name:
+                hold = vm["spec"].get("hold") or {}
+                return bool(hold) and not _over(hold, moment)
+        return False
 
     # An order is written
 
@@ -166,9 +193,13 @@ class Invariants:
         return sum(1 for _ in self.server.all(APPROVAL))
 
 
-def _broken(machine: Machine) -> bool:
-    last = machine.operations[-1].outcome if machine.operations else GOOD
-    return last in (BAD, LOST)
+def _broken(machine: Machine, *, back: bool) -> bool:
+    """It failed, or could not go back. One that was brought back on purpose is well, and on the way back so is one that
+    is what it was: nothing new is tried then."""
+    if not machine.operations:
+        return False
+    last = machine.operations[-1]
+    return last.outcome is LOST or (last.outcome is BAD and last.undoes is None and not back)
 
 
 def _over(hold: Mapping[str, Any], moment: datetime) -> bool:
