@@ -18,12 +18,11 @@ from pathlib import Path
 from lab import Lab, SystemVMType, VMSpec
 from lab.cli import take_down
 from lab.content import payloads, releases
-from sysvm.api.endpoint import HostKeyPolicy
-from sysvm.api.endpoint import SystemVMType as Type
+from reach import target_of
 from sysvm.patching.bundle import command
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, Order, SSHAccount, Target
+from sysvm.patching.results import JournalPhase, Order
 
 TIMES = "/run/scan-times"
 MEMORY = "/var/lib/sysvm/digests"
@@ -55,7 +54,7 @@ def main() -> int:
 
 
 async def _measure(lab: Lab, name: str, payload: Payload) -> None:
-    target = _target(lab, name)
+    target = target_of(lab, name)
     order = Order(f"scan-{name.lower()}", 1, 1, 0.0, (), 300.0, 600.0)
     report = await LivePatcher().patch(target, payload, order, lambda _: None)
     if report.phase is not JournalPhase.COMMITTED:
@@ -92,18 +91,6 @@ async def _children(lab: Lab, name: str) -> float:
 def _seconds(words: Sequence[str]) -> float:
     found = [re.fullmatch(r"(\d+)m([\d.]+)s", word) for word in words]
     return sum(int(one[1]) * 60 + float(one[2]) for one in found if one)
-
-
-def _target(lab: Lab, name: str) -> Target:
-    vm = lab.vm(name)
-    account = SSHAccount(
-        user="root",
-        port=vm.port,
-        private_key=lab.private_key.read_bytes(),
-        host_key_policy=HostKeyPolicy.STRICT,
-        known_hosts=lab.known_hosts(),
-    )
-    return Target(name=name, type=Type(vm.spec.type), address=str(vm.relay_address), account=account)
 
 
 if __name__ == "__main__":

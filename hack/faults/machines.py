@@ -27,14 +27,13 @@ from faults.table import End, Result, Table
 from lab import Fault, Lab, SystemVMType, VMSpec
 from lab.content import cloudstack_patch, payloads, releases
 from lab.guest import Entry
-from sysvm.api.endpoint import HostKeyPolicy
-from sysvm.api.endpoint import SystemVMType as Type
+from reach import target_of
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState
 from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order, SSHAccount, Target
+from sysvm.patching.results import JournalPhase, OperationReport, Order
 from sysvm.patching.ssh import SSHTimeouts, SSHTransport
 
 TREES = ("/opt/cloud", "/etc/apache2", "/root/health_checks", "/usr/share/cloud", "/usr/local/cloud/systemvm")
@@ -57,19 +56,6 @@ def patcher() -> LivePatcher:
     return LivePatcher(
         transport=SSHTransport(timeouts=SSHTimeouts(connect=5.0, keepalive_interval=1.0, keepalive_count=3))
     )
-
-
-def target(lab: Lab, name: str) -> Target:
-    vm = lab.vm(name)
-    account = SSHAccount(
-        user="root",
-        port=vm.port,
-        private_key=lab.private_key.read_bytes(),
-        host_key_policy=HostKeyPolicy.STRICT,
-        known_hosts=lab.known_hosts(),
-        pool="faults",
-    )
-    return Target(name=name, type=Type(vm.spec.type), address=str(vm.relay_address), account=account)
 
 
 _orders = itertools.count(1)
@@ -134,7 +120,7 @@ class Machine:
     async def patch(self, order: Order, release: str | None = None) -> OperationReport:
         self.alone.clear()
         payload = release_payload(release or self.other)
-        return await patcher().patch(target(self.lab, self.name), payload, order, self._watch)
+        return await patcher().patch(target_of(self.lab, self.name), payload, order, self._watch)
 
     def _watch(self, report: OperationReport) -> None:
         if report.step == "Build":
@@ -303,11 +289,11 @@ async def two_orders(machine: Machine, order: Order, moment: float) -> Operation
     async with patching(machine, order) as running:
         await machine.until(moment)
         with contextlib.suppress(PatchingError):
-            await patcher().patch(target(machine.lab, machine.name), release_payload(machine.other), second, _ignore)
+            await patcher().patch(target_of(machine.lab, machine.name), release_payload(machine.other), second, _ignore)
         first = await last_word(machine, order, running)
     if first.phase is JournalPhase.COMMITTED:
         return first
-    report = await patcher().report(target(machine.lab, machine.name), second.id)
+    report = await patcher().report(target_of(machine.lab, machine.name), second.id)
     return first if report is None else report
 
 
@@ -344,7 +330,7 @@ async def _let_in(machine: Machine, order: Order) -> OperationReport:
     while True:
         try:
             payload = release_payload(machine.other)
-            return await patcher().patch(target(machine.lab, machine.name), payload, order, _ignore)
+            return await patcher().patch(target_of(machine.lab, machine.name), payload, order, _ignore)
         except PatchingError as refused:
             if time.monotonic() > end or not refused.retryable:
                 raise
@@ -506,7 +492,7 @@ async def under_commands(machine: Machine, order: Order, _seed: int) -> tuple[Op
                 release = commands.release(number)
                 machine.wanted = read_payload(payloads.build_scripts(release), payloads.build_agent(release))
                 each = replace(order, id=f"{order.id}-{number}", settle_seconds=0.5)
-                report = await patcher().patch(target(lab, name), machine.wanted, each, _ignore)
+                report = await patcher().patch(target_of(lab, name), machine.wanted, each, _ignore)
                 if report.phase is not JournalPhase.COMMITTED:
                     break
         finally:
@@ -548,13 +534,13 @@ async def _whose(machine: Machine, report: OperationReport | None) -> End:
         (release_payload("mended"), End.THEIRS),
         (machine.wanted or release_payload("new"), End.NEW),
     ):
-        seen = await patcher().observe(target(machine.lab, machine.name), payload)
+        seen = await patcher().observe(target_of(machine.lab, machine.name), payload)
         whole = seen.content is not None and seen.content.state is ContentState.MATCHES
         if whole and seen.signature == payload.signature:
             return end
     if machine.wanted is not None:
         # Commands write beside the payload's files; a patch that never found a quiet moment changed none of these.
-        seen = await patcher().observe(target(machine.lab, machine.name), release_payload("old"))
+        seen = await patcher().observe(target_of(machine.lab, machine.name), release_payload("old"))
         same = seen.content is not None and seen.content.state is ContentState.MATCHES
         same &= seen.signature == release_payload("old").signature
     else:

@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.machines import next_order, patcher, target
+from faults.machines import next_order, patcher
 from lab import Lab, SystemVMType, VMSpec
 from lab.content import payloads, releases
+from reach import target_of
 from sysvm.patching.payload import Payload, read_payload
 from sysvm.patching.results import OperationReport
 
@@ -78,7 +79,7 @@ async def measure(lab: Lab, name: str, payload: Payload) -> tuple[Peaks, Operati
     sampling = asyncio.create_task(asyncio.to_thread(lab.exec, name, ["python3", "-I", "-c", _SAMPLE], timeout=900))
     began = time.monotonic()
     try:
-        report = await patcher().patch(target(lab, name), payload, next_order(), lambda _: None)
+        report = await patcher().patch(target_of(lab, name), payload, next_order(), lambda _: None)
     finally:
         seconds = time.monotonic() - began
         await asyncio.to_thread(lab.exec, name, "touch /run/faults-stop")

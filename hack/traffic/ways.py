@@ -13,11 +13,11 @@ from typing import Protocol
 from lab import Lab
 from lab.content import cloudstack_patch, payloads
 from lab.content.releases import Release
-from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
+from reach import target_of
 from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import read_payload
-from sysvm.patching.results import JournalPhase, Order, SSHAccount, Target
+from sysvm.patching.results import JournalPhase, Order
 
 _SETTLE_SECONDS = 2.0
 
@@ -73,7 +73,7 @@ class Ours:
 
     async def plan(self, lab: Lab, names: Sequence[str], change: Change) -> Mapping[str, str]:
         payload = read_payload(change.scripts, change.agent)
-        seen = [await self._patcher.observe(_target(lab, name), payload) for name in names]
+        seen = [await self._patcher.observe(target_of(lab, name), payload) for name in names]
         return {action.name: action.expected_loss for look in seen for action in look.actions}
 
     async def make(self, lab: Lab, names: Sequence[str], change: Change, wanted: JournalPhase) -> Account:
@@ -83,7 +83,7 @@ class Ours:
         as_wanted = True
         for name in names:
             try:
-                report = await self._patcher.patch(_target(lab, name), payload, _order(name, change), lambda _: None)
+                report = await self._patcher.patch(target_of(lab, name), payload, _order(name, change), lambda _: None)
             except PatchingError as problem:
                 ended.append(f"{type(problem).__name__}: {problem}")
                 as_wanted = False
@@ -114,19 +114,6 @@ class CloudStacks:
             as_wanted &= outcome.succeeded is (wanted is JournalPhase.COMMITTED)
             ended.append(f"exit {outcome.code}")
         return Account(ended=" ".join(ended), as_wanted=as_wanted)
-
-
-def _target(lab: Lab, name: str) -> Target:
-    vm = lab.vm(name)
-    account = SSHAccount(
-        user="root",
-        port=vm.port,
-        private_key=lab.private_key.read_bytes(),
-        host_key_policy=HostKeyPolicy.STRICT,
-        known_hosts=lab.known_hosts(),
-        pool="lab",
-    )
-    return Target(name=name, type=SystemVMType(vm.spec.type), address=str(vm.relay_address), account=account)
 
 
 def _order(name: str, change: Change) -> Order:

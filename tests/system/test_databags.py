@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import asyncssh
 import pytest
-from tests.system.test_live_patch import order, payload, target, told
+from tests.system.test_live_patch import order, payload, told
 
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import releases
+from reach import target_of
 from sysvm.api.reasons import Reason
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.results import JournalPhase, OperationReport
@@ -50,7 +51,7 @@ def bags(lab: Lab) -> dict[str, bytes]:
 
 async def patch(lab: Lab, wanted: releases.Release, number: int, *, databags: bool = True) -> OperationReport:
     ordered = dataclasses.replace(order(number), apply_databags=databags)
-    return await LivePatcher().patch(target(lab, NAME), payload(wanted), ordered, lambda _: None)
+    return await LivePatcher().patch(target_of(lab, NAME), payload(wanted), ordered, lambda _: None)
 
 
 async def push_until(lab: Lab, stop: asyncio.Event) -> int:
@@ -104,7 +105,7 @@ CsLoadBalancer.process = process
 async def test_a_bag_is_applied_only_where_the_order_says_so_and_costs_no_key(lab: Lab) -> None:
     before = bags(lab)
     one = release("bags-1", b"# another comment\n")
-    plan = await LivePatcher().observe(target(lab, NAME), payload(one))
+    plan = await LivePatcher().observe(target_of(lab, NAME), payload(one))
     assert [(bag.name, bag.possible) for bag in plan.databags] == [("configure.py load_balancer.json", True)]
 
     report = await patch(lab, release("bags-2", ANOTHER_LINE), 1, databags=False)

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tests.system.test_live_patch import target, told
+from tests.system.test_live_patch import told
 
 from faults import commands
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads
+from reach import target_of
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import read_payload
 from sysvm.patching.results import JournalPhase, OperationReport, Order
@@ -58,7 +59,7 @@ async def test_commands_fired_every_50_ms_during_patches_neither_fail_nor_lose_a
                 )
                 release = commands.release(number)
                 wanted = read_payload(payloads.build_scripts(release), payloads.build_agent(release))
-                reports.append(await LivePatcher().patch(target(lab, NAME), wanted, order, lambda _: None))
+                reports.append(await LivePatcher().patch(target_of(lab, NAME), wanted, order, lambda _: None))
         finally:
             firing.stop.set()
     print(firing.text())

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.system.test_live_patch import order, patch, payload, target, told
+from tests.system.test_live_patch import order, patch, payload, told
 
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import releases
@@ -21,6 +21,7 @@ from lab.tenants.inside import Namespaces
 from lab.tenants.kinds import TIMEOUT_SECONDS, Kind
 from lab.tenants.network import GuestPlaces, Place
 from lab.tenants.tenancy import Tenancy
+from reach import target_of
 from sysvm.api.reasons import Reason
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload
@@ -113,7 +114,7 @@ async def quiet(tenants: Tenancy) -> None:
 async def test_dnsmasq_restarts_under_dns_and_dhcp_and_not_one_request_is_lost(lab: Lab, tenants: Tenancy) -> None:
     number = next(_NUMBERS)
     wanted = unit_changed(number)
-    seen = await LivePatcher().observe(target(lab, ROUTER), wanted)
+    seen = await LivePatcher().observe(target_of(lab, ROUTER), wanted)
     assert [(action.name, action.action) for action in seen.actions] == [("dnsmasq", "HeldRestart")]
     assert seen.actions[0].expected_loss.startswith("none lost")
     pid = main_pid(lab)
@@ -159,7 +160,7 @@ async def test_a_vm_that_cannot_hold_says_in_its_plan_what_will_be_lost(lab: Lab
     wanted = unit_changed(number)
     lab.exec(ROUTER, "mv /usr/sbin/iptables /usr/sbin/iptables.away")
     try:
-        seen = await LivePatcher().observe(target(lab, ROUTER), wanted)
+        seen = await LivePatcher().observe(target_of(lab, ROUTER), wanted)
         report = await patch(lab, ROUTER, wanted, number)
     finally:
         lab.exec(ROUTER, "mv /usr/sbin/iptables.away /usr/sbin/iptables")
@@ -327,7 +328,7 @@ async def test_a_release_that_locks_everybody_out_is_gone_back_on(lab: Lab) -> N
     before = lab.read_bytes(ROUTER, f"/{SSHD}")
     began = time.monotonic()
     wanted = patient_for_less(number)
-    report = await LivePatcher().patch(target(lab, ROUTER), locked, wanted, lambda _: None)
+    report = await LivePatcher().patch(target_of(lab, ROUTER), locked, wanted, lambda _: None)
     print(told(report), time.monotonic() - began)
     assert report.phase is JournalPhase.ROLLED_BACK, told(report)
     assert report.reason is Reason.SERVICE_FAILED

@@ -11,13 +11,13 @@ import pytest
 
 from lab import Fault, Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
-from sysvm.api.endpoint import HostKeyPolicy
+from reach import target_of
 from sysvm.api.endpoint import SystemVMType as Type
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order, SSHAccount, Target
+from sysvm.patching.results import JournalPhase, OperationReport, Order
 from sysvm.patching.ssh import SSHTimeouts, SSHTransport
 
 pytestmark = [
@@ -63,19 +63,6 @@ def storage(lab: Lab) -> Iterator[str]:
     yield from _fresh(lab, SystemVMType.SECSTORAGE, "s")
 
 
-def target(lab: Lab, name: str) -> Target:
-    vm = lab.vm(name)
-    account = SSHAccount(
-        user="root",
-        port=vm.port,
-        private_key=lab.private_key.read_bytes(),
-        host_key_policy=HostKeyPolicy.STRICT,
-        known_hosts=lab.known_hosts(),
-        pool="lab",
-    )
-    return Target(name=name, type=Type(vm.spec.type), address=str(vm.relay_address), account=account)
-
-
 def payload(release: releases.Release) -> Payload:
     return read_payload(payloads.build_scripts(release), payloads.build_agent(release))
 
@@ -101,7 +88,7 @@ def told(report: OperationReport) -> str:
 
 async def patch(lab: Lab, name: str, wanted: Payload, number: int, **more: float) -> OperationReport:
     ordered = dataclasses.replace(order(number), **more)  # type: ignore[arg-type]
-    return await LivePatcher().patch(target(lab, name), wanted, ordered, lambda _: None)
+    return await LivePatcher().patch(target_of(lab, name), wanted, ordered, lambda _: None)
 
 
 @pytest.mark.timeout(600)
@@ -110,12 +97,12 @@ async def test_real_vms_are_patched_rolled_back_and_patched_again(lab: Lab, rout
     patcher = LivePatcher()
     new = payload(releases.new())
     for name in names:
-        before = await patcher.observe(target(lab, name), new)
+        before = await patcher.observe(target_of(lab, name), new)
         assert before.type is Type(lab.vm(name).spec.type)
         assert before.content is not None
         assert before.content.state is ContentState.DRIFTED
         assert not before.other_actors
-        same = await patcher.observe(target(lab, name), payload(releases.old()))
+        same = await patcher.observe(target_of(lab, name), payload(releases.old()))
         assert same.content is not None
         assert same.content.state is ContentState.MATCHES, same.content
         if lab.vm(name).spec.type is SystemVMType.SECSTORAGE:
@@ -126,7 +113,7 @@ async def test_real_vms_are_patched_rolled_back_and_patched_again(lab: Lab, rout
     for name, report in zip(names, reports, strict=True):
         print(name, told(report))
         assert report.phase is JournalPhase.COMMITTED, told(report)
-        after = await patcher.observe(target(lab, name), new)
+        after = await patcher.observe(target_of(lab, name), new)
         assert after.content is not None
         assert after.content.state is ContentState.MATCHES, after.content
         assert after.signature == new.signature == after.payload_checksums["md5"]
@@ -157,14 +144,14 @@ async def test_a_vm_that_loses_its_power_is_wholly_old_or_wholly_new(
 
     timeouts = SSHTimeouts(keepalive_interval=1.0, keepalive_count=2)
     patcher = LivePatcher(transport=SSHTransport(timeouts=timeouts))
-    running = asyncio.create_task(patcher.patch(target(lab, name), new, order(1), progress))
+    running = asyncio.create_task(patcher.patch(target_of(lab, name), new, order(1), progress))
     await began.wait()
     await asyncio.sleep(after_seconds)
     await asyncio.to_thread(lab.power_off, name)
     await asyncio.to_thread(lab.power_on, name)
     report = await running
     print(told(report))
-    seen = await patcher.observe(target(lab, name), new)
+    seen = await patcher.observe(target_of(lab, name), new)
     assert seen.content is not None
     assert seen.unfinished is None
     if report.phase is JournalPhase.COMMITTED:
@@ -189,7 +176,7 @@ async def test_a_fault_of_the_wire_leaves_the_operation_to_the_vm(lab: Lab, stor
 
     timeouts = SSHTimeouts(connect=2.0, keepalive_interval=1.0, keepalive_count=2)
     patcher = LivePatcher(transport=SSHTransport(timeouts=timeouts))
-    running = asyncio.create_task(patcher.patch(target(lab, name), new, order(1), progress))
+    running = asyncio.create_task(patcher.patch(target_of(lab, name), new, order(1), progress))
     await began.wait()
     lab.fault(name, fault)
     if fault is Fault.SILENCE:
@@ -229,7 +216,7 @@ async def test_each_kind_of_file_gets_the_least_action_that_makes_it_effective(l
         if line.startswith((b"ListenAddress", b"PubkeyAcceptedAlgorithms")):
             assert line in merged
     assert lab.exec(router, ["systemctl", "show", "-p", "NeedDaemonReload", "ssh", "cron"]).stdout.count("no") == 2
-    seen = await LivePatcher().observe(target(lab, router), wanted)
+    seen = await LivePatcher().observe(target_of(lab, router), wanted)
     assert seen.content is not None
     assert seen.content.state is ContentState.MATCHES, seen.content
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.system.test_live_patch import patch, payload, target, told
+from tests.system.test_live_patch import patch, payload, told
 
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import releases
+from reach import target_of
 from sysvm.api.reasons import Reason
 from sysvm.patching.errors import Refused
 from sysvm.patching.live import LivePatcher
@@ -49,7 +50,7 @@ async def refused(lab: Lab, release: releases.Release, number: int) -> Refused:
 async def test_a_firewall_template_that_touches_the_way_in_is_refused_and_told_before(lab: Lab) -> None:
     text = releases.old().edited(TEMPLATE, b"--dport 3922", b"--dport 3923")
     wanted = releases.old().derive("way-in", change={TEMPLATE: text})
-    seen = await LivePatcher().observe(target(lab, NAME), payload(wanted))
+    seen = await LivePatcher().observe(target_of(lab, NAME), payload(wanted))
     assert seen.content is not None
     assert [obstacle.reason for obstacle in seen.content.obstacles] == [Reason.MANAGEMENT_PORT_RULE_CHANGED]
     assert {(action.name, action.action) for action in seen.actions} == {

@@ -17,14 +17,13 @@ import pytest
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
 from lab.spec import RedundancyRole
-from sysvm.api.endpoint import HostKeyPolicy
-from sysvm.api.endpoint import SystemVMType as Type
+from reach import target_of
 from sysvm.api.reasons import Reason
 from sysvm.domain.pairs import SAMPLES, Proof, Router, Trouble, one_primary
 from sysvm.patching.errors import Refused
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order, SSHAccount, Target
+from sysvm.patching.results import JournalPhase, OperationReport, Order
 
 pytestmark = [
     pytest.mark.systemvm,
@@ -86,23 +85,12 @@ def eventually(holds: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     return found
 
 
-def target(lab: Lab, name: str) -> Target:
-    vm = lab.vm(name)
-    account = SSHAccount(
-        user="root",
-        port=vm.port,
-        private_key=lab.private_key.read_bytes(),
-        host_key_policy=HostKeyPolicy.STRICT,
-        known_hosts=lab.known_hosts(),
-        pool="lab",
-    )
-    return Target(name=name, type=Type(vm.spec.type), address=str(vm.relay_address), account=account)
-
-
 async def proof(lab: Lab) -> Proof | Trouble:
     """What admission decides by: both looked at together, three times."""
     names = [vm.name for vm in lab.vms()]
-    looks = await asyncio.gather(*(LivePatcher().observe(target(lab, name), None, samples=SAMPLES) for name in names))
+    looks = await asyncio.gather(
+        *(LivePatcher().observe(target_of(lab, name), None, samples=SAMPLES) for name in names)
+    )
     routers = [Router(name, look.pair_samples) for name, look in zip(names, looks, strict=True)]
     return one_primary(routers, now=datetime.now(UTC))
 
@@ -126,7 +114,7 @@ async def patch(lab: Lab, name: str, wanted: Payload, *, may_fail_over: bool = F
         vm_timeout_seconds=400,
         may_fail_over=may_fail_over,
     )
-    return await LivePatcher().patch(target(lab, name), wanted, order, lambda _: None)
+    return await LivePatcher().patch(target_of(lab, name), wanted, order, lambda _: None)
 
 
 def told(report: OperationReport) -> str:
@@ -231,7 +219,7 @@ async def test_a_keepalived_that_must_restart_is_a_failover_only_with_leave(pair
     assert refused.value.reason is Reason.FAILOVER_NOT_ALLOWED
     assert roles(pair) == (primary, backup)
 
-    seen = await LivePatcher().observe(target(pair, primary), wanted)
+    seen = await LivePatcher().observe(target_of(pair, primary), wanted)
     (loss,) = [action.expected_loss for action in seen.actions if action.name == "keepalived"]
     assert "failover" in loss
     report = await patch(pair, primary, wanted, may_fail_over=True)
