@@ -65,6 +65,11 @@ class SSHAlgorithms(StrEnum):
     LEGACY = "Legacy"
 
 
+class Via(StrEnum):
+    DIRECT = "Direct"
+    HOST = "Host"
+
+
 class StaticSystemVM(ApiModel):
     """A system VM that a person lists by hand."""
 
@@ -88,11 +93,12 @@ class StaticSystemVM(ApiModel):
     group: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """VMs with the same group back each other up or share a fate (the routers of one network): never two at once."""
     host: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Hypervisor host, for the limit of VMs in work on one host."""
+    """Hypervisor host, for the limit of VMs in work on one host. With a route via Host also where its sshd answers: a
+    host name or an IP address."""
     zone: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """CloudStack zone, for selectors and for the rule that the last healthy SSVM or CPVM of a zone is left alone."""
     hypervisor: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Hypervisor such as KVM, for selectors."""
+    """Hypervisor such as KVM, for selectors and for spec.ssh.routes."""
     account: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """CloudStack account that owns the VM, for selectors."""
     network: Annotated[str, Field(min_length=1, max_length=253)] | None = None
@@ -118,6 +124,46 @@ class SSHLimits(ApiModel):
 
     connections: Annotated[int, Field(ge=1, le=1000)] = 50
     """Open SSH connections to VMs of this endpoint."""
+    connections_per_host: Annotated[int, Field(ge=1, le=100)] = 4
+    """Open SSH connections to VMs through one hypervisor host, whose own connection they share. One of them is kept
+    for looks, so it should be greater than the perHost of the policies."""
+
+
+class Jump(ApiModel):
+    """How to log in on the hypervisor hosts of a route. Nothing is installed or written there."""
+
+    user: Annotated[
+        str,
+        Field(min_length=1, max_length=32, pattern=_USER),
+        matching(_USER, "must be a login name: lower case letters, digits, '-' and '_', not beginning with a digit"),
+    ] = "root"
+    """Login name on the host. It needs TCP forwarding to the VMs, and may read the payload that the host keeps."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    """TCP port of the host's sshd."""
+    key_secret_ref: KeyRef
+    """Secret key that holds the private key for the hosts in PEM or OpenSSH format, without a passphrase."""
+    known_hosts_ref: KeyRef
+    """ConfigMap key with the host keys of the hosts in known_hosts format, by name or by address. A host that it does
+    not list is sent nothing."""
+
+
+class Route(ApiModel):
+    """How the VMs of some hypervisors are reached."""
+
+    hypervisors: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=63)], ...],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = ()
+    """Hypervisors, such as KVM, in upper or lower case; empty: all."""
+    via: Via
+    """Direct: the operator connects to the VM itself. Host: through the hypervisor host that the VM runs on, which is
+    where KVM and XenServer VMs have their control address."""
+    jump: Jump | None = None
+    """How to log in on those hosts."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule("(self.via == 'Host') == has(self.jump)", "via Host needs jump, and via Direct has none"),
+    )
 
 
 class SSHAccess(ApiModel):
@@ -139,8 +185,20 @@ class SSHAccess(ApiModel):
     """Modern: nothing with SHA-1 is offered, which every template since Debian 9 can do. Legacy: where a VM has nothing
     else, also RSA signatures, key exchange and message digests with SHA-1; a Warning event and the condition
     LegacyAlgorithms say so."""
+    routes: Annotated[
+        tuple[Route, ...], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+    ] = ()
+    """The first whose hypervisors match the VM is its way; without any, all VMs are connected to directly."""
     limits: SSHLimits = SSHLimits()
     """How many connections at once."""
+
+    cel: ClassVar[tuple[dict[str, str], ...]] = (
+        rule(
+            "!has(self.routes) || size(self.routes) == 0 || !has(self.routes[size(self.routes) - 1].hypervisors) || "
+            "size(self.routes[size(self.routes) - 1].hypervisors) == 0",
+            "the last of routes must be for all hypervisors: leave its hypervisors out",
+        ),
+    )
 
 
 class Scan(ApiModel):
@@ -232,11 +290,14 @@ __all__ = [
     "HostKeyPolicy",
     "HostKeys",
     "Inventory",
+    "Jump",
     "Management",
+    "Route",
     "SSHAccess",
     "SSHAlgorithms",
     "SSHLimits",
     "Scan",
     "StaticSystemVM",
     "SystemVMType",
+    "Via",
 ]
