@@ -29,6 +29,8 @@ class Method(StrEnum):
     """How a difference is closed."""
 
     LIVE_PATCH = "LivePatch"
+    REBOOT = "Reboot"
+    RECREATE = "Recreate"
     HOLD = "Hold"
     NONE = "None"
 

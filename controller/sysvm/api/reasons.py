@@ -170,6 +170,13 @@ class Reason(StrEnum):
     INTERRUPTED = "Interrupted"
     RECOVERED_AT_BOOT = "RecoveredAtBoot"
     TIMED_OUT = "TimedOut"
+    CLAIM_NOT_VERIFIED = "ClaimNotVerified"
+
+    # Operations that the management server carries out
+    JOB_RUNNING = "JobRunning"
+    JOB_FAILED = "JobFailed"
+    JOB_LOST = "JobLost"
+    CALL_REFUSED = "CallRefused"
 
 
 class EventReason(StrEnum):

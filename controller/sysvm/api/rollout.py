@@ -11,10 +11,12 @@ from sysvm.api.policy import (
     Approval,
     Checks,
     LivePatchOptions,
+    Method,
     NextAction,
     PolicyBlocker,
     Strategy,
 )
+from sysvm.api.systemvm import OperationResult
 
 
 class RolloutCause(StrEnum):
@@ -193,6 +195,67 @@ class BudgetStatus(ApiModel):
     """maxUnavailable as a number."""
 
 
+class GroupPhase(StrEnum):
+    PREPARING = "Preparing"
+    SUBMITTING = "Submitting"
+    RUNNING = "Running"
+    UNKNOWN = "Unknown"
+    VERIFYING = "Verifying"
+    DONE = "Done"
+
+
+class GroupVM(ApiModel):
+    """A VM of the group as it was right before the call."""
+
+    id: Annotated[str, Field(max_length=64)]
+    """CloudStack's id: a VM that was made anew has another one."""
+    name: Annotated[str, Field(max_length=63)]
+    """Name in CloudStack."""
+    boot_id: Annotated[str, Field(max_length=64)] | None = None
+    """Of the boot it was in, as last seen over SSH."""
+
+
+class GroupOperation(ApiModel):
+    """One call to the management server that changes the VMs of a group, from before it is made until it is judged."""
+
+    group: Annotated[str, Field(min_length=1, max_length=253)]
+    """The group as a whole (identity.group), or the name of the one VM that it works on."""
+    method: Method
+    """How the difference is closed."""
+    command: Annotated[str, Field(max_length=64)]
+    """Command of the management server, such as restartNetwork."""
+    target: Annotated[str, Field(max_length=64)]
+    """Id of the network, VPC or VM that the command is given."""
+    orders: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=16)] = ()
+    """Ids of the orders (spec.operation of the VMs) that its result answers."""
+    phase: GroupPhase
+    """Preparing: nothing was asked yet. Submitting: the call is being made; found after a restart, it is not known
+    whether it was. Running: the job is known. Unknown: the job was lost, the group is looked at until nothing moves.
+    Verifying: the job has ended, what it did is looked at. Done."""
+    since: Time
+    """When it came into this phase, or in Unknown, when something last moved."""
+    started_at: Time
+    """When it began to prepare."""
+    before: Annotated[tuple[GroupVM, ...], Field(max_length=16)] = ()
+    """The VMs of the group right before the call."""
+    job_id: Annotated[str, Field(max_length=64)] | None = None
+    """The job, as soon as the server has named it."""
+    job_failure: Annotated[str, Field(max_length=512)] = ""
+    """What the server says went wrong; empty also when it says nothing."""
+    submitted_at: Time | None = None
+    """Right before the last call."""
+    submissions: Annotated[int, Field(ge=0, le=10)] = 0
+    """Calls made or begun. A second one only after the group was found unchanged."""
+    finished_at: Time | None = None
+    """When the result was known."""
+    result: OperationResult | None = None
+    """Absent while it is open."""
+    reason: Annotated[str, Field(max_length=64)] = ""
+    """One word for programs about a result that is not Succeeded."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """What it waits for, or what went wrong."""
+
+
 class RolloutStatus(ObservedStatus):
     """How far it is."""
 
@@ -205,6 +268,13 @@ class RolloutStatus(ObservedStatus):
         ),
     ] = ()
     """Progress wave by wave."""
+    group_operations: Annotated[
+        tuple[GroupOperation, ...],
+        Field(
+            max_length=64, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["group"]}
+        ),
+    ] = ()
+    """Calls to the management server: open ones, and those that failed after VMs were replaced."""
     budget: BudgetStatus | None = None
     """What may still go wrong."""
     summary: Annotated[str, Field(max_length=64)] = ""

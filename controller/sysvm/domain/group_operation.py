@@ -1,0 +1,414 @@
+"""A job of the management server that changes a whole group, or a VM that may not come back as itself: a state machine.
+
+The server has no way to ask "did you get my call?", and a job may be cut in the middle (CloudStack 4.21
+AsyncJobManagerImpl: a restart of the server ends it with no result). So what is known is stored before and after every
+call, in `Rollout.status.groupOperations`, and what is not known is found out by looking, never by calling again:
+
+| phase | stored when | what a restart finds, and does |
+|---|---|---|
+| Preparing | orders stand on all VMs of the group | nothing was asked: it looks whether the call may be made |
+| Submitting | right before the call, with the VMs as they are | unknown whether the call was made: Unknown |
+| Running | the server answered with a job id | the job: it is asked how far it is |
+| Unknown | no answer to the call, or the job was lost | quiet for `QUIET`, then it looks: changed, not changed, at it |
+| Verifying | the job ended, or the group was found changed | the group: it looks until everything is as it should be |
+| Done | with a result | the VMs' orders are answered |
+
+What the call is, what must hold before it, how a change is seen and what must hold after it depends on the method: a
+`Judge` says so. This module knows none of them, neither clock nor server: events come in, the next state goes out.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Protocol
+
+from sysvm.api.policy import Method
+from sysvm.api.reasons import Reason
+from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
+from sysvm.api.systemvm import OperationResult
+from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
+from sysvm.domain.facts import VMFacts
+
+QUIET = timedelta(minutes=3)
+"""So long nothing may move before an unknown call is judged. A management server that was restarted is back after 40 to
+80 s and takes up or ends its jobs then (CloudStack 4.21, measured)."""
+SUBMISSIONS = 2
+"""So often a call is made in all; again only after the group was found unchanged."""
+OPEN_LIMIT = 16
+"""Operations of one rollout that may be open at once: its status must stay small, and the server has few workers."""
+MESSAGE_LIMIT = 512
+
+FIRST_POLL = timedelta(seconds=2)
+LONGEST_POLL = timedelta(seconds=15)
+
+
+class Command(StrEnum):
+    """Commands of the management server that change VMs, as the API spells them."""
+
+    REBOOT_ROUTER = "rebootRouter"
+    REBOOT_SYSTEM_VM = "rebootSystemVm"
+    DESTROY_SYSTEM_VM = "destroySystemVm"
+    RESTART_NETWORK = "restartNetwork"
+    RESTART_VPC = "restartVPC"
+    PATCH_SYSTEM_VM = "patchSystemVm"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One asynchronous call."""
+
+    command: Command
+    id: str
+    """Of the VM, network or VPC."""
+    flags: tuple[str, ...] = ()
+    """Parameters that are true: forced, cleanup, livepatch."""
+
+    def __str__(self) -> str:
+        return " ".join([str(self.command), f"id={self.id}", *(f"{flag}=true" for flag in self.flags)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job that the server has not ended."""
+
+    id: str
+    command: str = ""
+    """Class of the command, such as org.apache.cloudstack.api.command.user.network.RestartNetworkCmd."""
+    instance_id: str | None = None
+    """VM that it works on; a restart of a network or VPC does not say which (CloudStack 4.21 queryAsyncJobResult)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A group as it is now: listed for this purpose, never from a sweep of minutes ago."""
+
+    taken_at: datetime
+    vms: tuple[CloudVM, ...]
+    """All VMs of the group, in any state; those that the operation replaces and those that replace them."""
+    jobs: tuple[Job, ...] = ()
+    """Jobs that may be at work on the group."""
+    zone: CloudZone | None = None
+    hosts: tuple[CloudHost, ...] = ()
+    """Hypervisor hosts of the zone."""
+    known: tuple[VMFacts, ...] = ()
+    """What was seen on these VMs over SSH. `identity.name` is the VM's name."""
+
+    def facts(self, vm: CloudVM) -> VMFacts | None:
+        return next((facts for facts in self.known if facts.vm == vm.name and not facts.deleting), None)
+
+
+# What happened
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The server took the call."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server, or our own last look before the call, said no: nothing was begun."""
+
+    reason: Reason
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """The call left and no answer came, or the process ended in between: unknown whether it was made."""
+
+    sentence: str
+
+
+class JobState(StrEnum):
+    PENDING = "Pending"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    LOST = "Lost"
+    """Cut by a restart of the server, or not known there any more: what it did must be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobTold:
+    """What the server says of the job."""
+
+    state: JobState
+    sentence: str = ""
+    """The server's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The group was listed."""
+
+    look: Look
+
+
+Event = Submitted | Refused | NoAnswer | JobTold | Looked
+
+
+# What a method says
+
+
+class Standing(StrEnum):
+    HOLDS = "Holds"
+    NOT_YET = "NotYet"
+    BROKEN = "Broken"
+    """Waiting does not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether something holds, and if not, why."""
+
+    standing: Standing
+    reason: Reason | None = None
+    sentence: str = ""
+
+
+HOLDS = Verdict(Standing.HOLDS)
+
+
+def not_yet(reason: Reason, sentence: str) -> Verdict:
+    return Verdict(Standing.NOT_YET, reason, sentence)
+
+
+def broken(reason: Reason, sentence: str) -> Verdict:
+    return Verdict(Standing.BROKEN, reason, sentence)
+
+
+class Judge(Protocol):
+    """What one method asks of the machine. Pure: it is asked again after every restart."""
+
+    def call(self, operation: GroupOperation) -> Call:
+        """The call, from what is stored."""
+        ...
+
+    def before(self, operation: GroupOperation, look: Look) -> Verdict:
+        """Whether the call may be made now. NotYet: it is looked at again until the time of a step is over."""
+        ...
+
+    def changed(self, operation: GroupOperation, look: Look) -> bool | None:
+        """Whether the call has had an effect: asked when nothing moves any more. None: that cannot be told yet."""
+        ...
+
+    def after(self, operation: GroupOperation, look: Look) -> Verdict:
+        """Whether everything is as it should be. NotYet: it is looked at again until the time of a VM is over."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`strategy.timeouts` of the rollout."""
+
+    step: timedelta
+    """Preparing may take so long."""
+    vm: timedelta
+    """Verifying may take so long. A job has no limit: one that runs is not ended by waiting less for it."""
+
+
+# The machine
+
+
+def begun(group: str, method: Method, call: Call, orders: tuple[str, ...], now: datetime) -> GroupOperation:
+    """The first state of an operation. `orders`: ids of the orders on its VMs, which its result answers."""
+    return GroupOperation(
+        group=group,
+        method=method,
+        command=str(call.command),
+        target=call.id,
+        orders=tuple(sorted(orders)),
+        phase=GroupPhase.PREPARING,
+        since=now,
+        started_at=now,
+    )
+
+
+class Todo(StrEnum):
+    """What the driver does next."""
+
+    LOOK = "Look"
+    SUBMIT = "Submit"
+    """Make the call: only who has just stored Submitting, never who finds it."""
+    ASK_JOB = "AskJob"
+    NOTHING = "Nothing"
+
+
+_TODO = {
+    GroupPhase.PREPARING: Todo.LOOK,
+    GroupPhase.SUBMITTING: Todo.SUBMIT,
+    GroupPhase.RUNNING: Todo.ASK_JOB,
+    GroupPhase.UNKNOWN: Todo.LOOK,
+    GroupPhase.VERIFYING: Todo.LOOK,
+    GroupPhase.DONE: Todo.NOTHING,
+}
+
+
+def todo(operation: GroupOperation) -> Todo:
+    return _TODO[operation.phase]
+
+
+def pause(operation: GroupOperation, now: datetime) -> timedelta:
+    """How long to wait before the next look or question: longer the longer the phase lasts already, none at first."""
+    lasted = now - operation.since
+    if lasted < FIRST_POLL and operation.phase is not GroupPhase.UNKNOWN:
+        return FIRST_POLL
+    return min(max(FIRST_POLL, lasted / 4), LONGEST_POLL)
+
+
+def after_restart(operation: GroupOperation, now: datetime) -> GroupOperation:
+    """Who finds Submitting and has not stored it a moment ago does not know whether the call was made."""
+    if operation.phase is not GroupPhase.SUBMITTING:
+        return operation
+    return _to(operation, GroupPhase.UNKNOWN, now, message="the operator ended around the call")
+
+
+def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
+    """The next state. An event that does not belong to the phase changes nothing: it is late."""
+    match operation.phase, event:
+        case GroupPhase.PREPARING | GroupPhase.SUBMITTING, Refused():
+            return _done(operation, OperationResult.FAILED, event.reason, event.sentence, now)
+        case GroupPhase.PREPARING, Looked():
+            return _prepared(operation, event.look, judge, limits, now)
+        case GroupPhase.SUBMITTING, Submitted():
+            return _to(operation, GroupPhase.RUNNING, now, job_id=event.job_id)
+        case GroupPhase.SUBMITTING, NoAnswer():
+            return _to(operation, GroupPhase.UNKNOWN, now, message=_cut(event.sentence))
+        case GroupPhase.RUNNING, JobTold():
+            return _job_told(operation, event, limits, now)
+        case GroupPhase.UNKNOWN, Looked():
+            return _found(operation, event.look, judge, now)
+        case GroupPhase.VERIFYING, Looked():
+            return _verified(operation, event.look, judge, limits, now)
+        case _:
+            return operation
+
+
+def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
+    moving = what_moves(look.vms, look.jobs)
+    verdict = not_yet(Reason.JOB_RUNNING, moving) if moving is not None else judge.before(operation, look)
+    if verdict.standing is Standing.HOLDS:
+        return _to(
+            operation,
+            GroupPhase.SUBMITTING,
+            now,
+            before=_marks(look),
+            submitted_at=now,
+            submissions=operation.submissions + 1,
+            job_id=None,
+        )
+    lasted = now - operation.since
+    if verdict.standing is Standing.BROKEN or lasted >= limits.step:
+        reason = verdict.reason or Reason.FAILED
+        return _done(operation, OperationResult.FAILED, reason, f"{verdict.sentence}; nothing was changed", now)
+    return operation.model_copy(update={"message": _cut(verdict.sentence)})
+
+
+def _marks(look: Look) -> tuple[GroupVM, ...]:
+    def boot_of(vm: CloudVM) -> str | None:
+        facts = look.facts(vm)
+        return facts.observed.boot_id if facts is not None and facts.observed is not None else None
+
+    return tuple(
+        GroupVM(id=vm.id, name=vm.name, boot_id=boot_of(vm)) for vm in sorted(look.vms, key=lambda vm: vm.name)
+    )
+
+
+def _job_told(operation: GroupOperation, told: JobTold, limits: Limits, now: datetime) -> GroupOperation:
+    if told.state is JobState.PENDING and now - operation.since < limits.vm:
+        return operation
+    if told.state is JobState.PENDING:
+        # Waiting less for it would not end it, and a second call beside it is the one thing that must not happen.
+        sentence = f"job {operation.job_id} runs longer than timeouts.vm: look at the management server"
+        return operation.model_copy(update={"message": sentence})
+    if told.state is JobState.LOST:
+        return _to(operation, GroupPhase.UNKNOWN, now, message=_cut(told.sentence))
+    # A job that failed may have changed the group, and one that succeeded may not: both are looked at.
+    failure = told.sentence or "the job failed" if told.state is JobState.FAILED else ""
+    return _to(operation, GroupPhase.VERIFYING, now, job_failure=_cut(failure))
+
+
+def _found(operation: GroupOperation, look: Look, judge: Judge, now: datetime) -> GroupOperation:
+    """Nothing is decided while something moves, and for a time after it has stopped."""
+    moving = what_moves(look.vms, look.jobs)
+    if moving is not None:
+        return operation.model_copy(update={"since": now, "message": _cut(f"lost the job; {moving}")})
+    if now - operation.since < QUIET:
+        return operation
+    changed = judge.changed(operation, look)
+    if changed is None:
+        return operation.model_copy(update={"message": "lost the job; what it did cannot be seen yet"})
+    if changed:
+        return _to(operation, GroupPhase.VERIFYING, now, message="lost the job; the group has changed")
+    if operation.submissions < SUBMISSIONS:
+        return _to(operation, GroupPhase.PREPARING, now, message="lost the job; nothing has changed: once more")
+    sentence = f"{operation.message or 'the job was lost'}; nothing has changed after {operation.submissions} calls"
+    return _done(operation, OperationResult.FAILED, Reason.JOB_LOST, sentence, now)
+
+
+def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
+    moving = what_moves(look.vms)
+    verdict = not_yet(Reason.JOB_RUNNING, moving) if moving is not None else judge.after(operation, look)
+    failure = operation.job_failure
+    if verdict.standing is Standing.HOLDS and not failure:
+        return _done(operation, OperationResult.SUCCEEDED, None, "", now)
+    if verdict.standing is Standing.HOLDS:
+        return _done(
+            operation,
+            OperationResult.FAILED,
+            Reason.JOB_FAILED,
+            f"{operation.command}: {failure}; the group is as it should be all the same",
+            now,
+        )
+    late = now - operation.since >= limits.vm
+    if verdict.standing is Standing.NOT_YET and not late:
+        return operation.model_copy(update={"message": _cut(verdict.sentence)})
+    told = f"{operation.command}: {failure}; {verdict.sentence}" if failure else verdict.sentence
+    return _done(operation, OperationResult.FAILED, verdict.reason or Reason.TIMED_OUT, told, now)
+
+
+_MOVING = {
+    CloudVMState.STARTING,
+    CloudVMState.STOPPING,
+    CloudVMState.MIGRATING,
+    CloudVMState.EXPUNGING,
+    CloudVMState.SHUTDOWN,
+}
+
+
+def what_moves(vms: Iterable[CloudVM], jobs: Sequence[Job] = ()) -> str | None:
+    """What is still going on in the group, as part of a sentence; None: nothing."""
+    for vm in vms:
+        if vm.state in _MOVING:
+            return f"{vm.name} is {vm.state}"
+        if vm.job_id is not None:
+            return f"job {vm.job_id} works on {vm.name}"
+    if jobs:
+        return f"job {jobs[0].id} ({jobs[0].command.rpartition('.')[2] or 'unknown'}) runs"
+    return None
+
+
+def _to(operation: GroupOperation, phase: GroupPhase, now: datetime, **changes: object) -> GroupOperation:
+    return operation.model_copy(update={"phase": phase, "since": now, "message": "", **changes})
+
+
+def _done(
+    operation: GroupOperation, result: OperationResult, reason: Reason | None, sentence: str, now: datetime
+) -> GroupOperation:
+    return operation.model_copy(
+        update={
+            "phase": GroupPhase.DONE,
+            "since": now,
+            "finished_at": now,
+            "result": result,
+            "reason": str(reason) if reason is not None else "",
+            "message": _cut(sentence),
+        }
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 4] + " ..."
