@@ -11,6 +11,7 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     REACHABLE = "Reachable"
+    AUTHORIZED = "Authorized"
     ACCEPTED = "Accepted"
     CONSISTENT = "Consistent"
     TEMPLATE_OUTDATED = "TemplateOutdated"
@@ -41,6 +42,14 @@ class Reason(StrEnum):
     NAME_CONFLICT = "NameConflict"
     LEGACY_ALGORITHMS = "LegacyAlgorithms"
     DISCOVERING = "Discovering"
+    AUTHORIZED = "Authorized"
+    UNAUTHORIZED = "Unauthorized"
+    MISSING_PERMISSIONS = "MissingPermissions"
+    API_UNREACHABLE = "APIUnreachable"
+    TLS_FAILED = "TLSFailed"
+    NOT_CLOUDSTACK = "NotCloudStack"
+    API_ERROR = "APIError"
+    OUTCOME_UNKNOWN = "OutcomeUnknown"
 
     # SystemVMTemplate
     PAYLOAD_READY = "PayloadReady"

@@ -1,0 +1,280 @@
+"""The management server's API as the operator uses it: reads that may be repeated, changes that are sent once.
+
+A read is tried again when the connection breaks or the server asks for patience; nothing else is repeated here, for
+what takes longer comes back through the work queue. A change needs the power to change, which exists only for an
+endpoint with `management: Full`, goes out once, and ends in one of three ways: an answer, an error that says it was not
+carried out, or `OutcomeUnknown`. Every request waits its turn under the endpoint's rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+from pydantic import JsonValue
+
+from sysvm.api.endpoint import Management
+from sysvm.cloudstack.commands import CHANGES, READS
+from sysvm.cloudstack.errors import (
+    AnswerInvalid,
+    BadParameter,
+    ChangeRefused,
+    CloudStackError,
+    ListChanged,
+    NotCloudStack,
+    OutcomeUnknown,
+    Throttled,
+    TimedOut,
+    Unavailable,
+)
+from sysvm.cloudstack.jobs import CHANGE_EXPIRES, Job, JobId, classify, forgotten
+from sysvm.cloudstack.transport import CONNECTIONS, Access, Answer, Clock, Credentials, LostAnswer, Param, Transport
+
+PAGE_SIZE = 500
+"""`default.page.size`; where a server allows less, it says so and less is asked for."""
+
+READ_EXPIRES = timedelta(minutes=10)
+READ_TRIES = 3
+LONGEST_PATIENCE_SECONDS = 10.0
+"""A longer wait that the server asks for is left to the caller, whose work queue holds nothing meanwhile."""
+
+_PAGE_LIMIT = re.compile(r"page size value: (\d{1,6})")
+
+
+@dataclass(frozen=True, slots=True)
+class MayChange:
+    """The power to change a cloud. Only `of` gives it, and only to an endpoint that says so."""
+
+    management: Management
+
+    def __post_init__(self) -> None:
+        if self.management is not Management.FULL:
+            raise ValueError("an endpoint with management: Observe gives no power to change")
+
+    @classmethod
+    def of(cls, management: Management) -> MayChange | None:
+        return cls(management) if management is Management.FULL else None
+
+
+class ApiObserver(Protocol):
+    """Counts answers. `code` is CloudStack's number, 200 for success, 0 when no answer came. Must not raise or wait."""
+
+    def answered(self, command: str, code: int, seconds: float) -> None: ...
+
+
+class CloudStack:
+    """One management server under one user: open it once, use it for everything, close it."""
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        may_change: MayChange | None = None,
+        observer: ApiObserver | None = None,
+        clock: Clock = lambda: datetime.now(UTC),
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._url = access.url
+        self._may_change = may_change
+        self._observer = observer
+        self._clock = clock
+        self._chance = chance
+        self._transport = Transport(access, clock)
+        self._rate = _Rate(access.requests_per_second, access.burst)
+        self._requests_in_flight = asyncio.Semaphore(CONNECTIONS)
+
+    def __repr__(self) -> str:
+        return f"<CloudStack {self._url}>"
+
+    async def open(self) -> None:
+        await self._transport.open()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def clock_ahead(self) -> timedelta | None:
+        """How far the operator's clock is ahead of the server's, by the last answer; None before the first."""
+        return self._transport.clock_ahead
+
+    async def call(self, command: str, **params: Param) -> Answer:
+        """The answer to a read, without its wrapping. Raises the classes of `errors`."""
+        if command not in READS:
+            raise ValueError(f"{command} is not one of the commands that only read")
+        for attempt in range(1, READ_TRIES + 1):
+            try:
+                return await self._once(command, params, self._clock() + READ_EXPIRES)
+            except LostAnswer as lost:
+                error = lost.error
+            except Throttled as throttled:
+                error = throttled
+            wait = self._patience(error, attempt)
+            if wait is None:
+                raise error
+            await asyncio.sleep(wait)
+        raise AssertionError("the last try raises or returns")
+
+    async def list_all(self, command: str, key: str, *, exact: bool = True, **params: Param) -> AsyncIterator[Answer]:
+        """The entries of a list, page by page; `key` is the name of the array (`router`, `systemvm`, ...).
+
+        An empty list is `{}` and a page past the end has a count and no array (seen on CloudStack 4.21). Raises
+        `ListChanged` when the count changes between two pages, an entry comes twice, or (unless `exact` is False) fewer
+        come than were counted, for then one may have been missed: begin again. An entry that goes while another comes
+        at the same moment cannot be noticed, so nothing may be given up because of a single listing.
+        """
+        page_size = PAGE_SIZE
+        expected: int | None = None
+        seen: set[str] = set()
+        page = 0
+        while expected is None or len(seen) < expected:
+            page += 1
+            try:
+                answer = await self.call(command, **params, page=page, pagesize=page_size)
+            except BadParameter as error:
+                limit = _PAGE_LIMIT.search(error.server_text)
+                if page > 1 or limit is None or not 0 < int(limit[1]) < page_size:
+                    raise
+                page_size, page = int(limit[1]), 0
+                continue
+            entries = _entries(command, key, answer)
+            count = _count(command, answer, len(entries))
+            if expected is not None and count != expected:
+                raise ListChanged(f"there were {expected} entries, now there are {count}", command=command)
+            expected = count
+            if not entries and len(seen) < count and exact:
+                raise ListChanged(f"the list ended after {len(seen)} of {count} entries", command=command)
+            if not entries:
+                return
+            for entry in entries:
+                identity = entry.get("id", entry.get("jobid", len(seen)))
+                if str(identity) in seen:
+                    raise ListChanged(f"the entry {identity} came twice", command=command)
+                seen.add(str(identity))
+                yield entry
+
+    async def change(self, command: str, **params: Param) -> Answer:
+        """The answer to a command that changes something, sent once.
+
+        Raises `ChangeRefused` without the power to change (nothing was sent), the class for the server's error (it was
+        not carried out), or `OutcomeUnknown`.
+        """
+        if command not in CHANGES:
+            raise ValueError(f"{command} is not one of the commands that change something")
+        if self._may_change is None:
+            raise ChangeRefused("not sent: the endpoint has management: Observe", command=command)
+        # By the server's clock, if ours is ahead: a copy of the request that is held up must not be accepted later.
+        ahead = max(self.clock_ahead or timedelta(0), timedelta(0))
+        try:
+            return await self._once(command, params, self._clock() - ahead + CHANGE_EXPIRES)
+        except LostAnswer as lost:
+            raise OutcomeUnknown(f"no usable answer came: {lost.error.what}", command=command) from lost.error
+
+    async def submit(self, command: str, **params: Param) -> JobId:
+        """Like `change`, for a command that becomes a job. Store the intent before, the id after: `jobs` says why."""
+        answer = await self.change(command, **params)
+        job_id = answer.get("jobid")
+        if not isinstance(job_id, str) or not job_id:
+            raise OutcomeUnknown("the answer holds no jobid", command=command)
+        return JobId(job_id)
+
+    async def job(self, job_id: JobId) -> Job:
+        """What the server says of a job now. A job that it does not know is one of status Unknown, not an error."""
+        try:
+            answer = await self.call("queryAsyncJobResult", jobid=job_id)
+        except BadParameter as error:
+            return forgotten(job_id, error.server_text)
+        return classify(job_id, answer)
+
+    async def running_jobs(self) -> tuple[Job, ...]:
+        """Jobs of the operator's user, and of all accounts that it may see, that have not ended."""
+        found: list[Job] = []
+        async for entry in self.list_all("listAsyncJobs", "asyncjobs", listall=True):
+            job_id = entry.get("jobid")
+            if not isinstance(job_id, str):
+                raise AnswerInvalid("an entry of listAsyncJobs has no jobid", command="listAsyncJobs")
+            job = classify(JobId(job_id), entry)
+            if not job.ended:
+                found.append(job)
+        return tuple(found)
+
+    async def _once(self, command: str, params: dict[str, Param], expires: datetime) -> Answer:
+        await self._rate.turn()
+        async with self._requests_in_flight:
+            time = asyncio.get_running_loop().time
+            started = time()
+            code = 0
+            try:
+                answer = await self._transport.exchange(command, params, expires)
+                code = 200
+            except CloudStackError as error:
+                code = error.code
+                if isinstance(error, Throttled):
+                    self._rate.pause(error.retry_after_seconds or 1.0)
+                raise
+            finally:
+                if self._observer is not None:
+                    self._observer.answered(command, code, time() - started)
+        return answer
+
+    def _patience(self, error: CloudStackError, attempt: int) -> float | None:
+        """How long to wait before a read is sent again; None: it is not."""
+        if attempt == READ_TRIES or isinstance(error, TimedOut | NotCloudStack):
+            return None
+        if isinstance(error, Throttled):
+            asked = error.retry_after_seconds or 1.0
+            return asked if asked <= LONGEST_PATIENCE_SECONDS else None
+        if isinstance(error, Unavailable) and error.code == 0:
+            return float(0.25 * 2.0**attempt * (1.0 + self._chance()))
+        return None
+
+
+class _Rate:
+    """When the next request may go: `per_second` on average, `burst` at once after a silence."""
+
+    def __init__(self, per_second: int, burst: int) -> None:
+        self._interval = 1.0 / per_second
+        self._slack = (burst - 1) * self._interval
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        mine = max(self._next, now - self._slack)
+        self._next = mine + self._interval
+        if mine > now:
+            await asyncio.sleep(mine - now)
+
+    def pause(self, seconds: float) -> None:
+        """Nobody who has not got a turn yet gets one before."""
+        self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
+
+
+def _entries(command: str, key: str, answer: Answer) -> list[Answer]:
+    entries = answer.get(key, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise AnswerInvalid(f"{key} is not a list of objects", command=command)
+    return cast("list[Answer]", entries)
+
+
+def _count(command: str, answer: Answer, entries: int) -> int:
+    count: JsonValue = answer.get("count", entries)
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise AnswerInvalid("count is not a number", command=command)
+    return max(count, entries) if entries else count
+
+
+__all__ = ["Access", "ApiObserver", "CloudStack", "Credentials", "MayChange"]

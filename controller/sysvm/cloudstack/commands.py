@@ -1,0 +1,54 @@
+"""Which of the management server's commands the operator may send, and which of them change something.
+
+Two closed sets, so that what only looks can never change a cloud: a read refuses every name that is not in `READS`, and
+a changing call refuses every name that is not in `CHANGES` (a prefix would not do: `getDiagnosticsData` and
+`getUploadParamsForTemplate` change things). `preflight` and the page of permissions speak of the same names.
+"""
+
+READS = frozenset(
+    {
+        "getRouterHealthCheckResults",
+        "listApis",
+        "listAsyncJobs",
+        "listCapabilities",
+        "listCapacity",
+        "listClusters",
+        "listConfigurations",
+        "listEgressFirewallRules",
+        "listEvents",
+        "listFirewallRules",
+        "listHosts",
+        "listInternalLoadBalancerVMs",
+        "listIpForwardingRules",
+        "listLoadBalancerRules",
+        "listManagementServers",
+        "listNetworkACLs",
+        "listNetworkOfferings",
+        "listNetworks",
+        "listOsTypes",
+        "listPods",
+        "listPortForwardingRules",
+        "listPublicIpAddresses",
+        "listRouters",
+        "listServiceOfferings",
+        "listSystemVms",
+        "listTemplates",
+        "listVPCs",
+        "listZones",
+        "queryAsyncJobResult",
+    }
+)
+"""Safe to repeat: none of them changes anything."""
+
+CHANGES = frozenset(
+    {
+        "destroySystemVm",
+        "patchSystemVm",
+        "rebootRouter",
+        "rebootSystemVm",
+        "registerTemplate",
+        "restartNetwork",
+        "restartVPC",
+    }
+)
+"""Sent once, and only with the power to change."""
