@@ -4,7 +4,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from sysvm.api.base import ApiModel, Digest, KeyRef, ObjectMeta, ObservedStatus, matching, rule
+from sysvm.api.base import ApiModel, Digest, KeyRef, ObjectMeta, ObservedStatus, ShortText, matching, rule
+from sysvm.api.images import NAMES_THE_RELEASE, Images, ImageStatus, PromotionStatus
 
 _URL = "^https?://[^ ]+$"
 _PATH = "^[A-Za-z0-9_][A-Za-z0-9._/-]*$"
@@ -145,6 +146,8 @@ class SystemVMTemplateSpec(ApiModel):
     """Template version as in /etc/cloudstack-release, such as 4.20.2."""
     payload: PayloadSource
     """What live patch installs."""
+    images: Images | None = None
+    """The images that VMs are recreated from. Absent: this release is for live patch only."""
     live_patch: LivePatchSupport = LivePatchSupport()
     """From where live patch is allowed."""
 
@@ -154,6 +157,7 @@ class SystemVMTemplateSpec(ApiModel):
             "version and payload of a release cannot be changed: create a new SystemVMTemplate and let the policy"
             " refer to that",
         ),
+        NAMES_THE_RELEASE,
     )
 
 
@@ -179,6 +183,12 @@ class SystemVMTemplateStatus(ObservedStatus):
     """Size of the payload as fetched."""
     warnings: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=16)] = ()
     """Harmless oddities of the archive, such as duplicate entries."""
+    images: Annotated[tuple[ImageStatus, ...], Field(max_length=256)] | None = None
+    """The images zone by zone, of every cloud whose policies name this release."""
+    unused: Annotated[tuple[ShortText, ...], Field(max_length=64)] | None = None
+    """System VM templates that no type of VM would be started from, as endpoint/name. They are never deleted."""
+    promotion: PromotionStatus | None = None
+    """There while the images are ready and are not yet what CloudStack takes."""
 
 
 class SystemVMTemplate(ApiModel):

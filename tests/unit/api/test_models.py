@@ -24,6 +24,8 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 TEXTS = (
     "systemvm-4.20.2",
+    "systemvm-kvm-4.20.2-x86_64",
+    "8c1f03ab",
     "r-101-VM",
     "192.0.2.11",
     "root",
