@@ -45,6 +45,19 @@ class TemplateVersionRule(StrEnum):
     REPORT = "Report"
 
 
+class LivePatchRoute(StrEnum):
+    AUTO = "Auto"
+    SSH = "SSH"
+    API = "API"
+
+
+class Route(StrEnum):
+    """The way that a live patch takes."""
+
+    SSH = "SSH"
+    API = "API"
+
+
 class ServicesScope(StrEnum):
     AFFECTED = "Affected"
 
@@ -136,6 +149,15 @@ class Selector(ApiModel):
 class LivePatchOptions(ApiModel):
     """How a live patch works."""
 
+    route: LivePatchRoute = LivePatchRoute.AUTO
+    """Auto: over SSH where the management server sends commands to the VM; where its command gate is closed, by
+    CloudStack's own live patch (patchSystemVm, or restartNetwork and restartVPC with livepatch=true) if that can work,
+    else the VM is held. SSH: only over SSH; a closed gate stays closed and the policy is not Ready. API: only by
+    CloudStack's own live patch, which restarts every service, takes the hypervisor host's payload and cannot be taken
+    back."""
+    max_api_patches_per_router: Annotated[int, Field(ge=1, le=50)] = 2
+    """How often one call may patch the same router: CloudStack patches every router of a VPC once for each tier, with
+    all of its restarts. A VPC with more tiers than this is not patched by the API route."""
     services: ServicesScope = ServicesScope.AFFECTED
     """Affected: only services whose files changed get an action, the least one that makes the change effective."""
     databags: Databags = Databags.NEVER

@@ -15,6 +15,7 @@ class ConditionType(StrEnum):
     ACCEPTED = "Accepted"
     CONSISTENT = "Consistent"
     TEMPLATE_OUTDATED = "TemplateOutdated"
+    MANAGEMENT_VIEW_STALE = "ManagementViewStale"
     POLICY_CHANGED = "PolicyChanged"
     WAITING_FOR_APPROVAL = "WaitingForApproval"
     WAITING_FOR_WINDOW = "WaitingForWindow"
@@ -146,6 +147,12 @@ class Reason(StrEnum):
     PEER_UNHEALTHY = "PeerUnhealthy"
     TEMPLATE_OUTDATED = "TemplateOutdated"
     AGENT_OUTDATED = "AgentOutdated"
+    MANAGEMENT_GATE_CLOSED = "ManagementGateClosed"
+    MANAGEMENT_GATE_UNKNOWN = "ManagementGateUnknown"
+    MANAGEMENT_VIEW_STALE = "ManagementViewStale"
+    HEALTH_CHECK_WOULD_RECREATE = "HealthCheckWouldRecreate"
+    API_PATCH_IMPOSSIBLE = "ApiPatchImpossible"
+    TOO_MANY_API_PATCHES = "TooManyApiPatches"
 
     # SystemVM, reaching it
     SSH_UNREACHABLE = "SSHUnreachable"

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, ShortText, Time, matching, rule
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method
+from sysvm.api.policy import Method, Route
 from sysvm.api.template import Signature
 
 _FINGERPRINT = "^SHA256:[A-Za-z0-9+/]{43}$"
@@ -246,6 +246,57 @@ class ObservedService(ApiModel):
     """systemd's SubState."""
 
 
+class ApiCommand(StrEnum):
+    """CloudStack's own live patch."""
+
+    PATCH_SYSTEM_VM = "patchSystemVm"
+    RESTART_NETWORK = "restartNetwork"
+    RESTART_VPC = "restartVPC"
+
+
+class ApiPatchCall(ApiModel):
+    """The one call by which CloudStack itself would live-patch the VM, and what else that call would patch."""
+
+    command: ApiCommand
+    """patchSystemVm, or restartNetwork or restartVPC with livepatch=true."""
+    id: Annotated[str, Field(max_length=64)]
+    """CloudStack's id of the system VM, network or VPC."""
+    name: ShortText = ""
+    """Its name."""
+    patches: Annotated[int, Field(ge=1)] = 1
+    """How often the call patches each of these VMs: once a tier for a VPC."""
+    vms: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
+    """Names of all VMs that it patches, one right after the other."""
+
+
+class ObservedManagement(ApiModel):
+    """What the management server's books say of the VM. The VM itself may have been patched behind its back."""
+
+    at: Time
+    """When the server was asked."""
+    template_version: Annotated[str, Field(max_length=64)] | None = None
+    """Version of the template that the server believes the VM runs; it tells none for SSVM and CPVM."""
+    minimum_template_version: Annotated[str, Field(max_length=64)] | None = None
+    """minreq.sysvmtemplate.version of the zone; absent: the role may not read it."""
+    scripts_version: Annotated[str, Field(max_length=140)] | None = None
+    """Checksum of the scripts as the server recorded it at the last start or patch that it did itself."""
+    software_version: Annotated[str, Field(max_length=64)] | None = None
+    """Version of the server that started or patched the VM last; of an SSVM or CPVM: of its agent."""
+    requires_upgrade: bool | None = None
+    """requiresupgrade of listRouters. It says nothing about the scripts."""
+    gate_closed: bool | None = None
+    """true: the server refuses to send commands to this router. Absent: that cannot be known."""
+    gate: Annotated[str, Field(max_length=1024)] = ""
+    """Why the gate is closed, or what is not known."""
+    recreating_checks: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=32)] | None = None
+    """Health checks after whose failure the server recreates a router of this zone
+    (router.health.checks.failures.to.recreate.vr). Absent: the role may not read it, or the VM is no router."""
+    api_patch: ApiPatchCall | None = None
+    """How CloudStack itself would live-patch the VM; absent: it cannot."""
+    api_patch_refused: Annotated[str, Field(max_length=512)] = ""
+    """Why it cannot."""
+
+
 class Observed(ApiModel):
     """What the last look found."""
 
@@ -268,6 +319,8 @@ class Observed(ApiModel):
     """Services that CloudStack knows on this type."""
     boot_id: Annotated[str, Field(max_length=64)] | None = None
     """Changes with every boot of the VM."""
+    management: ObservedManagement | None = None
+    """What the management server's books say; absent for a VM of a Static inventory."""
 
 
 class DriftKind(StrEnum):
@@ -310,6 +363,8 @@ class PlanEntry(ApiModel):
     """Differences."""
     method: Method
     """How they are closed."""
+    route: Route | None = None
+    """Of a live patch: SSH, or API for CloudStack's own."""
     reason: Annotated[str, Field(max_length=64)]
     """One word for programs."""
     message: Annotated[str, Field(max_length=1024)] = ""

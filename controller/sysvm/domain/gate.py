@@ -1,0 +1,283 @@
+"""The command gate: whether the management server still sends commands to a router, and what its own patch would do.
+
+A live patch over SSH leaves the server's books as they were. Where a router's template is older than the zone's minimum
+the server compares those books with its own payload before every command, and refuses when they differ: the router
+then runs, is up to date, and takes no rule any more. Nothing here is guessed: what cannot be known stays unknown, with
+the sentence of what is missing.
+
+Sources: CloudStack 4.21 NetworkHelperImpl.java (checkRouterVersion), VirtualNetworkApplianceManagerImpl.java (health
+checks that recreate), NetworkOrchestrator.java and VpcManagerImpl.java (whom a live patch patches, and how often).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sysvm.api.endpoint import SystemVMType
+from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedManagement
+from sysvm.domain.cloud import CloudVM, CloudZone, Snapshot
+from sysvm.domain.conditions import bounded
+from sysvm.domain.versions import is_older, parse_version
+
+VERSION_CHECK = "router_version_check.py"
+"""Compares the VM's signature with the server's books: it fails after every live patch over SSH, until the next start
+or patch that the server does itself."""
+
+PATCHED_BY_CLOUDSTACK = frozenset({"KVM", "VMware", "XenServer"})
+"""Hypervisors for which CloudStack implements its live patch; with any other the job fails."""
+
+_RESTARTABLE = frozenset({"Implemented", "Setup"})
+"""States of a network that restartNetwork accepts."""
+
+
+# What the server would compare with
+
+
+class PayloadOrigin(StrEnum):
+    """Where a release's payload was read."""
+
+    FILES = "Files"
+    PACKAGE = "Package"
+    HOST = "Host"
+    MANAGEMENT_SERVER = "ManagementServer"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPayload:
+    """The checksum of the management server's own cloud-scripts.tgz, which no call of its API tells."""
+
+    checksum: str | None
+    """Hex digits; None: not known."""
+    why: str
+    """How it is known, or why not: the end of a sentence."""
+
+
+def server_payload(
+    origin: PayloadOrigin,
+    checksum: str,
+    *,
+    server_version: str,
+    host_versions: frozenset[str],
+    hosts_have: frozenset[str],
+) -> ServerPayload:
+    """What is known of it from a release with this checksum.
+
+    Read on the server itself it is a fact. Otherwise the hypervisor hosts are the witnesses: hosts that run the
+    server's own version and hold exactly the release's archive were installed from the same package
+    `cloudstack-common` as the server. That a server has another build of it than all of its hosts cannot be seen.
+
+    `host_versions`: releases of the agents of all hosts, `hosts_have`: checksums of the archives seen on them.
+    """
+    if origin is PayloadOrigin.MANAGEMENT_SERVER:
+        return ServerPayload(checksum, "the release's payload was read on it")
+    if not hosts_have:
+        return ServerPayload(None, "no hypervisor host's payload was seen")
+    if hosts_have != {checksum}:
+        return ServerPayload(None, "hypervisor hosts have another payload than the release")
+    strangers = sorted(host_versions - {server_version})
+    if strangers or not host_versions:
+        versions = ", ".join(strangers[:3]) or "no known version"
+        return ServerPayload(None, f"hypervisor hosts run {versions} and the management server {server_version}")
+    return ServerPayload(checksum, f"the hypervisor hosts run {server_version} like it and hold the release's payload")
+
+
+# The gate
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Whether the server refuses to send commands to a VM."""
+
+    closed: bool | None
+    """None: not known."""
+    sentence: str = ""
+    """Why it is closed and what would open it, or what is not known; empty while it is open."""
+    opened_by: str | None = None
+    """The value of minreq.sysvmtemplate.version at which it would be open, if it is closed."""
+
+
+OPEN = Gate(closed=False)
+
+
+def gate_of(vm: CloudVM, zone: CloudZone | None, server: ServerPayload) -> Gate:
+    """The server's own rule: closed if it checks versions, the template is older than the minimum, and the books differ
+    from the server's payload. One of the three that is known to be otherwise opens it, whatever the others are."""
+    if not vm.type.is_router or vm.hypervisor == "Simulator":
+        return OPEN
+    minimum = zone.min_template_version if zone is not None else None
+    booked = _hex(vm.scripts_version)
+    checks = zone.version_check if zone is not None else None
+    older = _older(vm.template_version, minimum)
+    differs = booked != _hex(server.checksum) if booked is not None and server.checksum is not None else None
+    if False in (checks, older, differs):
+        return OPEN
+    where = f"zone {vm.zone}"
+    missing = [
+        told
+        for known, told in (
+            (checks, f"router.version.check of {where} cannot be read"),
+            (older, _what_of_the_template(vm, minimum, where)),
+            (differs, _what_of_the_scripts(vm, server)),
+        )
+        if known is None
+    ]
+    if missing:
+        return Gate(
+            None, f"whether the management server sends commands to {vm.name} is not known: {'; '.join(missing)}"
+        )
+    value = vm.template_version or ""
+    return Gate(
+        True,
+        f"the management server sends no command to {vm.name}: its template {value} is older than "
+        f"minreq.sysvmtemplate.version {minimum} of {where}, and the scripts in the server's books "
+        f"({_short(booked)}) are not the server's own ({_short(server.checksum)}); "
+        f"{value} as minreq.sysvmtemplate.version of {where} would open the gate, also for routers there that nobody "
+        "patched",
+        value,
+    )
+
+
+def _older(version: str | None, minimum: str | None) -> bool | None:
+    if version is None or minimum is None or parse_version(version) is None or parse_version(minimum) is None:
+        return None
+    return is_older(version, minimum)
+
+
+def _what_of_the_template(vm: CloudVM, minimum: str | None, where: str) -> str:
+    if minimum is None:
+        return f"minreq.sysvmtemplate.version of {where} cannot be read"
+    return f"the server does not say which template it runs, and the minimum of {where} is {minimum}"
+
+
+def _what_of_the_scripts(vm: CloudVM, server: ServerPayload) -> str:
+    if server.checksum is None:
+        return f"the checksum of the server's own scripts is not known, because {server.why}"
+    return f"the server's books have no scripts of {vm.name}"
+
+
+def _hex(checksum: str | None) -> str | None:
+    """Bare hex digits. Old routers reported theirs with a line end."""
+    if checksum is None:
+        return None
+    return checksum.strip().lower().rpartition(":")[2] or None
+
+
+def _short(checksum: str | None) -> str:
+    return (_hex(checksum) or "none")[:8]
+
+
+# CloudStack's own live patch
+
+
+def api_patch(vm: CloudVM, snapshot: Snapshot) -> ApiPatchCall | str:
+    """The call that would patch the VM, or why there is none: a sentence.
+
+    CloudStack patches all routers of the network or VPC one right after the other, those of a VPC once for each tier.
+    """
+    if vm.type in (SystemVMType.ILBVM, SystemVMType.ELBVM):
+        return f"no call of CloudStack patches a VM of type {vm.type}"
+    if vm.hypervisor is not None and vm.hypervisor not in PATCHED_BY_CLOUDSTACK:
+        return f"CloudStack cannot patch VMs on {vm.hypervisor}"
+    if not vm.type.is_router:
+        return ApiPatchCall(command=ApiCommand.PATCH_SYSTEM_VM, id=vm.id, name=vm.name, vms=(vm.name,))
+    network = snapshot.networks.get(vm.network_id) if vm.network_id else None
+    vpc_id = vm.vpc_id or (network.vpc_id if network is not None else None)
+    if vpc_id:
+        return _of_vpc(vm, vpc_id, snapshot)
+    if network is None:
+        return f"the network of {vm.name} is not known"
+    if network.state not in _RESTARTABLE:
+        return f"network {network.name} is {network.state}: restartNetwork refuses it"
+    served = _names(other for other in snapshot.vms.values() if other.network_id == network.id and other.type.is_router)
+    return ApiPatchCall(command=ApiCommand.RESTART_NETWORK, id=network.id, name=network.name, vms=served)
+
+
+def _of_vpc(vm: CloudVM, vpc_id: str, snapshot: Snapshot) -> ApiPatchCall | str:
+    vpc = snapshot.vpcs.get(vpc_id)
+    if vpc is None:
+        return f"the VPC of {vm.name} is not known"
+    if not vpc.tiers:
+        return f"VPC {vpc.name} has no tier: restartVPC with livepatch=true patches nothing there and reports success"
+    routers = _names(
+        other for other in snapshot.vms.values() if other.vpc_id == vpc_id and other.type is SystemVMType.VPCROUTER
+    )
+    return ApiPatchCall(
+        command=ApiCommand.RESTART_VPC, id=vpc.id, name=vpc.name, patches=len(vpc.tiers), vms=routers or (vm.name,)
+    )
+
+
+def _names(vms: Iterable[CloudVM]) -> tuple[str, ...]:
+    return tuple(sorted(vm.name for vm in vms))[:16]
+
+
+# What the status keeps
+
+
+def management_of(vm: CloudVM, snapshot: Snapshot, server: ServerPayload, *, at: datetime) -> ObservedManagement:
+    """What the server's books say of a VM, with what follows from it."""
+    zone = snapshot.zones.get(vm.zone_id)
+    gate = gate_of(vm, zone, server)
+    call = api_patch(vm, snapshot)
+    checks = zone.recreating_checks if zone is not None and vm.type.is_router else None
+    return ObservedManagement(
+        at=at,
+        template_version=vm.template_version,
+        minimum_template_version=zone.min_template_version if zone is not None and vm.type.is_router else None,
+        scripts_version=_hex(vm.scripts_version),
+        software_version=vm.software_version,
+        requires_upgrade=vm.requires_upgrade,
+        gate_closed=gate.closed,
+        gate=bounded(gate.sentence),
+        recreating_checks=tuple(name[:128] for name in checks)[:32] if checks is not None else None,
+        api_patch=call if isinstance(call, ApiPatchCall) else None,
+        api_patch_refused=call[:512] if isinstance(call, str) else "",
+    )
+
+
+def names_version_check(management: ObservedManagement) -> bool:
+    """The server recreates routers after the failure of the check that every live patch over SSH makes fail. It looks
+    for the check's name anywhere in the setting."""
+    return any(VERSION_CHECK in name for name in management.recreating_checks or ())
+
+
+# What a claim of success must stand up to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What the VM and the server's books show after CloudStack said that a patch succeeded."""
+
+    vm: str
+    content_matches: bool
+    signature: str | None
+    payload_checksum: str | None
+    """Of the archive on the VM."""
+    failed_services: tuple[str, ...] = ()
+    """Failed now and not before the call."""
+    roles: str | None = None
+    """What is wrong with the roles of its pair; None: nothing."""
+    software_version: str | None = None
+    gate: Gate = OPEN
+
+
+def unverified(claim: Claim, *, signature: str, server_version: str, router: bool) -> tuple[str, ...]:
+    """What contradicts the claim, as sentences; empty: it is true.
+
+    CloudStack 4.19.2, 4.19.3, 4.20.1 and 4.21.0 patch a router and forget to note it (fixed by its change 10962): then
+    all is right but the gate.
+    """
+    found: list[str] = []
+    if not claim.content_matches:
+        found.append("its files are not those of the release")
+    if claim.signature is None or claim.signature.lower() != signature.lower():
+        found.append(f"its signature is {_short(claim.signature)}, not {_short(signature)}")
+    if claim.failed_services:
+        found.append(f"services failed: {', '.join(claim.failed_services[:5])}")
+    if claim.roles:
+        found.append(claim.roles)
+    if router and claim.software_version != server_version:
+        found.append(f"the server's books have it at {claim.software_version or 'no version'}, not {server_version}")
+    if claim.gate.closed is not False:
+        found.append(claim.gate.sentence)
+    return tuple(found)
