@@ -77,6 +77,11 @@ class Heal(StrEnum):
     AUTOMATIC = "Automatic"
 
 
+class RedundancyKind(StrEnum):
+    REDUNDANT = "Redundant"
+    SINGLE = "Single"
+
+
 class OrderKey(StrEnum):
     PRIORITY = "priority"
     NAME = "name"
@@ -132,6 +137,10 @@ class Selector(ApiModel):
     """CloudStack accounts that own the VMs; exactly, without wildcards."""
     networks: Names256 = ()
     """CloudStack networks that routers serve; exactly, without wildcards."""
+    redundancy: RedundancyKind | None = None
+    """Redundant: VMs of a pair of routers, which take over from each other. Single: all others, system VMs and load
+    balancers included. Absent: both. A router of which neither the management server nor a look has told yet counts as
+    Single, and nothing begins before it was looked at."""
     names: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=63)], ...],
         Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
@@ -354,6 +363,14 @@ class PatchPolicySpec(ApiModel):
     """How a live patch works."""
     drift: DriftOptions = DriftOptions()
     """What happens when a VM that was at the release no longer is."""
+    after: Annotated[
+        tuple[NameRef, ...],
+        Field(
+            max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        ),
+    ] = ()
+    """PatchPolicies that must be Ready at the same release before a rollout of this one begins; what has begun is not
+    stopped by them. Empty: it begins by itself."""
     strategy: Strategy = Strategy()
     """How fast."""
     checks: Checks = Checks()
@@ -512,5 +529,9 @@ class PatchPolicy(ApiModel):
         rule(
             "size(self.metadata.name) <= 40",
             "the name of a PatchPolicy must not be longer than 40 characters: it becomes part of other names",
+        ),
+        rule(
+            "!has(self.spec.after) || self.spec.after.all(policy, policy.name != self.metadata.name)",
+            "spec.after must not name the policy itself: it would never begin",
         ),
     )

@@ -19,6 +19,9 @@ from sysvm.api.policy import (
 from sysvm.api.systemvm import OperationResult
 
 
+_WORD = "^[a-f0-9]{8}$"
+
+
 class RolloutCause(StrEnum):
     NEW_REVISION = "NewRevision"
     DRIFT = "Drift"
@@ -102,6 +105,16 @@ class RolloutSpec(ApiModel):
     starts for good; VMs in work are finished."""
     break_glass: BreakGlass | None = None
     """Set by people in need: work goes on outside windows and inside freezes. Every use is told as a Warning event."""
+    accept_cloud: (
+        Annotated[
+            str,
+            Field(min_length=8, max_length=8, pattern=_WORD),
+            matching(_WORD, "must be the eight characters that status.cloud.word says"),
+        ]
+        | None
+    ) = None
+    """Set by people after the cloud changed under a rollout: go on as planned in exactly that cloud. Its waves must be
+    approved again."""
 
     cel: ClassVar[tuple[dict[str, str], ...]] = (
         rule(
@@ -136,6 +149,17 @@ class RolloutResult(StrEnum):
     ABORTED = "Aborted"
     ROLLED_BACK = "RolledBack"
     SUPERSEDED = "Superseded"
+
+
+class CloudStatus(ApiModel):
+    """How the cloud differs from the one that the rollout was planned for, or did once."""
+
+    word: Annotated[str, Field(max_length=8)]
+    """For spec.acceptCloud: it stands for exactly these differences."""
+    changes: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=16)] = ()
+    """What was and what is. Empty: the cloud is again what it was."""
+    since: Time
+    """When the first difference was seen."""
 
 
 class AppendedVM(ApiModel):
@@ -285,6 +309,9 @@ class RolloutStatus(ObservedStatus):
     """When the result was known."""
     break_glass: BreakGlassStatus | None = None
     """There while spec.breakGlass is."""
+    cloud: CloudStatus | None = None
+    """There once the cloud differed from the one that the rollout was planned for. Nothing new starts until
+    spec.acceptCloud says its word."""
     eta: Time | None = None
     """When it ends if it goes on at its pace so far, soaks included; windows and approvals are not."""
     blocked_by: Annotated[tuple[PolicyBlocker, ...], Field(max_length=8)] = ()

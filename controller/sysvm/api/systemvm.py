@@ -115,6 +115,8 @@ class Identity(ApiModel):
     """Hypervisor host."""
     group: ShortText | None = None
     """VMs of one group are never in work together."""
+    redundant: bool | None = None
+    """One of a redundant pair, as the management server says. Absent: nobody told; a look shows it."""
     hypervisor: ShortText | None = None
     """Hypervisor, such as KVM."""
     account: ShortText | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from sysvm.api.policy import PatchPolicy, Selector
+from sysvm.api.policy import PatchPolicy, RedundancyKind, Selector
 from sysvm.api.systemvm import Identity
 from sysvm.domain.facts import VMFacts
 
@@ -58,6 +58,16 @@ def matches(selector: Selector, identity: Identity) -> bool:
         and (not selector.networks or identity.network in selector.networks)
         and (not selector.names or any(_pattern(name).fullmatch(identity.name) for name in selector.names))
     )
+
+
+def fits_redundancy(selector: Selector, facts: VMFacts) -> bool:
+    """Whether it is the kind of router that the selector asks for. The management server's word goes first: a look
+    shows a pair only while keepalived is set up."""
+    if selector.redundancy is None:
+        return True
+    told = facts.identity.redundant if facts.identity is not None else None
+    redundant = told if told is not None else facts.redundancy is not None
+    return redundant == (selector.redundancy is RedundancyKind.REDUNDANT)
 
 
 def exclusion(selector: Selector, facts: VMFacts) -> str | None:
@@ -113,6 +123,7 @@ def _wants(policy: PatchPolicy, facts: VMFacts) -> bool:
         and policy.spec.endpoint_ref.name == facts.endpoint
         and facts.identity is not None
         and matches(policy.spec.selector, facts.identity)
+        and fits_redundancy(policy.spec.selector, facts)
     )
 
 
