@@ -10,10 +10,12 @@ from sysvm.api.base import (
     ApiModel,
     Duration,
     KeyRef,
+    NameRef,
     ObjectMeta,
     ObservedStatus,
     Says,
     at_least,
+    at_most,
     cel_text,
     matching,
     rule,
@@ -22,6 +24,8 @@ from sysvm.api.base import (
 _VM_NAME_LABEL = "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
 _VM_NAME = rf"^{_VM_NAME_LABEL}(\.{_VM_NAME_LABEL})*$"
 _ADDRESS = r"^[A-Za-z0-9:.\-]+$"
+_API_URL = r"^https?://[A-Za-z0-9.:_\[\]-]+(/[^?#@\s]*)?$"
+_INTEGRATION_PORT = "^https?://[^/]*:0*8096(/.*)?$"
 _USER = "^[a-z_][a-z0-9_-]*$"
 
 
@@ -201,6 +205,41 @@ class SSHAccess(ApiModel):
     )
 
 
+class APILimits(ApiModel):
+    """How much the management server is asked at once."""
+
+    requests_per_second: Annotated[int, Field(ge=1, le=100)] = 5
+    """Requests in a second on average. Where api.throttling.enabled is true, CloudStack grants an account 25 by default."""
+    burst: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Requests at once after a silence."""
+    async_jobs: Annotated[int, Field(ge=1, le=64)] = 4
+    """Jobs of the operator that may be open on the management server: reboots, recreations, live patches by API."""
+
+
+class ManagementAPI(ApiModel):
+    """Where the API of the management server is, and who asks."""
+
+    url: Annotated[
+        str,
+        Field(min_length=8, max_length=1024, pattern=_API_URL),
+        matching(_API_URL, "must be a URL such as https://cloud.example.com/client/api, without user and query"),
+        Says(
+            f"!self.matches({cel_text(_INTEGRATION_PORT)})",
+            "port 8096 is the integration port, which obeys everybody without a key: it is never used",
+        ),
+    ]
+    """URL of the API. With http:// keys stay secret, for requests are signed, but answers can be read and changed on
+    the way."""
+    credentials_secret_ref: NameRef
+    """Secret with the keys apiKey and secretKey of a CloudStack user whose role may do what the endpoint needs."""
+    ca_bundle_ref: KeyRef | None = None
+    """ConfigMap key with certificates of CAs in PEM, used instead of those of the operator's image."""
+    timeout: Annotated[Duration, at_least("1s"), at_most("10m")] = timedelta(seconds=30)
+    """For the answer to one request. From 1s to 10m."""
+    limits: APILimits = APILimits()
+    """How much the management server is asked at once."""
+
+
 class Scan(ApiModel):
     """How often VMs are looked at when nothing happens."""
 
@@ -218,6 +257,8 @@ class CloudStackEndpointSpec(ApiModel):
     """Static: the VMs listed under systemVMs."""
     management: Management = Management.OBSERVE
     """Observe: look and report, change nothing. Full: policies may change VMs."""
+    api: ManagementAPI | None = None
+    """The management server's API."""
     system_vms: Annotated[
         tuple[StaticSystemVM, ...],
         Field(
@@ -239,6 +280,7 @@ class CloudStackEndpointSpec(ApiModel):
             "self.inventory != 'Static' || (has(self.systemVMs) && size(self.systemVMs) > 0)",
             "inventory Static needs at least one entry in systemVMs",
         ),
+        rule("self.inventory == 'Static' || has(self.api)", "inventory CloudStack needs api"),
         rule(
             # The list of one binds the names, so that lower case is made once. Longer lists would exceed the cost that
             # the API server grants a rule; there the operator reports NameConflict.
@@ -283,6 +325,7 @@ class CloudStackEndpoint(ApiModel):
 
 
 __all__ = [
+    "APILimits",
     "CloudStackEndpoint",
     "CloudStackEndpointSpec",
     "CloudStackEndpointStatus",
@@ -292,6 +335,7 @@ __all__ = [
     "Inventory",
     "Jump",
     "Management",
+    "ManagementAPI",
     "Route",
     "SSHAccess",
     "SSHAlgorithms",
