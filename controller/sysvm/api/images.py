@@ -1,7 +1,7 @@
 """The images of a release: what Recreate needs of a cloud, and what was found there.
 
-A part of SystemVMTemplate with a file of its own: payload and images are two ways to the same release, and neither needs
-the other's words.
+A part of SystemVMTemplate with a file of its own: payload and images are two ways to the same release, and neither
+needs the other's words.
 """
 
 from enum import StrEnum

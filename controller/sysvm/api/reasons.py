@@ -21,6 +21,8 @@ class ConditionType(StrEnum):
     WAITING_FOR_WINDOW = "WaitingForWindow"
     BUDGET_SPENT = "BudgetSpent"
     LEGACY_ALGORITHMS = "LegacyAlgorithms"
+    IMAGES_READY = "ImagesReady"
+    CLOUD_CHANGED = "CloudChanged"
 
 
 class Reason(StrEnum):
@@ -60,6 +62,11 @@ class Reason(StrEnum):
     PAYLOAD_UNREADABLE = "PayloadUnreadable"
     PAYLOAD_UNSAFE = "PayloadUnsafe"
     PAYLOAD_TOO_LARGE = "PayloadTooLarge"
+    IMAGES_READY = "ImagesReady"
+    IMAGES_NOT_SEEN = "ImagesNotSeen"
+    IMAGE_NOT_READY = "ImageNotReady"
+    IMAGE_NOT_DECLARED = "ImageNotDeclared"
+    WRONG_TEMPLATE_WOULD_BE_USED = "WrongTemplateWouldBeUsed"
 
     # PatchPolicy and Rollout
     CONVERGED = "Converged"
@@ -90,6 +97,10 @@ class Reason(StrEnum):
     NOT_NEEDED = "NotNeeded"
     ACCEPTED = "Accepted"
     DELETING = "Deleting"
+    WAITS_FOR_POLICY = "WaitsForPolicy"
+    POLICY_NOT_FOUND = "PolicyNotFound"
+    POLICIES_IN_A_CIRCLE = "PoliciesInACircle"
+    CLOUD_CHANGED = "CloudChanged"
 
     # RolloutApproval
     WAITING_FOR_APPROVAL = "WaitingForApproval"
