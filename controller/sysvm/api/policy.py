@@ -36,13 +36,16 @@ class Method(StrEnum):
 
 
 class AllowedMethod(StrEnum):
-    """LivePatch: changed files are put in place over SSH while the VM runs."""
+    """LivePatch: changed files are put in place while the VM runs. Reboot and Recreate: by the management server."""
 
     LIVE_PATCH = "LivePatch"
+    REBOOT = "Reboot"
+    RECREATE = "Recreate"
 
 
 class TemplateVersionRule(StrEnum):
     REPORT = "Report"
+    REQUIRE = "Require"
 
 
 class LivePatchRoute(StrEnum):
@@ -350,7 +353,8 @@ class PatchPolicySpec(ApiModel):
     template_ref: NameRef
     """SystemVMTemplate that they should be at."""
     template_version: TemplateVersionRule = TemplateVersionRule.REPORT
-    """Report: a VM whose template is older than the release shows the condition TemplateOutdated and stays as it is."""
+    """Report: a VM whose template is older than the release shows the condition TemplateOutdated and stays as it is.
+    Require: it is rebooted or recreated, whichever of the two methods lists first, and not converged before."""
     selector: Selector = Selector()
     """Which VMs of the endpoint; empty means all."""
     methods: Annotated[
@@ -358,7 +362,10 @@ class PatchPolicySpec(ApiModel):
         Field(min_length=1, max_length=3, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = (AllowedMethod.LIVE_PATCH,)
     """Allowed methods, least disruptive first; a method that is not listed is never used. LivePatch: changed files are
-    put in place over SSH while the VM runs."""
+    put in place while the VM runs. Reboot: the management server stops and starts the VM, which gives it the template
+    that is current there. Recreate: the management server destroys it and makes another, of routers all those of the
+    network or VPC at once. The last two are used where a live patch cannot be, or templateVersion is Require; the plan
+    says what tenants lose meanwhile."""
     live_patch: LivePatchOptions = LivePatchOptions()
     """How a live patch works."""
     drift: DriftOptions = DriftOptions()
@@ -403,6 +410,10 @@ class PatchPolicySpec(ApiModel):
         rule(
             "self.strategy.onBudgetSpent != 'RollBack' || self.livePatch.keepBackups >= 1",
             "onBudgetSpent RollBack needs livePatch.keepBackups of at least 1: without a backup no VM can go back",
+        ),
+        rule(
+            "self.templateVersion != 'Require' || self.methods.exists(method, method in ['Reboot', 'Recreate'])",
+            "templateVersion Require needs Reboot or Recreate among methods: live patch does not change a template",
         ),
     )
 

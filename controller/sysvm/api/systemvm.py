@@ -40,7 +40,7 @@ class OperationOrder(ApiModel):
     rollout: Annotated[str, Field(max_length=253)]
     """Rollout that it belongs to."""
     method: Method
-    """How the difference is closed: LivePatch. Hold and None are decisions of a plan and are never handed out."""
+    """How the difference is closed. Hold and None are decisions of a plan and are never handed out."""
     revision: Annotated[str, Field(max_length=64)]
     """What the VM is brought to."""
     template: Annotated[str, Field(max_length=253)]
@@ -321,6 +321,8 @@ class Observed(ApiModel):
     """Services that CloudStack knows on this type."""
     boot_id: Annotated[str, Field(max_length=64)] | None = None
     """Changes with every boot of the VM."""
+    booted: bool | None = None
+    """CloudStack's boot scripts have finished."""
     management: ObservedManagement | None = None
     """What the management server's books say; absent for a VM of a Static inventory."""
 

@@ -42,6 +42,7 @@ def observed_from(
             if service.load not in ("not-found", "masked")
         )[:64],
         boot_id=found.boot_id or None,
+        booted=found.booted,
     )
     if old is None or force_time or found.at - old.at >= refresh or (ended is not None and old.at <= ended):
         return new
