@@ -172,6 +172,11 @@ class Reason(StrEnum):
     HOST_KEY_CHANGED = "HostKeyChanged"
     HOST_KEY_UNKNOWN = "HostKeyUnknown"
     CONNECTION_LOST = "ConnectionLost"
+    HOST_UNREACHABLE = "HostUnreachable"
+    HOST_UNKNOWN = "HostUnknown"
+    HOST_REFUSES = "HostRefuses"
+    HOST_NOT_TRUSTED = "HostNotTrusted"
+    WRONG_VM = "WrongVM"
     NOT_A_SYSTEM_VM = "NotASystemVM"
     PROTOCOL_ERROR = "ProtocolError"
 
@@ -204,6 +209,14 @@ class Reason(StrEnum):
     JOB_FAILED = "JobFailed"
     JOB_LOST = "JobLost"
     CALL_REFUSED = "CallRefused"
+    ZONE_DISABLED = "ZoneDisabled"
+    HOST_NOT_READY = "HostNotReady"
+    VM_NOT_RUNNING = "VMNotRunning"
+    VM_GONE = "VMGone"
+    AGENT_NOT_UP = "AgentNotUp"
+    LEFTOVER_ROUTER = "LeftoverRouter"
+    DUPLICATE_GATEWAY = "DuplicateGateway"
+    RULES_LOST = "RulesLost"
 
 
 class EventReason(StrEnum):
