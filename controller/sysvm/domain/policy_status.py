@@ -16,6 +16,7 @@ from sysvm.api.policy import (
     Method,
     PatchPolicy,
     PatchPolicyStatus,
+    PolicyBlocker,
     PolicyCounts,
     PolicyTarget,
     Progress,
@@ -31,6 +32,7 @@ from sysvm.domain.failure import failures_of
 from sysvm.domain.method import Decision
 from sysvm.domain.planner import is_applicable
 from sysvm.domain.selection import Selection
+from sysvm.domain.sequence import STANDING
 from sysvm.domain.starts import may_start, spec_digest
 
 
@@ -48,6 +50,8 @@ class PolicySituation:
     """The one that lastRollout names, if it is there."""
     last_rollout: LastRollout | None = None
     """What goes into the status; with it failures are told from news (`rollout.may_start`)."""
+    waits: PolicyBlocker | None = None
+    """What keeps another rollout from beginning (`sequence.waits_for`)."""
 
 
 def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicyStatus:
@@ -58,6 +62,7 @@ def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicySt
     said = [*_row(situation, sorted_, release).conditions(), _accepted(situation.selection)]
     counts = sorted_.counts()
     running = _running(situation)
+    waits = (situation.waits,) if _waits(situation, sorted_) and situation.waits is not None else ()
     return PatchPolicyStatus(
         observed_generation=generation,
         conditions=conditions.merged(policy.status.conditions, said, generation=generation, now=now),
@@ -69,7 +74,7 @@ def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicySt
         ),
         last_rollout=situation.last_rollout,
         progress=_progress(situation, counts),
-        blocked_by=running.status.blocked_by if running is not None else (),
+        blocked_by=running.status.blocked_by if running is not None else waits,
         next_action=running.status.next_action if running is not None else None,
     )
 
@@ -332,6 +337,19 @@ def _not_compared(context: _Context) -> _Row | None:
     return _Row(ready=False, reason=Reason.NOT_OBSERVED, message=told, reconciling=True)
 
 
+def _waits(situation: PolicySituation, vms: _Sorted) -> bool:
+    return situation.waits is not None and _running(situation) is None and bool(vms.waiting or vms.failed)
+
+
+def _after_another(context: _Context) -> _Row | None:
+    """There is something to do, and spec.after says not yet."""
+    waits = context.situation.waits
+    if waits is None or not _waits(context.situation, context.vms):
+        return None
+    reason = Reason(waits.reason)
+    return _Row(ready=False, reason=reason, message=f"{waits.message}: {context.at}", stalled=reason in STANDING)
+
+
 def _rolling_out(context: _Context) -> _Row | None:
     """Until the rollout has ended, also while it soaks: its own word is repeated, so that the two never disagree."""
     rollout = _running(context.situation)
@@ -410,6 +428,7 @@ TABLE: tuple[Rule, ...] = (
     _failed,
     _endpoint_unreachable,
     _observe_only,
+    _after_another,
     _rolling_out,
     _not_compared,
     _vms_unreachable,

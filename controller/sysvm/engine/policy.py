@@ -16,7 +16,7 @@ from datetime import datetime
 from sysvm.api.base import API_VERSION, ENDPOINT_LABEL, POLICY_LABEL, REQUESTED_AT_ANNOTATION, NameRef
 from sysvm.api.endpoint import CloudStackEndpoint, Management
 from sysvm.api.names import plan_name, rollout_name
-from sysvm.api.policy import LastRollout, PatchPolicy
+from sysvm.api.policy import LastRollout, PatchPolicy, PolicyBlocker
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import PlanRef, PolicySnapshot, Rollout, RolloutCause, RolloutSpec
 from sysvm.api.template import SystemVMTemplate
@@ -26,6 +26,7 @@ from sysvm.domain.planner import Plan, decide_all, plan
 from sysvm.domain.policy_status import PolicySituation, policy_status
 from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import Selection, select
+from sysvm.domain.sequence import waits_for
 from sysvm.domain.starts import Start, finished_to_prune, may_start, spec_digest
 from sysvm.engine.inventory import listed
 from sysvm.engine.notices import Notices, reference
@@ -54,6 +55,8 @@ class _Sight:
     decisions: dict[str, Decision]
     last: LastRollout | None
     rollout: Rollout | None
+    waits: PolicyBlocker | None = None
+    """Why another rollout must not begin yet, by spec.after."""
 
 
 class PolicyReconciler:
@@ -95,8 +98,10 @@ class PolicyReconciler:
         decisions = (
             decide_all(policy.spec, release, selection.vms, excluded=selection.excluded) if release is not None else {}
         )
+        others = {other.metadata.name: other for other in self._stores.policies.values(policy.metadata.namespace)}
+        waits = waits_for(policy, others, release) if release is not None else None
         return _Sight(
-            policy, endpoint, template, release, facts, selection, decisions, _followed(last, rollout), rollout
+            policy, endpoint, template, release, facts, selection, decisions, _followed(last, rollout), rollout, waits
         )
 
     def _facts(self, policy: PatchPolicy, endpoint: CloudStackEndpoint | None, now: datetime) -> list[VMFacts]:
@@ -137,7 +142,7 @@ class PolicyReconciler:
             return last
         digest = spec_digest(policy.spec)
         start = may_start(last, release.revision, digest)
-        if not start.allowed or self._is_undecided(sight):
+        if not start.allowed or sight.waits is not None or self._is_undecided(sight):
             return last
         if self._plan(sight, release).is_empty:
             return last
@@ -266,6 +271,7 @@ class PolicyReconciler:
             decisions=sight.decisions,
             rollout=sight.rollout,
             last_rollout=last,
+            waits=sight.waits,
         )
         status = policy_status(situation, now=now).model_copy(
             update={

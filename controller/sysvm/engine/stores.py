@@ -27,6 +27,7 @@ BY_GROUP = "group"
 BY_TEMPLATE = "template"
 BY_ROLLOUT = "rollout"
 BY_WINDOW = "window"
+BY_AFTER = "after"
 
 BATCH_SECONDS = 0.2
 """Counting reconcilers wait this long, so that a burst of changes is counted once."""
@@ -86,6 +87,7 @@ class Stores:
                 BY_WINDOW: lambda policy: [
                     _value(policy.metadata.namespace, ref.name) for ref in policy.spec.window_refs
                 ],
+                BY_AFTER: lambda policy: [_value(policy.metadata.namespace, ref.name) for ref in policy.spec.after],
             },
         )
         self.system_vms: Store[SystemVM] = Store(
@@ -178,6 +180,8 @@ class Stores:
 
     def _after_policy(self, change: Change[PatchPolicy]) -> Iterable[tuple[Job, float]]:
         yield Job(Role.POLICY, change.key), 0
+        for waiting in self.policies.values(index=BY_AFTER, value=str(change.key)):
+            yield Job(Role.POLICY, key_of(waiting)), BATCH_SECONDS
         for entry in (change.old, change.new):
             if entry is not None:
                 yield from self._around_policy(entry.value)
