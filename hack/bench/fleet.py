@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processors import Processors
-from lab import Lab, SystemVMType, VMSpec, network
+from lab import Lab, SystemVMType, VMSpec
 from lab.relay import Traffic
-from lab.spec import SSH_PORT, VM, Segment
+from lab.spec import FABRIC, SSH_PORT, VM, Segment
 from lab.state import LabState
 
 CIPHER = "aes128-gcm@openssh.com"
@@ -45,7 +45,7 @@ class Fleet:
             return []
         state = LabState.load(self.lab.run_dir / "machines" / "state.json")
         assert state is not None
-        return ["nsenter", f"--net=/proc/{state.toolbox_pid}/root/run/netns/{network.FABRIC}"]
+        return ["nsenter", f"--net=/proc/{state.toolbox_pid}/root/run/netns/{FABRIC}"]
 
     def traffic(self) -> Traffic:
         """Sum over these VMs since the lab is up."""

@@ -31,7 +31,7 @@ from lab.guest import EXEC_SECONDS, Entry, Guest
 from lab.images import SYSTEM_VM, TOOLBOX, Images
 from lab.limits import InotifyLimits
 from lab.relay import Fault, Relay, RelayError, Traffic
-from lab.spec import ROLE_COMMAND, SSH_PORT, VM, LayOut, RedundancyRole, Segment, VMSpec
+from lab.spec import FABRIC, ROLE_COMMAND, SSH_PORT, VM, LayOut, RedundancyRole, Segment, VMSpec
 from lab.state import LabState, MachineRecord, Phase
 from lab.toolbox import Toolbox
 
@@ -95,7 +95,7 @@ class Lab:
         self._say = say
         self.id = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:10]
         self.cgroups = CgroupTree(_tree_name(self.id))
-        self._relay = Relay(self._folder / "relay.sock")
+        self.relay = Relay(self._folder / "relay.sock")
         self._images = Images(self._cache, say=say)
         self._limits = InotifyLimits(self._cache, alive=lambda lab: CgroupTree(_tree_name(lab)).exists())
 
@@ -145,21 +145,21 @@ class Lab:
         )
         state.toolbox_pid, state.toolbox_started = toolbox.pid, started_at(toolbox.pid) or 0
         state.save(self._state_file)
-        toolbox.run(["ip", "netns", "add", network.FABRIC])
-        toolbox.run(["ip", "-n", network.FABRIC, "-batch", "-"], text="\n".join(network.fabric_lines()) + "\n")
+        toolbox.run(["ip", "netns", "add", FABRIC])
+        toolbox.run(["ip", "-n", FABRIC, "-batch", "-"], text="\n".join(network.fabric_lines()) + "\n")
         toolbox.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "sysvm-lab", "-f", self.private_key])
         state.slot = self._start_relay(toolbox, log)
         state.save(self._state_file)
         self._say(f"networks and relay on 127.77.{state.slot}.0/24 ({time.monotonic() - started:.1f} s)")
 
     def _start_relay(self, toolbox: Toolbox, log: Path) -> int:
-        namespace = toolbox.path(Path("/run/netns") / network.FABRIC)
+        namespace = toolbox.path(Path("/run/netns") / FABRIC)
         argv: list[str | Path] = [sys.executable, "-I", relay.__file__, "--control", self._folder / "relay.sock"]
         pid = self.cgroups.launch("lab", [*argv, "--namespace", namespace, "--port", str(SSH_PORT)], log=log)
         end = time.monotonic() + _RELAY_SECONDS
         while True:
             try:
-                return self._relay.slot()
+                return self.relay.slot()
             except RelayError as silent:
                 if started_at(pid) is None or time.monotonic() > end:
                     raise LabError(f"the relay did not start ({silent}); see {log}") from silent
@@ -188,6 +188,18 @@ class Lab:
         if removed:
             self._say(f"the lab is down ({time.monotonic() - started:.1f} s)")
         return removed
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[tuple[LabState, Toolbox]]:
+        """The lab's state to change, while no other process can; saved when the block ends well."""
+        with self._locked():
+            state, toolbox = self._open()
+            yield state, toolbox
+            state.save(self._state_file)
+
+    def opened(self) -> tuple[LabState, Toolbox]:
+        """The lab's state to read. Raises LabError when no lab is up."""
+        return self._open()
 
     def toolbox(self) -> Toolbox:
         """The lab's mount namespace, for those who make more namespaces in it. Raises LabError when no lab is up."""
@@ -259,7 +271,7 @@ class Lab:
         if spec.network not in state.networks:
             number = 1 + max(state.networks.values(), default=0)
             state.networks[spec.network] = number
-            toolbox.run(["ip", "-n", network.FABRIC, "-batch", "-"], text="\n".join(network.guest_lines(number)) + "\n")
+            toolbox.run(["ip", "-n", FABRIC, "-batch", "-"], text="\n".join(network.guest_lines(number)) + "\n")
         record = MachineRecord(spec, state.networks[spec.network], release)
         state.machines[spec.name] = record
         state.save(self._state_file)
@@ -283,9 +295,15 @@ class Lab:
         (vm.root / "etc/hostname").write_text(f"{spec.name}\n")
         (vm.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {spec.name}\n")
         self._filler()(vm.root, vm, release=record.release, authorized_key=self.public_key, host_key=key.read_text())
-        (folder / "wire.sh").write_text(network.wire_script(spec, vm.nics))
-        (folder / "unwire.sh").write_text(network.unwire_script(spec, vm.nics))
-        self._relay.add(spec.name, spec.index, str(vm.control_address))
+        self.write_wires(vm)
+        place = toolbox.path(Path("/run/netns") / next(n.namespace for n in vm.nics if n.segment is Segment.CONTROL))
+        self.relay.add(spec.name, spec.index, str(vm.control_address), namespace=place)
+
+    def write_wires(self, vm: VM) -> None:
+        """The programs that make a VM's links before a boot, and pull them."""
+        folder = self._vm_folder(vm.name)
+        (folder / "wire.sh").write_text(network.wire_script(vm.spec, vm.nics))
+        (folder / "unwire.sh").write_text(network.unwire_script(vm.spec, vm.nics))
 
     def _filler(self) -> LayOut:
         if self._lay_out is not None:
@@ -355,7 +373,7 @@ class Lab:
             self._record(state, name)
             self.power_off(name)
             self.cgroups.remove(name)
-            self._relay.remove(name)
+            self.relay.remove(name)
             folder = self._vm_folder(name)
             toolbox.run(["umount", folder / "root"])
             if state.machines[name].spec.tmpfs_mib is not None:
@@ -485,15 +503,15 @@ class Lab:
     def fault(self, name: str, fault: Fault | str, *, delay_seconds: float = 0.0) -> None:
         """Breaks or heals the wire between the host and a VM: see `Fault`."""
         self._record(self._open()[0], name)
-        self._relay.fault(name, Fault(fault), delay_seconds=delay_seconds)
+        self.relay.fault(name, Fault(fault), delay_seconds=delay_seconds)
 
     def faults(self) -> dict[str, str]:
-        return self._relay.faults()
+        return self.relay.faults()
 
     def traffic(self, name: str) -> Traffic:
         """What the wire to a VM has carried since the VM was made."""
         self._record(self._open()[0], name)
-        return self._relay.traffic(name)
+        return self.relay.traffic(name)
 
     # -- inner -----------------------------------------------------------------------------------------------------
 
@@ -525,7 +543,7 @@ class Lab:
             raise LabError(f"there is no VM {name!r} in the lab; there are: {', '.join(state.machines)}") from None
 
     def _vm(self, state: LabState, toolbox: Toolbox, record: MachineRecord) -> VM:
-        nics = network.nics_of(record.spec, network=record.network)
+        nics = network.nics_of(record.spec, network=record.network, hosts=state.hosts)
         control = next(nic.address for nic in nics if nic.segment is Segment.CONTROL)
         assert control is not None
         return VM(

@@ -16,6 +16,7 @@ from pathlib import Path
 from lab import network
 from lab.content.bootline import SOFTWARE_PORT
 from lab.machines import Lab
+from lab.spec import FABRIC
 
 _CLONE_NEWNET = 0x40000000
 
@@ -23,7 +24,7 @@ _CLONE_NEWNET = 0x40000000
 @contextlib.contextmanager
 def agent_port(lab: Lab) -> Iterator[list[str]]:
     """Listens on the lab's private wire. The list has the addresses of the agents that ever connected, in order."""
-    namespace = lab.toolbox().path(Path("/run/netns") / network.FABRIC)
+    namespace = lab.toolbox().path(Path("/run/netns") / FABRIC)
     listener = _listen(namespace)
     seen: list[str] = []
     open_connections: list[socket.socket] = []

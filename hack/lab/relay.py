@@ -1,4 +1,4 @@
-"""The wire between the host and the VMs' sshd, with faults on demand.
+"""The wire between the host and the VMs' sshd (and that of the lab's hypervisor hosts), with faults on demand.
 
 System VMs listen on a link-local address inside the lab's network namespace, and the host gets no interface for the
 lab's sake. So one process of the host accepts on a loopback address for each VM, all on the one port 3922, and carries
@@ -79,9 +79,23 @@ class Relay:
     def __init__(self, control: Path) -> None:
         self._control = control
 
-    def add(self, name: str, index: int, target: str) -> str:
-        """Listens for a VM; `target` is its address in the lab's namespace. Returns the loopback address."""
-        return str(self._ask(do="add", name=name, index=index, target=target)["address"])
+    def add(
+        self,
+        name: str,
+        index: int,
+        target: str,
+        *,
+        namespace: Path | None = None,
+        target_port: int | None = None,
+        port: int | None = None,
+    ) -> str:
+        """Listens for a machine; `target` is its address in the lab's namespace, or in `namespace`.
+
+        The ports are the VMs' one unless given: `target_port` there, `port` here. Returns the loopback address.
+        """
+        optional = {"namespace": namespace and str(namespace), "target_port": target_port, "port": port}
+        given = {key: value for key, value in optional.items() if value is not None}
+        return str(self._ask(do="add", name=name, index=index, target=target, **given)["address"])
 
     def remove(self, name: str) -> None:
         self._ask(do="remove", name=name)
@@ -127,7 +141,9 @@ class _Wire:
 
     name: str
     address: str
+    port: int
     target: tuple[str, int]
+    namespace: Path
     server: asyncio.Server | None = None
     fault: Fault | None = None
     delay_seconds: float = 0.0
@@ -146,18 +162,18 @@ class _Server:
         self._slot = slot
         self._claim = claim
         self._wires: dict[str, _Wire] = {}
-        # Its one thread lives in the lab's network namespace; sockets made there stay there.
-        self._inside = ThreadPoolExecutor(1, thread_name_prefix="lab-netns", initializer=self._enter)
+        self._rooms: dict[Path, ThreadPoolExecutor] = {}
 
-    def _enter(self) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        with self._namespace.open("rb") as namespace:
-            if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "setns", str(self._namespace))
+    async def _socket_inside(self, namespace: Path) -> socket.socket:
+        """A socket of a network namespace: its one thread lives in there, and sockets stay where they were made."""
+        if namespace not in self._rooms:
+            self._rooms[namespace] = ThreadPoolExecutor(
+                1, thread_name_prefix="lab-netns", initializer=_enter, initargs=(namespace,)
+            )
+        return await asyncio.get_running_loop().run_in_executor(self._rooms[namespace], _inside_socket)
 
     async def serve(self, control: Path) -> None:
-        loop = asyncio.get_running_loop()
-        probe = await loop.run_in_executor(self._inside, _inside_socket)
+        probe = await self._socket_inside(self._namespace)
         probe.close()
         os.chdir(control.parent)
         server = await asyncio.start_unix_server(self._control, control.name)
@@ -182,7 +198,7 @@ class _Server:
     async def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         match request["do"]:
             case "add":
-                return await self._add(request["name"], int(request["index"]), request["target"])
+                return await self._add(request)
             case "remove":
                 wire = self._wires.pop(request["name"], None)
                 if wire is not None:
@@ -204,9 +220,16 @@ class _Server:
             case other:
                 raise ValueError(f"unknown request {other!r}")
 
-    async def _add(self, name: str, index: int, target: str) -> dict[str, Any]:
+    async def _add(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request["name"]
         if name not in self._wires:
-            wire = _Wire(name, f"127.77.{self._slot}.{index}", (target, self._port))
+            wire = _Wire(
+                name,
+                f"127.77.{self._slot}.{int(request['index'])}",
+                int(request.get("port", self._port)),
+                (request["target"], int(request.get("target_port", self._port))),
+                Path(request.get("namespace", self._namespace)),
+            )
             wire.whole.set()
             await self._listen(wire)
             self._wires[name] = wire
@@ -230,7 +253,7 @@ class _Server:
                 task.cancel()
 
     async def _listen(self, wire: _Wire) -> None:
-        listener = socket.create_server((wire.address, self._port), backlog=200)
+        listener = socket.create_server((wire.address, wire.port), backlog=200)
         listener.setblocking(False)
         wire.server = await asyncio.start_server(lambda r, w: self._accepted(wire, r, w), sock=listener, limit=_CHUNK)
 
@@ -270,7 +293,7 @@ class _Server:
     async def _carry(self, wire: _Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(_CONNECT_SECONDS):
-            inner = await loop.run_in_executor(self._inside, _inside_socket)
+            inner = await self._socket_inside(wire.namespace)
             try:
                 await loop.sock_connect(inner, wire.target)
             except BaseException:
@@ -327,6 +350,13 @@ class _Server:
         async with asyncio.TaskGroup() as group:
             group.create_task(read())
             group.create_task(write())
+
+
+def _enter(path: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("rb") as namespace:
+        if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns", str(path))
 
 
 def _inside_socket() -> socket.socket:

@@ -17,6 +17,9 @@ from typing import Protocol
 SSH_PORT = 3922
 """The port of a system VM's sshd (CloudStack 4.21 sshd_config of the system VM template)."""
 
+FABRIC = "lab"
+"""The name of the lab's network namespace, inside its toolbox."""
+
 BOOT_MARKER = "/var/cache/cloud/boot_up_done"
 """Written last by the boot units of a system VM (CloudStack 4.21 postinit.sh); removed first (cloud-early-config)."""
 
@@ -80,8 +83,10 @@ class VMSpec:
 
     `name` is CloudStack's (`r-101-VM`) and becomes the host name. `index` (2 to 250, unique in a lab) is the number all
     addresses of the VM end in. VMs of one `group` share a guest network, and two with `redundant` set are a pair whose
-    higher `priority` (VRRP, 1 to 254) becomes PRIMARY. `host` is the hypervisor host the VM is said to run on.
-    `tmpfs_mib` puts the VM's disk on a tmpfs of that size, which is how a full disk is made.
+    higher `priority` (VRRP, 1 to 254) becomes PRIMARY. `host` is the hypervisor host the VM is said to run on; where
+    the lab has a host of that name, the VM's control address can be reached from there only, and `link_local` may
+    give it one that another host's VM has too. `tmpfs_mib` puts the VM's disk on a tmpfs of that size, which is how a
+    full disk is made.
     """
 
     name: str
@@ -92,6 +97,7 @@ class VMSpec:
     priority: int = 100
     host: str = "host-1"
     tmpfs_mib: int | None = None
+    link_local: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > 60:
@@ -119,7 +125,7 @@ class Nic:
     that sshd can be reached whatever the guest does; the guest's own boot units set the others. `virtual_address` is
     what the PRIMARY of a redundant pair holds besides (on the public side: instead of `address`, which is then None).
     `gateway` is the next hop toward the outside, on the interface that has one. `mac` stays the same for the life of
-    the VM.
+    the VM. `namespace` is where the bridge is: the lab's own, or a hypervisor host's.
     """
 
     name: str
@@ -129,6 +135,7 @@ class Nic:
     address: IPv4Interface | None
     virtual_address: IPv4Interface | None = None
     gateway: IPv4Address | None = None
+    namespace: str = FABRIC
 
 
 @dataclass(frozen=True, kw_only=True)

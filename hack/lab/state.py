@@ -31,6 +31,15 @@ class MachineRecord:
 
 
 @dataclass
+class HostRecord:
+    """One hypervisor host: its number among the lab's hosts, and its public host key."""
+
+    name: str
+    index: int
+    host_key: str
+
+
+@dataclass
 class LabState:
     """One lab. The toolbox process keeps its mount namespace; with its start time, for a number alone is reused."""
 
@@ -41,6 +50,7 @@ class LabState:
     disk: str = ""
     networks: dict[str, int] = field(default_factory=dict)
     machines: dict[str, MachineRecord] = field(default_factory=dict)
+    hosts: dict[str, HostRecord] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -55,7 +65,8 @@ class LabState:
         except FileNotFoundError:
             return None
         machines = {name: _machine(record) for name, record in raw.pop("machines").items()}
-        return cls(**raw | {"phase": Phase(raw["phase"]), "machines": machines})
+        hosts = {name: HostRecord(**record) for name, record in raw.pop("hosts").items()}
+        return cls(**raw | {"phase": Phase(raw["phase"]), "machines": machines, "hosts": hosts})
 
 
 def _machine(raw: dict[str, Any]) -> MachineRecord:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
 from lab.content import bootline
-from lab.network import FABRIC
-from lab.spec import VM, Segment
+from lab.spec import FABRIC, VM, Segment
 
 OUTSIDE = "outside"
 OUTSIDE_ADDRESS = IPv4Interface("198.18.3.1/16")
