@@ -236,7 +236,8 @@ def _closed_gate(state: EndpointState, lane: _Lane) -> PolicyBlocker | None:
         return person
     if live.suspended is not None:
         return gates.blocker(Reason.SUSPENDED, live.suspended)
-    return gates.calendar_gate(live.opening)
+    changed = gates.cloud_gate(lane.rollout, live.cloud, unseen=live.cloud_unseen)
+    return changed or gates.calendar_gate(live.opening)
 
 
 def _in_open_waves(lane: _Lane, blocked: dict[str, tuple[Blocker, ...]]) -> tuple[VMFacts, ...]:

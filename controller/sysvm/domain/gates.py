@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sysvm.api.policy import PolicyBlocker
 from sysvm.api.reasons import Reason
-from sysvm.api.rollout import DesiredState, Rollout
+from sysvm.api.rollout import CloudStatus, DesiredState, Rollout
 from sysvm.domain.approvals import WaveGate
 from sysvm.domain.budgets import Budget
 from sysvm.domain.calendar import Opening
@@ -28,6 +28,7 @@ WAITING = frozenset(
         Reason.REJECTED,
         Reason.SOAKING,
         Reason.PAUSED,
+        Reason.CLOUD_CHANGED,
     }
 )
 """Nothing is wrong and nothing happens: neither Reconciling nor Stalled."""
@@ -48,6 +49,22 @@ def person_gate(rollout: Rollout, *, superseded: bool) -> PolicyBlocker | None:
         return blocker(Reason.SUPERSEDED, f"rollout {name} is superseded: its policy wants something else by now")
     if rollout.spec.state is DesiredState.PAUSED:
         return blocker(Reason.PAUSED, f"rollout {name} is paused")
+    return None
+
+
+def cloud_gate(rollout: Rollout, cloud: CloudStatus | None, *, unseen: bool) -> PolicyBlocker | None:
+    """A cloud that is another than the one it was planned for, until a person accepts that very one; `unseen`: nobody
+    has looked at the cloud since the operator began."""
+    name = rollout.metadata.name
+    if cloud is not None and rollout.spec.accept_cloud != cloud.word:
+        what = "; ".join(cloud.changes) or "it changed, and is now what it was"
+        told = (
+            f"since rollout {name} was planned, {what}. To go on as planned set its spec.acceptCloud to {cloud.word}; "
+            "to plan anew abort it and set spec.retryAt of the policy"
+        )
+        return blocker(Reason.CLOUD_CHANGED, told)
+    if unseen:
+        return blocker(Reason.DISCOVERING, "the cloud must be listed first: the operator has just begun")
     return None
 
 

@@ -135,7 +135,7 @@ def _wave_view(
         **{bucket: tuple(members) for bucket, members in buckets.items()},
         missing=tuple(missing),
         name=wave.name,
-        digest=digest_with(wave, appended),
+        digest=digest_with(wave, appended, cloud_word(rollout)),
         appended=appended,
         note=wave.note,
     )
@@ -209,4 +209,11 @@ def appended_to(rollout: Rollout, wave: str) -> tuple[AppendedVM, ...]:
 
 def wave_digests(rollout: Rollout, plan: Plan) -> dict[str, str]:
     """Wave -> digest of what would be done in it now: what an approval must name."""
-    return {wave.name: digest_with(wave, appended_to(rollout, wave.name)) for wave in plan.waves}
+    word = cloud_word(rollout)
+    return {wave.name: digest_with(wave, appended_to(rollout, wave.name), word) for wave in plan.waves}
+
+
+def cloud_word(rollout: Rollout) -> str:
+    """Stands for what is other in its cloud than when it was planned; empty while nothing ever was. Who approved a
+    wave before did not speak of that cloud."""
+    return rollout.status.cloud.word if rollout.status.cloud is not None else ""

@@ -20,6 +20,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.policy import Heal, Method, OrderKey, PatchPolicySpec, PlannedFailover, WaveSpec
 from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import DriftKind, RedundancyRole
+from sysvm.domain.cloud_changed import CloudFacts
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.limits import rounded_up
 from sysvm.domain.method import Decision, decide
@@ -70,6 +71,10 @@ class Plan(ApiModel):
     entries: tuple[PlannedVM, ...]
     """Every selected VM, by name."""
     waves: tuple[Wave, ...]
+    cloud: CloudFacts | None = None
+    """What was true of the cloud then; None of a Static inventory."""
+    warnings: tuple[str, ...] = ()
+    """What should be put in order before anything is touched."""
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -89,8 +94,9 @@ class Plan(ApiModel):
         return found
 
     def canonical(self) -> bytes:
-        """JSON with sorted keys, no spaces, UTF-8."""
-        return _canonical(self.to_dict())
+        """JSON with sorted keys, no spaces, UTF-8. A plan without warnings has no field for them."""
+        said = self.to_dict()
+        return _canonical(said if self.warnings else {name: said[name] for name in said if name != "warnings"})
 
     @property
     def digest(self) -> str:
@@ -148,6 +154,8 @@ def plan(
     *,
     excluded: Mapping[str, str],
     fleet: Iterable[VMFacts] = (),
+    cloud: CloudFacts | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> Plan:
     """The plan for the VMs of a policy (`selection.select`).
 
@@ -176,6 +184,8 @@ def plan(
         applicable=sum(is_applicable(facts, excluded) for facts in vms),
         entries=tuple(entries.values()),
         waves=_waves(spec.strategy.waves, members, entries) if members else (),
+        cloud=cloud,
+        warnings=warnings,
     )
 
 
@@ -283,11 +293,13 @@ def _wave(name: str, members: Sequence[PlannedVM], note: str) -> Wave:
     )
 
 
-def digest_with(wave: Wave, appended: Sequence[AppendedVM]) -> str:
-    """The digest of a wave together with VMs that appeared after the plan was made; without any, that of the plan."""
-    if not appended:
-        return wave.digest
-    return _sha256(_canonical({"wave": wave.digest, "appended": [[vm.name, vm.uid] for vm in appended]}))
+def digest_with(wave: Wave, appended: Sequence[AppendedVM], cloud: str = "") -> str:
+    """The digest of a wave together with VMs that appeared after the plan was made and with the word for what changed
+    in the cloud since; without any, that of the plan."""
+    more: dict[str, object] = {"appended": [[vm.name, vm.uid] for vm in appended]} if appended else {}
+    if cloud:
+        more["cloud"] = cloud
+    return _sha256(_canonical({"wave": wave.digest, **more})) if more else wave.digest
 
 
 def _canonical(value: object) -> bytes:

@@ -15,6 +15,7 @@ from sysvm.api.rollout import (
     AppendedVM,
     BreakGlassStatus,
     BudgetStatus,
+    CloudStatus,
     Rollout,
     RolloutPhase,
     RolloutResult,
@@ -30,7 +31,7 @@ from sysvm.domain.calendar import Opening
 from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import VMFacts, short
 from sysvm.domain.failure import failures_of
-from sysvm.domain.members import RolloutView, gives_up_at, patched_here, retry_at
+from sysvm.domain.members import RolloutView, cloud_word, gives_up_at, patched_here, retry_at
 from sysvm.domain.planner import Plan, digest_with
 from sysvm.domain.waves import current_wave, progressed, soaking
 
@@ -57,6 +58,10 @@ class Live:
     """VMs that need the release and are not in the plan, by name."""
     held_back: Mapping[str, Blocker] | None = None
     """SystemVM name -> what it says that it waits for."""
+    cloud: CloudStatus | None = None
+    """How the cloud differs from the one that it was planned for (`cloud_changed.cloud_status`)."""
+    cloud_unseen: bool = False
+    """It was planned for a cloud, and nobody has looked at that since the operator began."""
 
 
 NOTHING_NEW = Live()
@@ -121,6 +126,7 @@ def outcome(
             ),
             "summary": f"{len(view.done)}/{view.size}",
             "started_at": started_at,
+            "cloud": live.cloud if result is None else before.cloud,
             "break_glass": _glass(rollout, now),
             "finished_at": now if result is not None else None,
             "eta": None if result is not None else _eta(standing, started_at),
@@ -227,7 +233,7 @@ def _with_newcomers(standing: _Standing, plan: Plan) -> tuple[WaveStatus, ...]:
     changed = last.model_copy(
         update={
             "appended": appended,
-            "digest": digest_with(planned, appended),
+            "digest": digest_with(planned, appended, cloud_word(standing.rollout)),
             "message": told if late > 0 else last.message,
         }
     )
@@ -243,6 +249,7 @@ def blockers_of(standing: _Standing) -> tuple[PolicyBlocker, ...]:
     found = [gates.person_gate(rollout, superseded=live.superseded)]
     if live.suspended is not None:
         found.append(gates.blocker(Reason.SUSPENDED, live.suspended))
+    found.append(gates.cloud_gate(rollout, live.cloud, unseen=live.cloud_unseen))
     found.append(gates.budget_gate(rollout, standing.view, standing.budget))
     soak = soaking(standing.waves)
     if soak is not None:
@@ -319,7 +326,14 @@ def _next_action(standing: _Standing, blocked: Sequence[PolicyBlocker]) -> NextA
     return None
 
 
-_UNTIL_SOMEBODY_ACTS = (Reason.PAUSED, Reason.SUSPENDED, Reason.ABORTED, Reason.SUPERSEDED, Reason.DELETING)
+_UNTIL_SOMEBODY_ACTS = (
+    Reason.PAUSED,
+    Reason.SUSPENDED,
+    Reason.ABORTED,
+    Reason.SUPERSEDED,
+    Reason.DELETING,
+    Reason.CLOUD_CHANGED,
+)
 
 
 def _only_tries_again(standing: _Standing) -> bool:
@@ -391,6 +405,11 @@ def next_change(
 def _said(standing: _Standing, result: RolloutResult | None, blocked: Sequence[PolicyBlocker]) -> list[Wanted]:
     said = _changed(standing)
     budget = standing.budget
+    said += [
+        conditions.true(ConditionType.CLOUD_CHANGED, Reason.CLOUD_CHANGED, each.message)
+        for each in blocked
+        if each.reason == Reason.CLOUD_CHANGED
+    ]
     if budget.spent is not None:
         said.append(conditions.true(ConditionType.BUDGET_SPENT, Reason.BUDGET_SPENT, budget.spent))
     if result is RolloutResult.SUCCEEDED:
