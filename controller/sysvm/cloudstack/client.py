@@ -161,10 +161,10 @@ class CloudStack:
             if not entries:
                 return
             for entry in entries:
-                identity = entry.get("id", entry.get("jobid", len(seen)))
-                if str(identity) in seen:
+                identity = _identity(entry)
+                if identity in seen:
                     raise ListChanged(f"the entry {identity} came twice", command=command)
-                seen.add(str(identity))
+                seen.add(identity)
                 yield entry
 
     async def change(self, command: str, **params: Param) -> Answer:
@@ -268,6 +268,11 @@ def _entries(command: str, key: str, answer: Answer) -> list[Answer]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AnswerInvalid(f"{key} is not a list of objects", command=command)
     return cast("list[Answer]", entries)
+
+
+def _identity(entry: Answer) -> str:
+    """What is the same on two pages only for one entry. A template is listed once a zone, a setting has only a name."""
+    return " ".join(str(entry.get(name)) for name in ("id", "zoneid", "jobid", "name") if name in entry)
 
 
 def _count(command: str, answer: Answer, entries: int) -> int:

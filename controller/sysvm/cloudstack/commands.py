@@ -49,6 +49,8 @@ CHANGES = frozenset(
         "registerTemplate",
         "restartNetwork",
         "restartVPC",
+        "updateConfiguration",
+        "updateTemplate",
     }
 )
 """Sent once, and only with the power to change."""
