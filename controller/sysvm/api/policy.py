@@ -34,6 +34,11 @@ class Method(StrEnum):
     HOLD = "Hold"
     NONE = "None"
 
+    @property
+    def is_work(self) -> bool:
+        """It changes a VM: what an order may ask for."""
+        return self in (Method.LIVE_PATCH, Method.REBOOT, Method.RECREATE)
+
 
 class AllowedMethod(StrEnum):
     """LivePatch: changed files are put in place while the VM runs. Reboot and Recreate: by the management server."""

@@ -209,6 +209,7 @@ class Reason(StrEnum):
     JOB_FAILED = "JobFailed"
     JOB_LOST = "JobLost"
     CALL_REFUSED = "CallRefused"
+    RECREATE_IMPOSSIBLE = "RecreateImpossible"
     ZONE_DISABLED = "ZoneDisabled"
     HOST_NOT_READY = "HostNotReady"
     VM_NOT_RUNNING = "VMNotRunning"

@@ -5,7 +5,7 @@ rollouts. Four steps: classify, free the slots of what has finished, check the b
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -20,7 +20,8 @@ from sysvm.domain import gates, pairs
 from sysvm.domain.budgets import Budget, budget_of, holding_slots
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.members import RolloutView, classify
+from sysvm.domain.group_operation import OPEN_LIMIT
+from sysvm.domain.members import RolloutView, classify, method_of
 from sysvm.domain.planner import Plan, in_order
 from sysvm.domain.rollout import NOTHING_NEW, Live, next_change, to_return
 from sysvm.domain.running import router_of
@@ -114,6 +115,10 @@ class _Ledger:
     holding: dict[str, set[str]] = field(default_factory=dict)
     """Rollout -> SystemVM names that count against its maxUnavailable."""
     look_at: set[str] = field(default_factory=set)
+    recreated: dict[str, str] = field(default_factory=dict)
+    """SystemVM name -> rollout that recreates it, as one of a group."""
+    calls: set[str] = field(default_factory=set)
+    """Calls to the management server that are open."""
 
     def take(self, vm: VMFacts) -> None:
         self.in_work.add(vm.name)
@@ -177,6 +182,10 @@ def _free_finished_slots(state: EndpointState, lanes: tuple[_Lane, ...]) -> _Led
     for facts in state.vms:
         if facts.in_work:
             ledger.take(facts)
+            if facts.order is not None and facts.order.method is Method.RECREATE:
+                ledger.recreated[facts.name] = facts.order.rollout
+            if facts.order is not None and facts.order.method is not Method.LIVE_PATCH:
+                ledger.calls.add(_call_for(facts))
     for lane in lanes:
         planned = {entry.name for entry in lane.running.plan.entries} | {facts.name for facts in lane.view.in_work}
         # A rollout that goes back has nothing left to protect from its failures, and they would hold it up for ever.
@@ -279,26 +288,86 @@ def _choose_candidates(
         lane = group.lane
         # Whose patch failed is what it was: no reason to leave its peer at what is being taken back.
         known = replace(ledger, failed=frozenset()) if group.back else ledger
-        for facts in group.vms:
-            blocker = next((found for rule in RULES if (found := rule(facts, lane, known)) is not None), None)
+        for unit in _units(group):
+            blocker = _first_blocker(unit, lane, known)
             if blocker is not None:
-                blocked[facts.name] = (blocker,)
+                blocked.update({facts.name: (blocker,) for facts in unit.vms})
                 continue
-            ledger.take(facts)
-            ledger.holding[lane.name].add(facts.name)
-            admitted.append(Admission(facts, _order(facts, lane, state.epoch, back=group.back)))
+            for facts in unit.vms:
+                ledger.take(facts)
+                ledger.holding[lane.name].add(facts.name)
+                if unit.method is Method.RECREATE:
+                    ledger.recreated[facts.name] = lane.name
+                if unit.method is not Method.LIVE_PATCH:
+                    ledger.calls.add(unit.call)
+                admitted.append(Admission(facts, _order(facts, lane, unit.method, state.epoch, back=group.back)))
     return admitted
 
 
-def _order(facts: VMFacts, lane: _Lane, epoch: int, *, back: bool) -> OperationOrder:
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Who gets an order together: one VM, or all routers that CloudStack replaces with one call."""
+
+    method: Method
+    vms: tuple[VMFacts, ...]
+
+    @property
+    def call(self) -> str:
+        return _call_for(self.vms[0])
+
+
+def _call_for(facts: VMFacts) -> str:
+    """One name for all that the management server changes with the same call."""
+    return facts.name if facts.is_zone_type else facts.group or facts.name
+
+
+def _units(candidates: _Candidates) -> Iterator[_Unit]:
+    lane, taken = candidates.lane, set[str]()
+    for facts in candidates.vms:
+        if facts.name in taken:
+            continue
+        method = Method.LIVE_PATCH
+        if not candidates.back:
+            method = method_of(lane.rollout, lane.running.plan, facts) or method
+        group = facts.identity.group if facts.identity is not None and not facts.is_zone_type else None
+        together: tuple[VMFacts, ...] = (facts,)
+        if method is Method.RECREATE and group is not None:
+            together = tuple(
+                other
+                for other in candidates.vms
+                if other.identity is not None
+                and other.identity.group == group
+                and method_of(lane.rollout, lane.running.plan, other) is Method.RECREATE
+            )
+        taken |= {other.name for other in together}
+        yield _Unit(method, together)
+
+
+def _first_blocker(unit: _Unit, lane: _Lane, ledger: _Ledger) -> Blocker | None:
+    """Orders are one write each. A process that ended between those of a group left some with one: the others get
+    theirs then, and the call is made only when all have it."""
+    if unit.method is not Method.LIVE_PATCH:
+        if len(ledger.calls - {unit.call}) >= OPEN_LIMIT:
+            return _blocker(Reason.WAITING_FOR_SLOT, f"{OPEN_LIMIT} calls to the management server are open")
+    rules = RULES if unit.method is not Method.RECREATE else RECREATE_RULES
+    for facts in unit.vms:
+        blocker = next((found for rule in rules if (found := rule(facts, lane, ledger)) is not None), None)
+        if blocker is not None:
+            return blocker
+    return _group_has_no_slots(unit, lane, ledger) if unit.method is Method.RECREATE else None
+
+
+def _order(facts: VMFacts, lane: _Lane, method: Method, epoch: int, *, back: bool) -> OperationOrder:
     rollout, opening = lane.rollout, lane.running.live.opening
     earlier, done = facts.order, facts.operation
     attempt = earlier.attempt + 1 if earlier is not None and earlier.rollout == lane.name else 1
-    ends = opening is not None and opening.at_end is AtEnd.ROLL_BACK and not back
+    # What the management server has begun cannot be called back.
+    may_end = method is Method.LIVE_PATCH and not back
+    ends = opening is not None and opening.at_end is AtEnd.ROLL_BACK and may_end
     return OperationOrder(
         id=operation_id(rollout.metadata.uid, facts.uid, attempt),
         rollout=lane.name,
-        method=Method.LIVE_PATCH,
+        method=method,
         revision=rollout.spec.revision,
         template=rollout.spec.template_ref.name,
         attempt=attempt,
@@ -319,6 +388,8 @@ def _is_not_known(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | Non
     """The plan was made from an older look; a VM that must be looked at again is."""
     if facts.reachable and drift_of(facts, lane.running.plan.release).certain:
         return None
+    if facts.unreachable and method_of(lane.rollout, lane.running.plan, facts) is Method.RECREATE:
+        return None
     ledger.look_at.add(facts.name)
     return _blocker(Reason.NOT_OBSERVED, f"{facts.vm} must be looked at again first")
 
@@ -327,9 +398,16 @@ def _has_a_peer_in_work(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker
     """Never two VMs of one group."""
     for group in sorted(facts.groups):
         for peer in ledger.peers(facts, group):
-            if peer.name in ledger.in_work:
+            if peer.name in ledger.in_work and not _is_recreated_with(facts, peer, lane, ledger):
                 return _blocker(Reason.WAITING_FOR_GROUP, f"{peer.vm} of the same group ({group}) is in work")
     return None
+
+
+def _is_recreated_with(facts: VMFacts, peer: VMFacts, lane: _Lane, ledger: _Ledger) -> bool:
+    """One call replaces both, and the peer has its order for it already."""
+    if facts.is_zone_type or ledger.recreated.get(peer.name) != lane.name:
+        return False
+    return method_of(lane.rollout, lane.running.plan, facts) is Method.RECREATE
 
 
 def _has_an_unwell_peer(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None:
@@ -432,6 +510,16 @@ def _has_no_slot(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None
     return _blocker(Reason.WAITING_FOR_SLOT, f"maxUnavailable {limit}: all {count} are in work or failed")
 
 
+def _group_has_no_slots(unit: _Unit, lane: _Lane, ledger: _Ledger) -> Blocker | None:
+    """maxUnavailable for a group that is never split: as a wave, it may be larger than the limit if it is alone."""
+    others = ledger.holding[lane.name] - {facts.name for facts in unit.vms}
+    count = lane.budget.slots
+    if not others or len(others) + len(unit.vms) <= count:
+        return None
+    limit = lane.rollout.spec.snapshot.strategy.max_unavailable
+    return _blocker(Reason.WAITING_FOR_SLOT, f"maxUnavailable {limit}: {count} in work or failed at most")
+
+
 def _host_is_full(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None:
     """perHost, over all rollouts; a VM whose host is not known has no such limit."""
     limit = lane.rollout.spec.snapshot.strategy.per_host
@@ -454,6 +542,16 @@ RULES: tuple[Rule, ...] = (
     _pair_is_not_proven,
 )
 """The first that objects is what the VM says it waits for."""
+
+
+RECREATE_RULES: tuple[Rule, ...] = (
+    _is_busy,
+    _is_not_known,
+    _has_a_peer_in_work,
+    _is_the_last_of_its_zone,
+    _host_is_full,
+)
+"""For VMs that CloudStack replaces. A sick peer is replaced with it, and roles are made anew."""
 
 
 def _blocker(reason: Reason, message: str) -> Blocker:

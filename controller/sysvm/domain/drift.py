@@ -19,7 +19,7 @@ class Drift:
     """The difference, as far as it is known."""
 
     kinds: frozenset[DriftKind] = frozenset()
-    """What live patch would close."""
+    """What live patch would close, and Template, which it cannot, where the policy requires the release's."""
     notes: frozenset[Reason] = field(default=frozenset())
     """Findings beside it: NotObserved, NotCompared, ContentStale (then nothing is certain); PartialPatch,
     SignatureMismatch, SignatureOnly, TemplateOutdated; ServicesFailed, NoSinglePrimary."""
@@ -64,11 +64,12 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
         return Drift(notes=frozenset(notes | {unknown}))
     same_files = observed.content is not None and observed.content.state is ContentState.MATCHES
     same_signature = observed.signature is not None and observed.signature.value == release.signature.value
+    template = {DriftKind.TEMPLATE} if release.template_required and Reason.TEMPLATE_OUTDATED in notes else set()
     if same_files and not notes & {Reason.PARTIAL_PATCH, Reason.SIGNATURE_MISMATCH}:
-        return _running(facts, notes if same_signature else notes | {Reason.SIGNATURE_ONLY})
+        return _running(facts, notes if same_signature else notes | {Reason.SIGNATURE_ONLY}, template)
     kind = DriftKind.CONTENT if same_signature and not same_files else DriftKind.SCRIPTS
     return Drift(
-        kinds=frozenset({kind}),
+        kinds=frozenset({kind, *template}),
         notes=frozenset(notes),
         was_at_release=same_signature or facts.was_brought_to(release.revision),
     )
@@ -82,14 +83,14 @@ def is_converged(facts: VMFacts, release: Release) -> bool:
     return drift_of(facts, release).converged
 
 
-def _running(facts: VMFacts, notes: set[Reason]) -> Drift:
+def _running(facts: VMFacts, notes: set[Reason], template: set[DriftKind]) -> Drift:
     """Every file is right: what is left is whether it runs."""
     troubles: set[Reason] = set()
     if failed_services(facts):
         troubles.add(Reason.SERVICES_FAILED)
     if facts.pair_trouble:
         troubles.add(Reason.NO_SINGLE_PRIMARY)
-    kinds = frozenset({DriftKind.SERVICES}) if troubles else frozenset[DriftKind]()
+    kinds = frozenset({DriftKind.SERVICES, *template} if troubles else template)
     return Drift(kinds=kinds, notes=frozenset(notes | troubles), was_at_release=bool(troubles))
 
 

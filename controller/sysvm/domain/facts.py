@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sysvm.api.base import ApiModel, Condition, ConditionStatus
 from sysvm.api.endpoint import Scan, SystemVMType
+from sysvm.api.policy import Method, PatchPolicySpec, TemplateVersionRule
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import (
     HistoryEntry,
@@ -45,6 +46,8 @@ class Release(ApiModel):
     """First match wins."""
     has_agent: bool = False
     """The payload has an agent.zip."""
+    template_required: bool = False
+    """The policy wants VMs started from this template version, not only patched to its payload."""
 
     @property
     def short(self) -> str:
@@ -57,8 +60,8 @@ def short(revision: str) -> str:
     return revision[:8]
 
 
-def release_of(template: SystemVMTemplate) -> Release | None:
-    """The release, or None while its payload was never read."""
+def release_of(template: SystemVMTemplate, spec: PatchPolicySpec | None = None) -> Release | None:
+    """The release as a policy wants it, or None while its payload was never read."""
     status = template.status
     if status.revision is None or status.signature is None:
         return None
@@ -69,6 +72,7 @@ def release_of(template: SystemVMTemplate) -> Release | None:
         signature=status.signature,
         compatibility=template.spec.live_patch.compatibility,
         has_agent=template.spec.payload.files.agent is not None,
+        template_required=spec is not None and spec.template_version is TemplateVersionRule.REQUIRE,
     )
 
 
@@ -178,6 +182,15 @@ class VMFacts:
         if self.operation is None or self.operation.rollout != rollout or self.in_work:
             return None
         return self.operation if self.operation.result is not None else None
+
+    def was_started_anew(self, rollout: str) -> bool:
+        """The last operation of this rollout on it was a reboot that succeeded, by the management server."""
+        operation = self.operation_in(rollout)
+        return (
+            operation is not None
+            and operation.result is OperationResult.SUCCEEDED
+            and operation.method in (Method.REBOOT, Method.RECREATE)
+        )
 
     def result_at(self, revision: str) -> OperationResult | None:
         """How the last operation ended, if it was for this revision and nothing newer was ordered."""

@@ -4,12 +4,14 @@ Buckets follow from stored objects alone. What happened to a VM is read from the
 who belongs to which wave, from the plan and from what the rollout's own status appended to it.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sysvm.api.policy import Retry
-from sysvm.api.rollout import AppendedVM, Rollout
+from sysvm.api.names import system_vm_name
+from sysvm.api.policy import AllowedMethod, Method, Retry
+from sysvm.api.rollout import AppendedVM, GroupOperation, Rollout
 from sysvm.api.systemvm import OperationResult, OperationStatus
 from sysvm.domain.drift import is_converged
 from sysvm.domain.facts import VMFacts
@@ -82,8 +84,10 @@ class RolloutView(Buckets):
 def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> RolloutView:
     """Sorts the members of the plan, and those that appeared later. `vms`: SystemVM name -> facts, of the endpoint."""
     uids = {entry.name: entry.uid for entry in plan.entries}
+    successors = _told_of_failures(rollout, successors_of(rollout, plan, vms))
     waves = tuple(
-        _wave_view(rollout, plan, wave, [(name, uids[name]) for name in wave.members], vms) for wave in plan.waves
+        _wave_view(rollout, plan, wave, [(name, uids[name]) for name in wave.members], vms, successors)
+        for wave in plan.waves
     )
     failed = [facts for wave in waves for facts in wave.failed]
     if failed:
@@ -94,6 +98,65 @@ def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> Rollou
             for bucket in (*BUCKETS, "missing")
         },
         waves=waves,
+    )
+
+
+def successors_of(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> dict[str, VMFacts]:
+    """Planned VMs that are no more -> the VM of the same group that the plan has never heard of.
+
+    A recreated VM has another name and another id: what the plan and its approvals said of a router of a network, or of
+    a system VM of a zone, they say of the one that took its place.
+    """
+    known = {entry.name for entry in plan.entries}
+    known |= {vm.name for wave in rollout.status.waves for vm in wave.appended}
+    gone: dict[str, list[str]] = defaultdict(list)
+    members = set(plan.members)
+    for entry in plan.entries:
+        facts = vms.get(entry.name)
+        if entry.name in members and entry.group is not None and (facts is None or facts.uid != entry.uid):
+            gone[entry.group].append(entry.name)
+    if not gone:
+        return {}
+    new: dict[str, list[VMFacts]] = defaultdict(list)
+    for name in sorted(vms):
+        facts = vms[name]
+        if name not in known and facts.group in gone:
+            new[facts.group].append(facts)
+    return {
+        name: successor
+        for group, names in gone.items()
+        for name, successor in zip(sorted(names), new[group], strict=False)
+    }
+
+
+def _told_of_failures(rollout: Rollout, successors: dict[str, VMFacts]) -> dict[str, VMFacts]:
+    """Who knew how a call ended may have gone with it: its successors tell what the rollout remembers of it."""
+    failed = {vm.name: op for op in rollout.status.group_operations if _has_failed(op) for vm in op.before}
+    if not failed:
+        return successors
+    told: dict[str, VMFacts] = {}
+    for name, facts in successors.items():
+        operation = next((op for vm, op in failed.items() if system_vm_name(facts.endpoint, vm) == name), None)
+        told[name] = facts if operation is None else replace(facts, operation=_as_told(rollout, operation))
+    return told
+
+
+def _has_failed(operation: GroupOperation) -> bool:
+    return operation.result not in (None, OperationResult.SUCCEEDED)
+
+
+def _as_told(rollout: Rollout, operation: GroupOperation) -> OperationStatus:
+    return OperationStatus(
+        id=operation.orders[0] if operation.orders else operation.group,
+        rollout=rollout.metadata.name,
+        method=operation.method,
+        revision=rollout.spec.revision,
+        step="Verify",
+        started_at=operation.started_at,
+        finished_at=operation.finished_at,
+        result=operation.result,
+        reason=operation.reason,
+        message=operation.message,
     )
 
 
@@ -120,7 +183,12 @@ BUCKETS = ("waiting", "retrying", "in_work", "done", "failed", "returned", "skip
 
 
 def _wave_view(
-    rollout: Rollout, plan: Plan, wave: Wave, planned: list[tuple[str, str]], vms: Mapping[str, VMFacts]
+    rollout: Rollout,
+    plan: Plan,
+    wave: Wave,
+    planned: list[tuple[str, str]],
+    vms: Mapping[str, VMFacts],
+    successors: Mapping[str, VMFacts],
 ) -> WaveView:
     appended = appended_to(rollout, wave.name)
     buckets: dict[str, list[VMFacts]] = {bucket: [] for bucket in BUCKETS}
@@ -128,6 +196,8 @@ def _wave_view(
     for name, uid in (*planned, *((vm.name, vm.uid) for vm in appended)):
         facts = vms.get(name)
         if facts is None or facts.uid != uid:
+            facts = successors.get(name)
+        if facts is None:
             missing.append(name)
         else:
             buckets[_bucket(rollout, plan, facts)].append(facts)
@@ -147,7 +217,9 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
         return "in_work"
     operation = facts.operation_in(name)
     if operation is not None and operation.result is OperationResult.SUCCEEDED:
-        return "returned" if operation.takes_back else "done"
+        if operation.takes_back:
+            return "returned"
+        return "waiting" if _must_still_be_patched(rollout, plan, facts) else "done"
     if operation is not None:
         retry = rollout.spec.snapshot.strategy.retry
         again = retry_at(retry, operation)
@@ -160,9 +232,32 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
         return "skipped" if facts.hold or facts.inconsistent or facts.deleting else "waiting"
     if is_converged(facts, plan.release):
         return "done"
-    if facts.hold or facts.unreachable or facts.inconsistent or facts.deleting:
+    if facts.hold or facts.inconsistent or facts.deleting:
         return "skipped"
-    return "waiting"
+    method = method_of(rollout, plan, facts)
+    if facts.unreachable and method is not Method.RECREATE:
+        return "skipped"
+    return "waiting" if method is not None else "done"
+
+
+def method_of(rollout: Rollout, plan: Plan, facts: VMFacts) -> Method | None:
+    """What this rollout does next to a VM that is not converged; None: nothing that its policy lists.
+
+    What was started anew came up with its host's payload. If that is another than the release, it is live-patched, once
+    and at once: nothing is rebooted or recreated twice in a rollout.
+    """
+    entry = plan.planned.get(facts.name)
+    if entry is None or entry.uid != facts.uid or facts.was_started_anew(rollout.metadata.name):
+        listed = AllowedMethod.LIVE_PATCH in rollout.spec.snapshot.methods
+        return Method.LIVE_PATCH if listed else None
+    return entry.method
+
+
+def _must_still_be_patched(rollout: Rollout, plan: Plan, facts: VMFacts) -> bool:
+    """It was started anew in this rollout and is not at the release yet, or that is not known yet."""
+    if not facts.was_started_anew(rollout.metadata.name) or is_converged(facts, plan.release):
+        return False
+    return method_of(rollout, plan, facts) is not None
 
 
 def retry_at(retry: Retry, operation: OperationStatus) -> datetime | None:
@@ -199,6 +294,7 @@ def patched_here(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
         if (operation := facts.operation_in(rollout)) is not None
         and operation.result is OperationResult.SUCCEEDED
         and not operation.takes_back
+        and operation.method is Method.LIVE_PATCH
     )
 
 

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Annotated
 
@@ -17,11 +18,13 @@ from pydantic import Field, ValidationError
 
 from sysvm.api.base import ApiModel
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Heal, Method, OrderKey, PatchPolicySpec, PlannedFailover, WaveSpec
+from sysvm.api.policy import Heal, Method, OrderKey, PatchPolicySpec, Route, WaveSpec
+from sysvm.api.reasons import Reason
 from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.cloud_changed import CloudFacts
 from sysvm.domain.facts import Release, VMFacts
+from sysvm.domain.lifecycle import interruption
 from sysvm.domain.limits import rounded_up
 from sysvm.domain.method import Decision, decide
 
@@ -85,6 +88,11 @@ class Plan(ApiModel):
     def is_empty(self) -> bool:
         """Nothing to do: no rollout is needed."""
         return not self.members
+
+    @cached_property
+    def planned(self) -> Mapping[str, PlannedVM]:
+        """SystemVM name -> entry."""
+        return {entry.name: entry for entry in self.entries}
 
     def entry(self, name: str) -> PlannedVM:
         """The entry of a SystemVM. Raises KeyError."""
@@ -173,10 +181,9 @@ def plan(
         name: _planned(by_name[name], decision, alone=len(siblings.get(by_name[name].zone_group or "", ())) == 1)
         for name, decision in sorted(decisions.items())
     }
+    entries |= _recreated_together(by_name, entries, fleet)
     entries |= _with_their_groups(by_name, entries)
-    members = in_order(
-        (by_name[name] for name, entry in entries.items() if entry.method is Method.LIVE_PATCH), spec.strategy.order
-    )
+    members = in_order((by_name[name] for name, entry in entries.items() if entry.method.is_work), spec.strategy.order)
     return Plan(
         policy=policy_name,
         endpoint=spec.endpoint_ref.name,
@@ -196,17 +203,59 @@ def _with_their_groups(by_name: Mapping[str, VMFacts], entries: Mapping[str, Pla
         identity = by_name[name].identity
         return identity.group if identity is not None else None
 
-    working = {group_of(name) for name, entry in entries.items() if entry.method is Method.LIVE_PATCH} - {None}
+    working = {group_of(name): entry.method for name, entry in entries.items() if entry.method.is_work}
+    working.pop(None, None)
     return {
         name: entry.model_copy(
             update={
-                "method": Method.LIVE_PATCH,
+                "method": working[group_of(name)],
                 "message": f"{entry.message}; it goes with its group if it answers while the rollout runs",
             }
         )
         for name, entry in entries.items()
         if by_name[name].unreachable and entry.reason == by_name[name].reach.reason and group_of(name) in working
     }
+
+
+def _recreated_together(
+    by_name: Mapping[str, VMFacts], entries: Mapping[str, PlannedVM], fleet: Iterable[VMFacts]
+) -> dict[str, PlannedVM]:
+    """CloudStack replaces all routers of a network or VPC at once: all of them must be meant, or none is touched."""
+    meant = {_routers_of(facts) for name, facts in by_name.items() if entries[name].method is Method.RECREATE} - {None}
+    if not meant:
+        return {}
+    groups: dict[str, dict[str, VMFacts]] = {}
+    for facts in (*fleet, *by_name.values()):
+        group = _routers_of(facts)
+        if group in meant and group is not None:
+            groups.setdefault(group, {})[facts.name] = facts
+    changed: dict[str, PlannedVM] = {}
+    for group, members in groups.items():
+        stays = (_must_stay(members[name], entries.get(name)) for name in sorted(members))
+        why_not = next((found for found in stays if found is not None), None)
+        for name, entry in ((name, entries[name]) for name in members if name in entries):
+            if why_not is not None and entry.method.is_work:
+                message = f"Recreate replaces all routers of group {group}, and {why_not[1]}"
+                held = {"method": Method.HOLD, "reason": str(why_not[0]), "message": message, "warnings": ()}
+                changed[name] = entry.model_copy(update=held)
+            elif why_not is None and entry.method is not Method.RECREATE:
+                message = f"{entry.message}; it is replaced together with its group {group}"
+                changed[name] = entry.model_copy(update={"method": Method.RECREATE, "message": message})
+    return changed
+
+
+def _routers_of(facts: VMFacts) -> str | None:
+    """The group that CloudStack replaces as a whole; None for a VM that is recreated alone."""
+    return facts.identity.group if facts.identity is not None and not facts.is_zone_type else None
+
+
+def _must_stay(facts: VMFacts, entry: PlannedVM | None) -> tuple[Reason, str] | None:
+    """Why a router must not be replaced with its group."""
+    if entry is None:
+        return Reason.NO_POLICY, f"{facts.vm} is not selected by this policy"
+    if entry.method is Method.HOLD and not (facts.unreachable and entry.reason == facts.reach.reason):
+        return Reason(entry.reason), entry.message
+    return None
 
 
 def _waves(specs: Sequence[WaveSpec], members: Sequence[VMFacts], entries: Mapping[str, PlannedVM]) -> tuple[Wave, ...]:
@@ -267,6 +316,9 @@ def in_order(vms: Iterable[VMFacts], order: Sequence[OrderKey] = DEFAULT_ORDER) 
 
 def _planned(facts: VMFacts, decision: Decision, *, alone: bool) -> PlannedVM:
     warnings = decision.warnings
+    if decision.method in (Method.REBOOT, Method.RECREATE) and facts.identity is not None:
+        loss = interruption(decision.method, facts.identity.type, redundant=facts.role is not None, alone=alone)
+        warnings = (*warnings, f"{facts.vm}: {loss}")
     if alone and decision.method is Method.LIVE_PATCH and facts.identity is not None:
         what = _ZONE_TYPE_NAMES[facts.identity.type]
         zone = f"zone {facts.identity.zone}" if facts.identity.zone else "its zone"

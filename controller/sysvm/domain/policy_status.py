@@ -57,7 +57,7 @@ class PolicySituation:
 def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicyStatus:
     """The whole status but lastHandledReconcileAt, which is kept. Only the policy's own reconciler writes it."""
     policy, generation = situation.policy, situation.policy.metadata.generation
-    release = release_of(situation.template) if situation.template else None
+    release = release_of(situation.template, policy.spec) if situation.template else None
     sorted_ = _sorted(situation, release)
     said = [*_row(situation, sorted_, release).conditions(), _accepted(situation.selection)]
     counts = sorted_.counts()
@@ -94,7 +94,7 @@ def _progress(situation: PolicySituation, counts: PolicyCounts) -> Progress:
 DRIFT = frozenset({Reason.DRIFTED, Reason.SERVICES_FAILED, Reason.NO_SINGLE_PRIMARY, Reason.HEAL_LOOP})
 """A VM that was at the release and well, and no longer is."""
 
-_NEEDED = (Method.LIVE_PATCH, Method.HOLD)
+_NEEDED = (Method.LIVE_PATCH, Method.REBOOT, Method.RECREATE, Method.HOLD)
 
 
 # The VMs, each in one bucket
@@ -180,7 +180,7 @@ def _bucket(facts: VMFacts, decision: Decision | None, release: Release | None, 
         return "converged"
     if facts.result_at(release.revision) not in (None, OperationResult.SUCCEEDED):
         return "failed"
-    if decision.method is Method.LIVE_PATCH:
+    if decision.method.is_work:
         return "waiting"
     return "drifted" if decision.reason in DRIFT else "held"
 

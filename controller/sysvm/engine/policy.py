@@ -90,7 +90,7 @@ class PolicyReconciler:
     async def _look(self, policy: PatchPolicy, now: datetime) -> _Sight:
         endpoint = self._stores.endpoints.get(endpoint_of(policy))
         template = self._stores.templates.get(template_of(policy))
-        release = release_of(template) if template is not None else None
+        release = release_of(template, policy.spec) if template is not None else None
         facts = self._facts(policy, endpoint, now)
         selection = select(policy, self._stores.policies.values(policy.metadata.namespace), facts)
         last = policy.status.last_rollout

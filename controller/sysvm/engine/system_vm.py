@@ -138,7 +138,7 @@ class SystemVMReconciler:
         if policy is None:
             return None
         template = self._stores.templates.get(template_of(policy))
-        release = release_of(template) if template is not None else None
+        release = release_of(template, policy.spec) if template is not None else None
         return _Owner(policy, release, self._payloads.get(template))
 
     async def _report(
