@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+from pydantic import Field
+
 from sysvm.api.base import ApiModel
 from sysvm.api.rollout import CloudStatus, Rollout
 from sysvm.domain.cloud import CloudHost, Snapshot
@@ -26,9 +28,9 @@ class CloudFacts(ApiModel):
     """What is true of the whole cloud. What the role may not read is missing and is not compared."""
 
     server_version: str = ""
-    minimum_template_versions: dict[str, str] = {}
+    minimum_template_versions: dict[str, str] = Field(default_factory=dict)
     """Zone name -> `minreq.sysvmtemplate.version`."""
-    host_payloads: dict[str, str] = {}
+    host_payloads: dict[str, str] = Field(default_factory=dict)
     """Name of a hypervisor host -> checksum of its payload, as the looks at its VMs found it."""
 
 
