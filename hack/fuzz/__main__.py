@@ -9,8 +9,8 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["tarfile", "zipfile", "sysvm.patching"]):
-    for name in ("tarfile", "zipfile"):
+with atheris.instrument_imports(include=["arpy", "tarfile", "zipfile", "sysvm.patching"]):
+    for name in ("arpy", "tarfile", "zipfile"):
         sys.modules.pop(name, None)
     from fuzz.promises import TARGETS
 

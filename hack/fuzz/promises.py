@@ -13,7 +13,7 @@ import posixpath
 import struct
 from collections.abc import Callable, Iterator
 
-from sysvm.patching import archives, protocol
+from sysvm.patching import archives, package_files, protocol
 from sysvm.patching.errors import PatchingError, PayloadError
 
 
@@ -50,6 +50,38 @@ def agent(packed: bytes) -> bool:
                 digest = hashlib.sha256(b"".join(reader.read(entry.path)))
                 assert digest.hexdigest() == entry.sha256, entry
     return True
+
+
+def package(packed: bytes) -> bool:
+    """cloudstack-common, as .deb or .rpm. What comes out is the payload's files and no others, within their limits."""
+    sizes: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def sink(name: str) -> Iterator[_Counter]:
+        assert name in (package_files.SCRIPTS, package_files.AGENT), name
+        assert name not in sizes, name
+        counter = _Counter()
+        yield counter
+        sizes[name] = counter.size
+
+    try:
+        found = package_files.copy_payload(packed, "the package", sink)
+    except PayloadError as error:
+        _is_a_sentence(error)
+        return False
+    assert found.package.name == package_files.PACKAGE
+    assert sizes[package_files.SCRIPTS] <= archives.SCRIPTS_LIMITS.packed_bytes
+    assert found.has_agent == (package_files.AGENT in sizes)
+    return True
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, part: bytes, /) -> None:
+        assert 0 < len(part) <= 1 << 20, len(part)
+        self.size += len(part)
 
 
 def wire(stream: bytes) -> bool:
@@ -128,6 +160,8 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "tar": scripts_of_tar,
     "tgz": scripts,
     "zip": agent,
+    "deb": package,
+    "rpm": package,
     "wire": wire,
     "json": message,
 }

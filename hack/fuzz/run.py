@@ -19,7 +19,7 @@ from pathlib import Path
 from fuzz.promises import TARGETS
 
 CORPUS = Path(__file__).resolve().parents[2] / "tests/unit/security/corpus"
-_LONGEST_INPUT_BYTES = {"tar": 16384, "tgz": 4096, "zip": 8192, "wire": 8192, "json": 4096}
+_LONGEST_INPUT_BYTES = {"tar": 16384, "tgz": 4096, "zip": 8192, "deb": 32768, "rpm": 16384, "wire": 8192, "json": 4096}
 _RSS_LIMIT_MIB = 1024
 _SLOWEST_SECONDS = 10
 

@@ -78,13 +78,12 @@ class Listing:
 
 def read_scripts(packed: bytes) -> tuple[Listing, dict[str, bytes]]:
     """Lists a gzip'ed tar and returns its contents by sha256. Raises `PayloadError`."""
-    tally = _Tally("cloud-scripts.tgz", SCRIPTS_LIMITS, SCRIPTS_ROOTS)
+    tally = Tally("cloud-scripts.tgz", SCRIPTS_LIMITS, SCRIPTS_ROOTS)
     plain = _TarStream(_gunzip(packed, tally), tally)
     contents: dict[str, bytes] = {}
-    # Errors of the header arrive as very different exceptions, depending on which field is bent.
     try:
         with tarfile.open(fileobj=plain, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-            for number, info in enumerate(_members(tar, tally), start=1):
+            for number, info in enumerate(tar_members(tar, tally), start=1):
                 tally.count(number)
                 path = tally.judge_path(info.name)
                 if info.isdir():
@@ -94,12 +93,12 @@ def read_scripts(packed: bytes) -> tuple[Listing, dict[str, bytes]]:
                 _judge_tar_kind(tally, info)
                 content = plain.content(info.offset_data, info.size)
                 if len(content) != info.size:
-                    raise tally.unreadable(f"ends in the middle of {_shown(path)}")
+                    raise tally.unreadable(f"ends in the middle of {shown(path)}")
                 digest = hashlib.sha256(content).hexdigest()
                 contents[digest] = content
                 tally.add_file(FileEntry(path, info.size, digest, bool(info.mode & stat.S_IXUSR)))
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, LookupError, OverflowError, RecursionError) as error:
+    except TAR_ERRORS as error:
         raise tally.unreadable(f"is not a tar archive that can be read to its end ({error})") from error
     tail = plain.getbuffer()[end:]
     if len(tail) < _BLOCK:
@@ -111,46 +110,60 @@ def read_scripts(packed: bytes) -> tuple[Listing, dict[str, bytes]]:
     return listing, {digest: content for digest, content in contents.items() if digest in wanted}
 
 
-def _members(tar: tarfile.TarFile, tally: "_Tally") -> Iterator[tarfile.TarInfo]:
+TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, LookupError, OverflowError, RecursionError)
+"""How tarfile says that a header is bent, depending on which field."""
+
+
+def tar_members(tar: tarfile.TarFile, tally: "Tally") -> Iterator[tarfile.TarInfo]:
     """The members, each with a size that is worth asking for. None is kept: a member may carry many words."""
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]
         if len(tar.pax_headers) > _COMMON_WORDS:
             raise tally.too_large(f"its headers hold more than {_COMMON_WORDS} words for all entries")
         if info.size < 0 or info.size > tally.limits.unpacked_bytes:
-            raise tally.too_large(f"{_shown(info.name)} claims {info.size} bytes")
+            raise tally.too_large(f"{shown(info.name)} claims {info.size} bytes")
         yield info
 
 
-class _TarStream(io.BytesIO):
-    """The plain tar, of which `tarfile` is given headers only, and none that is larger than a payload has.
+class HeaderAllowance:
+    """How much of a tar may be read as headers: none that is larger than a payload has.
 
     What tarfile does with a header may take the square of its length (CVE-2024-6232), so that is what one costs of
     what all may have; and a negative size means all that is left.
     """
 
-    def __init__(self, plain: bytes, tally: "_Tally") -> None:
-        super().__init__(plain)
+    def __init__(self, tally: "Tally", all_bytes: int = _HEADERS_BYTES) -> None:
         self._tally = tally
-        self._left = _HEADERS_BYTES
+        self._left = all_bytes
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = -1 if size is None else size
+    def charge(self, wanted: int) -> None:
         self._left -= wanted * max(wanted, _BLOCK) // _BLOCK
         if not 0 <= wanted <= _HEADER_BYTES or self._left < 0:
             raise self._tally.too_large(
                 f"a header has more than {_HEADER_BYTES} bytes, or all of them more than a payload has"
             )
+
+
+class _TarStream(io.BytesIO):
+    """The plain tar, of which `tarfile` is given headers only."""
+
+    def __init__(self, plain: bytes, tally: "Tally") -> None:
+        super().__init__(plain)
+        self._allowance = HeaderAllowance(tally)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = -1 if size is None else size
+        self._allowance.charge(wanted)
         return super().read(wanted)
 
     def content(self, offset: int, size: int) -> bytes:
         return bytes(self.getbuffer()[offset : offset + size])
 
 
-def _judge_tar_kind(tally: "_Tally", info: tarfile.TarInfo) -> None:
-    name = _shown(info.name)
+def _judge_tar_kind(tally: "Tally", info: tarfile.TarInfo) -> None:
+    name = shown(info.name)
     if info.issym() or info.islnk():
-        raise tally.unsafe(f"{name} is a link to {_shown(info.linkname)}; a payload holds files and folders only")
+        raise tally.unsafe(f"{name} is a link to {shown(info.linkname)}; a payload holds files and folders only")
     if info.issparse():
         raise tally.unsafe(f"{name} is a sparse file")
     if not info.isreg():
@@ -160,7 +173,7 @@ def _judge_tar_kind(tally: "_Tally", info: tarfile.TarInfo) -> None:
         raise tally.unsafe(f"{name} has mode {info.mode & 0o7777:o}: set-user-id, set-group-id and sticky are refused")
 
 
-def _gunzip(packed: bytes, tally: "_Tally") -> bytes:
+def _gunzip(packed: bytes, tally: "Tally") -> bytes:
     """The plain bytes, never more than the limit at any moment."""
     if len(packed) > tally.limits.packed_bytes:
         raise tally.too_large(f"it has {len(packed)} bytes, the limit is {tally.limits.packed_bytes}")
@@ -191,7 +204,7 @@ def _gunzip(packed: bytes, tally: "_Tally") -> bytes:
 
 def read_agent(source: Path | bytes) -> Listing:
     """Lists a zip archive, reading every member to its end. Raises `PayloadError`."""
-    tally = _Tally("agent.zip", AGENT_LIMITS, None)
+    tally = Tally("agent.zip", AGENT_LIMITS, None)
     packed_size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if packed_size > tally.limits.packed_bytes:
         raise tally.too_large(f"it has {packed_size} bytes, the limit is {tally.limits.packed_bytes}")
@@ -254,7 +267,7 @@ class AgentReader:
                 while part := member.read(_CHUNK_BYTES):
                     yield part
         except (OSError, KeyError, *_ZIP_ERRORS) as error:
-            text = f"agent.zip cannot be read any more at {_shown(path)}: {error}"
+            text = f"agent.zip cannot be read any more at {shown(path)}: {error}"
             raise PayloadError(text, retryable=True) from error
 
     def close(self) -> None:
@@ -267,7 +280,7 @@ def _opened(source: Path | bytes) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _judge_zip_ends(tally: "_Tally", stream: IO[bytes], size: int) -> None:
+def _judge_zip_ends(tally: "Tally", stream: IO[bytes], size: int) -> None:
     """Looks at both ends before `zipfile` does, which makes an object of every member before it can be asked how many
     there are."""
     if stream.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
@@ -293,23 +306,23 @@ def _judge_zip_ends(tally: "_Tally", stream: IO[bytes], size: int) -> None:
     stream.seek(0)
 
 
-def _judge_overlaps(tally: "_Tally", end: int, infos: list[zipfile.ZipInfo]) -> None:
+def _judge_overlaps(tally: "Tally", end: int, infos: list[zipfile.ZipInfo]) -> None:
     """One stream under many names is how a small archive becomes a large tree."""
     for info in sorted(infos, key=lambda each: each.header_offset, reverse=True):
         # 30: what a local header has at least, without its name.
         if info.header_offset + 30 + len(info.filename) + info.compress_size > end:
-            raise tally.unsafe(f"{_shown(info.filename)} and what follows it share the same bytes")
+            raise tally.unsafe(f"{shown(info.filename)} and what follows it share the same bytes")
         end = info.header_offset
 
 
-def _add_zip_member(tally: "_Tally", archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+def _add_zip_member(tally: "Tally", archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     if not info.filename:
         raise tally.unsafe("an entry has no name")
     if info.orig_filename != info.filename:
-        raise tally.unsafe(f"the name {_shown(info.orig_filename)} holds control characters")
+        raise tally.unsafe(f"the name {shown(info.orig_filename)} holds control characters")
     # Without the UTF-8 flag zipfile reads the name as code page 437, which gives every byte some letter.
     if not info.flag_bits & 0x800 and not info.filename.isascii():
-        raise tally.unsafe(f"the name {_shown(info.filename)} is not UTF-8")
+        raise tally.unsafe(f"the name {shown(info.filename)} is not UTF-8")
     path = tally.judge_path(info.filename.removesuffix("/"))
     mode = info.external_attr >> 16
     kind = stat.S_IFMT(mode)
@@ -319,35 +332,35 @@ def _add_zip_member(tally: "_Tally", archive: zipfile.ZipFile, info: zipfile.Zip
         return
     if kind not in (0, stat.S_IFREG):
         what = "a link" if kind == stat.S_IFLNK else "a device, pipe or folder entry with content"
-        raise tally.unsafe(f"{_shown(path)} is {what}; a payload holds files and folders only")
+        raise tally.unsafe(f"{shown(path)} is {what}; a payload holds files and folders only")
     if mode & _ODD_BITS:
-        raise tally.unsafe(f"{_shown(path)} has mode {mode & 0o7777:o}: set-user-id and its like are refused")
+        raise tally.unsafe(f"{shown(path)} has mode {mode & 0o7777:o}: set-user-id and its like are refused")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise tally.unreadable(f"packs {_shown(path)} in a way that the VM's unzip may not know")
+        raise tally.unreadable(f"packs {shown(path)} in a way that the VM's unzip may not know")
     digest, size = hashlib.sha256(), 0
     with archive.open(info) as member:
         while part := member.read(_CHUNK_BYTES):
             size += len(part)
             digest.update(part)
     if size != info.file_size:
-        raise tally.unreadable(f"ends in the middle of {_shown(path)}")
+        raise tally.unreadable(f"ends in the middle of {shown(path)}")
     # CloudStack 4.21 bootstrap.sh: every *.sh of the agent folder becomes executable whatever the archive says.
     executable = bool(mode & stat.S_IXUSR) or path.endswith(".sh")
     tally.add_file(FileEntry(path, size, digest.hexdigest(), executable))
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A hostile name as text that cannot move a terminal's cursor or flood a status."""
     text = name.encode("utf-8", "backslashreplace").decode("utf-8").encode("unicode_escape").decode("ascii")
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-class _Tally:
-    """Judges paths and collects entries of one archive."""
+class Tally:
+    """Judges paths and collects entries of one archive, and words what is wrong with it."""
 
     def __init__(self, name: str, limits: Limits, roots: tuple[str, ...] | None) -> None:
         self.limits = limits
-        self._name = name
+        self.name = name
         self._roots = roots
         self._files: dict[str, FileEntry] = {}
         self._folders: dict[str, FolderEntry] = {}
@@ -364,27 +377,27 @@ class _Tally:
 
     def judge_path(self, name: str) -> str:
         """The path without leading `./`; empty for the top folder itself."""
-        shown = _shown(name)
+        told = shown(name)
         try:
             size = len(name.encode("utf-8"))
         except UnicodeEncodeError as error:
-            raise self.unsafe(f"the name {shown} is not UTF-8") from error
+            raise self.unsafe(f"the name {told} is not UTF-8") from error
         if size > self.limits.path_bytes:
-            raise self.unsafe(f"the name {shown} is longer than {self.limits.path_bytes} bytes")
+            raise self.unsafe(f"the name {told} is longer than {self.limits.path_bytes} bytes")
         if not name.isprintable() or "\\" in name:
-            raise self.unsafe(f"the name {shown} holds control characters or a backslash")
+            raise self.unsafe(f"the name {told} holds control characters or a backslash")
         if name.startswith("/"):
-            raise self.unsafe(f"{shown} is an absolute path")
+            raise self.unsafe(f"{told} is an absolute path")
         parts = name.rstrip("/").split("/")
         while parts and parts[0] in (".", ""):
             parts = parts[1:]
         if any(part == ".." for part in parts):
-            raise self.unsafe(f"{shown} leads out of its folder")
+            raise self.unsafe(f"{told} leads out of its folder")
         if any(part in (".", "") for part in parts):
-            raise self.unsafe(f"{shown} is not a plain path")
+            raise self.unsafe(f"{told} is not a plain path")
         path = "/".join(parts)
         if path and not self._allowed(path):
-            raise self.unsafe(f"{shown} lies outside of {', '.join(self._roots or ())}")
+            raise self.unsafe(f"{told} lies outside of {', '.join(self._roots or ())}")
         return path
 
     def _allowed(self, path: str) -> bool:
@@ -397,9 +410,9 @@ class _Tally:
         if not path:
             raise self.unsafe("an entry has no name")
         if self._roots is not None and not any(path.startswith(f"{root}/") for root in self._roots):
-            raise self.unsafe(f"{_shown(path)} is a file where a folder must be")
+            raise self.unsafe(f"{shown(path)} is a file where a folder must be")
         if path in self._folders or path in self._parents:
-            raise self.unsafe(f"{_shown(path)} is both a file and a folder")
+            raise self.unsafe(f"{shown(path)} is both a file and a folder")
         self._claim_parents(path)
         if path in self._files:
             self._repeated[path] = self._repeated.get(path, 1) + 1
@@ -407,7 +420,7 @@ class _Tally:
 
     def add_folder(self, entry: FolderEntry) -> None:
         if entry.path in self._files:
-            raise self.unsafe(f"{_shown(entry.path)} is both a file and a folder")
+            raise self.unsafe(f"{shown(entry.path)} is both a file and a folder")
         self._claim_parents(entry.path)
         self._folders[entry.path] = entry
 
@@ -418,7 +431,7 @@ class _Tally:
             if parent in self._parents:
                 return
             if parent in self._files:
-                raise self.unsafe(f"{_shown(parent)} is both a file and a folder")
+                raise self.unsafe(f"{shown(parent)} is both a file and a folder")
             self._parents.add(parent)
 
     def listing(self) -> Listing:
@@ -432,10 +445,10 @@ class _Tally:
         )
 
     def unsafe(self, what: str) -> PayloadError:
-        return PayloadError(f"{self._name}: {what}", reason=Reason.PAYLOAD_UNSAFE)
+        return PayloadError(f"{self.name}: {what}", reason=Reason.PAYLOAD_UNSAFE)
 
     def unreadable(self, what: str) -> PayloadError:
-        return PayloadError(f"{self._name} {what}", reason=Reason.PAYLOAD_UNREADABLE)
+        return PayloadError(f"{self.name} {what}", reason=Reason.PAYLOAD_UNREADABLE)
 
     def too_large(self, what: str) -> PayloadError:
-        return PayloadError(f"{self._name}: {what}", reason=Reason.PAYLOAD_TOO_LARGE)
+        return PayloadError(f"{self.name}: {what}", reason=Reason.PAYLOAD_TOO_LARGE)

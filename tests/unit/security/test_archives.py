@@ -421,7 +421,7 @@ def test_a_promise_that_is_broken_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(zlib.error):
         promises.agent(b"")
     check: Callable[[str], str] = lambda path: path  # noqa: E731
-    monkeypatch.setattr("sysvm.patching.archives._Tally.judge_path", lambda self, name: check(name))
+    monkeypatch.setattr("sysvm.patching.archives.Tally.judge_path", lambda self, name: check(name))
     with pytest.raises(AssertionError):
         promises.scripts_of_tar(member(name=b"etc/../x") + END)
     assert tarfile.BLOCKSIZE == BLOCK
