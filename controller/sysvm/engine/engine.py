@@ -15,7 +15,7 @@ from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.plans import Plans
 from sysvm.engine.policy import PolicyReconciler
-from sysvm.engine.ports import Clock, EngineObserver, Recorder, SystemVMs
+from sysvm.engine.ports import Clock, EngineObserver, Recorder, SnapshotOf, SystemVMs, no_cloud
 from sysvm.engine.rollout import RolloutReconciler
 from sysvm.engine.stores import Job, Role, Stores, key_of
 from sysvm.engine.system_vm import SystemVMReconciler
@@ -62,6 +62,7 @@ class Engine:
         sizes: Sizes,
         guarded: bool = False,
         queue_observer: QueueObserver | None = None,
+        snapshot_of: SnapshotOf = no_cloud,
     ) -> None:
         self.queue: WorkQueue[Job] = WorkQueue("engine", observer=queue_observer)
         self._stores = stores
@@ -78,8 +79,10 @@ class Engine:
         template = TemplateReconciler(
             cluster, stores, sources, payloads, self._fetches, notices, self._payload_changed, clock
         )
-        policy = PolicyReconciler(cluster, stores, plans, notices, clock)
-        rollout = RolloutReconciler(cluster, stores, plans, notices, clock, guarded=guarded)
+        policy = PolicyReconciler(cluster, stores, plans, notices, clock, snapshot_of=snapshot_of)
+        rollout = RolloutReconciler(
+            cluster, stores, plans, notices, clock, guarded=guarded, snapshot_of=snapshot_of
+        )
         system_vm = SystemVMReconciler(
             cluster,
             stores,
@@ -95,7 +98,15 @@ class Engine:
             clock,
         )
         admit = AdmissionReconciler(
-            cluster, stores, plans, board, epoch, lambda key: wake(Role.SYSTEM_VM, key), clock, guarded=guarded
+            cluster,
+            stores,
+            plans,
+            board,
+            epoch,
+            lambda key: wake(Role.SYSTEM_VM, key),
+            clock,
+            guarded=guarded,
+            snapshot_of=snapshot_of,
         )
         self._reconcilers: dict[Role, Callable[[Key], Awaitable[Again | None]]] = {
             Role.ENDPOINT: endpoint.reconcile,

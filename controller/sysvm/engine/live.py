@@ -7,7 +7,9 @@ from sysvm.api.policy import Method, PatchPolicy
 from sysvm.api.rollout import AppendedVM, Rollout
 from sysvm.domain.approvals import glass_broken_until, wave_gate
 from sysvm.domain.calendar import openings_of
-from sysvm.domain.facts import VMFacts, release_of
+from sysvm.domain.cloud import Snapshot
+from sysvm.domain.cloud_changed import cloud_facts, cloud_status
+from sysvm.domain.facts import VMFacts, host_payloads, release_of
 from sysvm.domain.planner import Plan, decide_all
 from sysvm.domain.rollout import Live
 from sysvm.domain.selection import select
@@ -18,9 +20,17 @@ from sysvm.kube.objects import Key
 
 
 def live_of(
-    rollout: Rollout, plan: Plan, stores: Stores, vms: dict[str, VMFacts], now: datetime, *, guarded: bool
+    rollout: Rollout,
+    plan: Plan,
+    stores: Stores,
+    vms: dict[str, VMFacts],
+    now: datetime,
+    *,
+    guarded: bool,
+    snapshot: Snapshot | None = None,
 ) -> Live:
-    """`vms`: all of the endpoint, by name. `guarded`: the admission policies that prove who approves are installed."""
+    """`vms`: all of the endpoint, by name. `guarded`: the admission policies that prove who approves are installed.
+    `snapshot`: the last sweep of its cloud; None of a Static inventory, and before the first one."""
     policy = stores.policies.get(Key(rollout.metadata.namespace, rollout.spec.policy_ref.name))
     opening = None
     if policy is not None and glass_broken_until(rollout, now, guarded=guarded) is None:
@@ -37,6 +47,8 @@ def live_of(
         },
         edited=edited_since(rollout, policy.spec) if policy is not None else (),
         newcomers=_newcomers(policy, plan, stores, vms) if policy is not None else (),
+        cloud=cloud_status(rollout, plan.cloud, cloud_facts(snapshot, host_payloads(vms.values())), now=now),
+        cloud_unseen=plan.cloud is not None and snapshot is None,
     )
 
 

@@ -20,7 +20,9 @@ from sysvm.api.policy import LastRollout, PatchPolicy, PolicyBlocker
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import PlanRef, PolicySnapshot, Rollout, RolloutCause, RolloutSpec
 from sysvm.api.template import SystemVMTemplate
-from sysvm.domain.facts import Release, VMFacts, facts_of, release_of
+from sysvm.domain.cloud import Snapshot
+from sysvm.domain.cloud_changed import cloud_facts, warnings
+from sysvm.domain.facts import Release, VMFacts, facts_of, host_payloads, release_of
 from sysvm.domain.method import Decision
 from sysvm.domain.planner import Plan, decide_all, plan
 from sysvm.domain.policy_status import PolicySituation, policy_status
@@ -31,7 +33,7 @@ from sysvm.domain.starts import Start, finished_to_prune, may_start, spec_digest
 from sysvm.engine.inventory import listed
 from sysvm.engine.notices import Notices, reference
 from sysvm.engine.plans import PlanMissing, Plans
-from sysvm.engine.ports import Clock
+from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
 from sysvm.engine.resources import POLICY, ROLLOUT
 from sysvm.engine.status import write_status
 from sysvm.engine.stores import Stores, endpoint_of, key_of, template_of
@@ -57,17 +59,29 @@ class _Sight:
     rollout: Rollout | None
     waits: PolicyBlocker | None = None
     """Why another rollout must not begin yet, by spec.after."""
+    snapshot: Snapshot | None = None
+    """The last sweep of the cloud; None of a Static inventory, and before the first one."""
 
 
 class PolicyReconciler:
     """One key: one PatchPolicy."""
 
-    def __init__(self, cluster: Cluster, stores: Stores, plans: Plans, notices: Notices, clock: Clock) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        stores: Stores,
+        plans: Plans,
+        notices: Notices,
+        clock: Clock,
+        *,
+        snapshot_of: SnapshotOf = no_cloud,
+    ) -> None:
         self._cluster = cluster
         self._stores = stores
         self._plans = plans
         self._notices = notices
         self._clock = clock
+        self._snapshot_of = snapshot_of
 
     async def reconcile(self, key: Key) -> Again | None:
         policy = self._stores.policies.get(key)
@@ -99,9 +113,18 @@ class PolicyReconciler:
             decide_all(policy.spec, release, selection.vms, excluded=selection.excluded) if release is not None else {}
         )
         others = {other.metadata.name: other for other in self._stores.policies.values(policy.metadata.namespace)}
-        waits = waits_for(policy, others, release) if release is not None else None
         return _Sight(
-            policy, endpoint, template, release, facts, selection, decisions, _followed(last, rollout), rollout, waits
+            policy,
+            endpoint,
+            template,
+            release,
+            facts,
+            selection,
+            decisions,
+            _followed(last, rollout),
+            rollout,
+            waits_for(policy, others, release) if release is not None else None,
+            self._snapshot_of(endpoint_of(policy)),
         )
 
     def _facts(self, policy: PatchPolicy, endpoint: CloudStackEndpoint | None, now: datetime) -> list[VMFacts]:
@@ -180,7 +203,7 @@ class PolicyReconciler:
 
     @staticmethod
     def _plan(sight: _Sight, release: Release) -> Plan:
-        policy = sight.policy
+        policy, payloads = sight.policy, host_payloads(sight.fleet)
         return plan(
             policy.metadata.name,
             policy.spec,
@@ -188,6 +211,8 @@ class PolicyReconciler:
             sight.selection.vms,
             excluded=sight.selection.excluded,
             fleet=sight.fleet,
+            cloud=cloud_facts(sight.snapshot, payloads),
+            warnings=warnings(sight.snapshot, payloads) if sight.snapshot is not None else (),
         )
 
     # Act
@@ -249,6 +274,8 @@ class PolicyReconciler:
         note = (
             f"rollout {announced.name} to {stored.release.version} ({stored.release.short}): {len(stored.members)} VMs"
         )
+        if stored.warnings:
+            note = f"{note}; {'; '.join(stored.warnings)}"
         self._notices.tell(POLICY, policy.metadata, EventReason.ROLLOUT_STARTED, "Plan", note, rollout=announced.name)
 
     async def _prune(self, key: Key, policy: PatchPolicy) -> None:

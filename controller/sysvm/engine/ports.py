@@ -7,8 +7,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
+from sysvm.domain.cloud import Snapshot
 from sysvm.kube.events import EventType
-from sysvm.kube.objects import ObjectRef
+from sysvm.kube.objects import Key, ObjectRef
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import Observation, OperationReport, Order, Target
 
@@ -46,6 +47,15 @@ class SystemVMs(Protocol):
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         """What the VM knows of an operation; None if it never heard of it."""
         ...
+
+
+SnapshotOf = Callable[[Key], Snapshot | None]
+"""The last whole sweep of an endpoint's cloud; None of a Static inventory, and before the first one."""
+
+
+def no_cloud(endpoint: Key) -> Snapshot | None:
+    """For a process without CloudStack inventories."""
+    return None
 
 
 class EngineObserver(Protocol):

@@ -16,7 +16,7 @@ from sysvm.domain.running import in_pairs
 from sysvm.engine.live import live_of
 from sysvm.engine.notices import Notices
 from sysvm.engine.plans import PlanMissing, Plans
-from sysvm.engine.ports import Clock
+from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
 from sysvm.engine.resources import ROLLOUT
 from sysvm.engine.status import write_status
 from sysvm.engine.stores import Stores, endpoint_of
@@ -33,7 +33,15 @@ class RolloutReconciler:
     """One key: one Rollout."""
 
     def __init__(
-        self, cluster: Cluster, stores: Stores, plans: Plans, notices: Notices, clock: Clock, *, guarded: bool
+        self,
+        cluster: Cluster,
+        stores: Stores,
+        plans: Plans,
+        notices: Notices,
+        clock: Clock,
+        *,
+        guarded: bool,
+        snapshot_of: SnapshotOf = no_cloud,
     ) -> None:
         self._cluster = cluster
         self._stores = stores
@@ -41,6 +49,7 @@ class RolloutReconciler:
         self._notices = notices
         self._clock = clock
         self._guarded = guarded
+        self._snapshot_of = snapshot_of
 
     async def reconcile(self, key: Key) -> Again | None:
         rollout = self._stores.rollouts.get(key)
@@ -70,7 +79,15 @@ class RolloutReconciler:
             for facts in in_pairs(facts_of(vm, now=now, scan=scan) for vm in self._stores.vms_of(endpoint_of(rollout)))
         }
         live = replace(
-            live_of(rollout, plan, self._stores, vms, now, guarded=self._guarded),
+            live_of(
+                rollout,
+                plan,
+                self._stores,
+                vms,
+                now,
+                guarded=self._guarded,
+                snapshot=self._snapshot_of(endpoint_of(rollout)),
+            ),
             held_back={
                 vm.metadata.name: vm.status.plan.blocked_by[0]
                 for vm in self._stores.vms_of(endpoint_of(rollout))
