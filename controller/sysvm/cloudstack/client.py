@@ -34,6 +34,7 @@ from sysvm.cloudstack.errors import (
     Unavailable,
 )
 from sysvm.cloudstack.jobs import CHANGE_EXPIRES, Job, JobId, classify, forgotten
+from sysvm.cloudstack.rate import Rate
 from sysvm.cloudstack.transport import CONNECTIONS, Access, Answer, Clock, Credentials, LostAnswer, Param, Transport
 
 PAGE_SIZE = 500
@@ -86,7 +87,7 @@ class CloudStack:
         self._clock = clock
         self._chance = chance
         self._transport = Transport(access, clock)
-        self._rate = _Rate(access.requests_per_second, access.burst)
+        self._rate = Rate(access.requests_per_second, access.burst)
         self._requests_in_flight = asyncio.Semaphore(CONNECTIONS)
 
     def __repr__(self) -> str:
@@ -241,26 +242,6 @@ class CloudStack:
         if isinstance(error, Unavailable) and error.code == 0:
             return float(0.25 * 2.0**attempt * (1.0 + self._chance()))
         return None
-
-
-class _Rate:
-    """When the next request may go: `per_second` on average, `burst` at once after a silence."""
-
-    def __init__(self, per_second: int, burst: int) -> None:
-        self._interval = 1.0 / per_second
-        self._slack = (burst - 1) * self._interval
-        self._next = 0.0
-
-    async def turn(self) -> None:
-        now = asyncio.get_running_loop().time()
-        mine = max(self._next, now - self._slack)
-        self._next = mine + self._interval
-        if mine > now:
-            await asyncio.sleep(mine - now)
-
-    def pause(self, seconds: float) -> None:
-        """Nobody who has not got a turn yet gets one before."""
-        self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
 
 
 def _entries(command: str, key: str, answer: Answer) -> list[Answer]:
