@@ -152,6 +152,12 @@ class VMFacts:
         return any(gateway.held for sample in last for gateway in sample.gateways)
 
     @property
+    def gate_closed(self) -> bool | None:
+        """Whether the management server refuses to send it commands; None: not known. Without a server: False."""
+        management = self.observed.management if self.observed else None
+        return management.gate_closed if management is not None else False
+
+    @property
     def host(self) -> str | None:
         return self.identity.host if self.identity else None
 

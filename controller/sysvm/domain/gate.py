@@ -278,6 +278,6 @@ def unverified(claim: Claim, *, signature: str, server_version: str, router: boo
         found.append(claim.roles)
     if router and claim.software_version != server_version:
         found.append(f"the server's books have it at {claim.software_version or 'no version'}, not {server_version}")
-    if claim.gate.closed is not False:
+    if claim.gate.closed:
         found.append(claim.gate.sentence)
     return tuple(found)

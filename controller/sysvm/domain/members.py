@@ -230,7 +230,7 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
         if facts.unreachable:
             return "retrying" if facts.moment < gives_up_at(retry, operation) else "failed"
         return "skipped" if facts.hold or facts.inconsistent or facts.deleting else "waiting"
-    if is_converged(facts, plan.release):
+    if is_converged(facts, plan.release) and not facts.gate_closed:
         return "done"
     if facts.hold or facts.inconsistent or facts.deleting:
         return "skipped"

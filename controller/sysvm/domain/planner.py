@@ -46,6 +46,8 @@ class PlannedVM(ApiModel):
     group: str | None = None
     drift: tuple[DriftKind, ...] = ()
     method: Method
+    route: Route | None = None
+    """Of a live patch."""
     reason: str
     message: str = ""
     warnings: tuple[str, ...] = ()
@@ -148,7 +150,7 @@ def decide_all(
             methods=spec.methods,
             heal=spec.drift.heal is Heal.AUTOMATIC,
             excluded=excluded.get(facts.name),
-            planned_failover=spec.live_patch.planned_failover is PlannedFailover.ALLOWED,
+            live_patch=spec.live_patch,
         )
         for facts in vms
     }
@@ -330,6 +332,7 @@ def _planned(facts: VMFacts, decision: Decision, *, alone: bool) -> PlannedVM:
         group=facts.group,
         drift=decision.kinds,
         method=decision.method,
+        route=decision.route,
         reason=str(decision.reason),
         message=decision.message,
         warnings=warnings,

@@ -403,6 +403,18 @@ def _drifted(context: _Context) -> _Row | None:
     return _Row(ready=False, reason=Reason.DRIFTED, message=f"{first}; {context.at}")
 
 
+def _gated(context: _Context) -> _Row | None:
+    """A router that takes no command from the management server, or may take none, whatever its files are."""
+    gated = [facts for facts in (*context.vms.held, *context.vms.unreachable) if facts.gate_closed is not False]
+    closed = [facts for facts in gated if facts.gate_closed]
+    if not gated:
+        return None
+    named, reason = (closed, Reason.MANAGEMENT_GATE_CLOSED) if closed else (gated, Reason.MANAGEMENT_GATE_UNKNOWN)
+    more = f"; the same of {_named(named[1:])}" if named[1:] else ""
+    told = f"{context.situation.decisions[named[0].name].message}{more}; {context.at}"
+    return _Row(ready=False, reason=reason, message=told)
+
+
 def _held(context: _Context) -> _Row | None:
     """Applicable VMs that no allowed method brings there, or nothing left to speak of."""
     if context.vms.held:
@@ -434,6 +446,7 @@ TABLE: tuple[Rule, ...] = (
     _vms_unreachable,
     _conflict,
     _drifted,
+    _gated,
     _held,
     _converged,
 )

@@ -47,7 +47,7 @@ def system_vm_truth(
     """
     facts = replace(facts_of(vm, now=now), reach=reach, pair_trouble=pair_trouble)
     state, said = _state(facts, release, decision)
-    said = [*said, _reachable(facts), *_consistent(facts), *_template_outdated(facts, release, decision)]
+    said += [_reachable(facts), *_consistent(facts), *_template_outdated(facts, release, decision), *_view_stale(facts)]
     return VMTruth(state, conditions.merged(vm.status.conditions, said, generation=vm.metadata.generation, now=now))
 
 
@@ -150,6 +150,22 @@ def _template_outdated(facts: VMFacts, release: Release | None, decision: Decisi
     return [conditions.true(ConditionType.TEMPLATE_OUTDATED, Reason.TEMPLATE_OUTDATED, told)]
 
 
+def _view_stale(facts: VMFacts) -> list[Wanted]:
+    """The server's books differ from the VM: told, because CloudStack's own version check fails then. Never a gate."""
+    observed = facts.observed
+    management = observed.management if observed is not None else None
+    signature = observed.signature if observed is not None else None
+    if management is None or management.scripts_version is None or signature is None or facts.in_work:
+        return []
+    if is_partial(signature) or signature.value.lower() == management.scripts_version:
+        return []
+    told = (
+        f"the management server's books have scripts {short(management.scripts_version)} for {facts.vm} and it runs "
+        f"{short(signature.value)}: its router_version_check.py fails until CloudStack starts or patches it itself"
+    )
+    return [conditions.true(ConditionType.MANAGEMENT_VIEW_STALE, Reason.MANAGEMENT_VIEW_STALE, told)]
+
+
 RERUN = "Rerun"
 AT_NEXT_COMMAND = "AtNextCommand"
 """The two words for a data bag in `status.plan.services`: configure.py is run, or the management server's next command
@@ -179,6 +195,7 @@ def plan_entry(
         revision=release.revision,
         drift=decision.kinds,
         method=decision.method,
+        route=decision.route,
         reason=str(decision.reason),
         message=conditions.bounded(told),
         services=tuple(services)[:32],

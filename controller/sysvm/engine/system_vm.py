@@ -200,7 +200,7 @@ class SystemVMReconciler:
             methods=spec.methods,
             heal=spec.drift.heal is Heal.AUTOMATIC,
             excluded=exclusion(spec.selector, facts),
-            planned_failover=spec.live_patch.planned_failover is PlannedFailover.ALLOWED,
+            live_patch=spec.live_patch,
         )
         entry = plan_entry(
             owner.policy.metadata.name,

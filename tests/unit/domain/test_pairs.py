@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sysvm.api.policy import Method
+from sysvm.api.policy import LivePatchOptions, Method, PlannedFailover
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import PairSample, PlannedAction, RedundancyRole
 from sysvm.domain.facts import VMFacts
@@ -150,7 +150,12 @@ def test_a_primary_whose_keepalived_must_restart_is_held_until_a_failover_is_all
     assert (held.method, held.reason) == (Method.HOLD, Reason.FAILOVER_NOT_ALLOWED)
     assert "a failover: a second" in held.message
     assert "plannedFailover" in held.message
-    assert decide(needs_failover(PRIMARY), b.release(), planned_failover=True).method is Method.LIVE_PATCH
+    assert (
+        decide(
+            needs_failover(PRIMARY), b.release(), live_patch=LivePatchOptions(planned_failover=PlannedFailover.ALLOWED)
+        ).method
+        is Method.LIVE_PATCH
+    )
 
 
 def test_a_backup_whose_keepalived_must_restart_is_patched() -> None:
