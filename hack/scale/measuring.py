@@ -28,6 +28,8 @@ PER_ENDPOINT = 500
 IDLE_SECONDS = 60.0
 PATIENCE_SECONDS = 1800.0
 _TICK = os.sysconf("SC_CLK_TCK")
+PROFILE = "SYSVM_SCALE_PROFILE"
+"""Names a file for cProfile: then the figures are wrong and the shares of the main thread's functions are told."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,8 @@ class Cloud:
             DONE: str(self.folder / "done"),
         }
         with (self.folder / "operator.log").open("ab") as log:
-            command = [sys.executable, "-m", "scale.instant"]
+            profile = ["-m", "cProfile", "-o", os.environ[PROFILE]] if PROFILE in os.environ else []
+            command = [sys.executable, *profile, "-m", "scale.instant"]
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         operator = Operator(process, port, self.folder / "operator.log")
         try:

@@ -30,7 +30,10 @@ def in_pairs(vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
         if facts.group and facts.redundancy is not None:
             groups.setdefault(facts.group, []).append(facts)
     troubles = {facts.name: trouble for members in groups.values() for facts, trouble in _judge(members)}
-    return tuple(replace(facts, pair_trouble=troubles.get(facts.name)) for facts in known)
+    return tuple(
+        facts if facts.pair_trouble is (trouble := troubles.get(facts.name)) else replace(facts, pair_trouble=trouble)
+        for facts in known
+    )
 
 
 def must_look_again(facts: VMFacts, group: Sequence[VMFacts]) -> bool:

@@ -1,5 +1,6 @@
 """The engine: all reconcilers on one queue, put together from what the process brings (cluster, VM layer, clock)."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ from sysvm.patching.results import Observation, OperationReport
 from sysvm.patching.sources import PayloadSources
 
 FETCHES = 2
+SHARE = 3.0
+LONGEST_BATCH_SECONDS = 10.0
+"""What counts all VMs of an endpoint is run at most once in so many times its own duration: a burst of changes must not
+make it the only thing the process does. Until the limit, so that an API server in trouble makes nobody blind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,8 @@ class Engine:
         self.queue: WorkQueue[Job] = WorkQueue("engine", observer=queue_observer)
         self._stores = stores
         self._sizes = sizes
+        self._seconds: dict[Job, float] = {}
+        """What the last run of each counting job took."""
         wake = self._wake
         self._fetches: Pool[None, Payload] = Pool(FETCHES, lambda key, end: wake(Role.TEMPLATE, key))
         self._looks: Pool[None, Observation] = Pool(sizes.looks, lambda key, end: wake(Role.SYSTEM_VM, key))
@@ -141,11 +148,18 @@ class Engine:
         return await self._operations.drain(seconds)
 
     async def _reconcile(self, job: Job) -> Again | None:
-        return await self._reconcilers[job.role](job.key)
+        if job.role is Role.SYSTEM_VM:
+            return await self._reconcilers[job.role](job.key)
+        clock = asyncio.get_running_loop()
+        begun = clock.time()
+        try:
+            return await self._reconcilers[job.role](job.key)
+        finally:
+            self._seconds[job] = clock.time() - begun
 
     def _enqueue(self, job: Job, delay: float) -> None:
         if delay:
-            self.queue.add_after(job, delay)
+            self.queue.add_after(job, max(delay, min(SHARE * self._seconds.get(job, 0.0), LONGEST_BATCH_SECONDS)))
         else:
             self.queue.add(job)
 

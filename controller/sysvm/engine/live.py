@@ -58,7 +58,7 @@ def _newcomers(policy: PatchPolicy, plan: Plan, stores: Stores, vms: dict[str, V
     unknown = [facts for name, facts in vms.items() if name not in known]
     if not unknown:
         return ()
-    selection = select(policy, stores.policies.values(policy.metadata.namespace), unknown)
+    selection = select(policy, stores.policies_of(endpoint_of(policy)), unknown)
     decisions = decide_all(policy.spec, plan.release, selection.vms, excluded=selection.excluded)
     return tuple(
         AppendedVM(name=facts.name, uid=facts.uid)

@@ -106,7 +106,7 @@ class PolicyReconciler:
         template = self._stores.templates.get(template_of(policy))
         release = release_of(template, policy.spec) if template is not None else None
         facts = self._facts(policy, endpoint, now)
-        selection = select(policy, self._stores.policies.values(policy.metadata.namespace), facts)
+        selection = select(policy, self._stores.policies_of(endpoint_of(policy)), facts)
         last = policy.status.last_rollout
         rollout = await self._rollout(policy, last)
         decisions = (

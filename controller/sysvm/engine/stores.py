@@ -9,13 +9,18 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 from sysvm.api.approval import RolloutApproval
+from sysvm.api.base import ConditionStatus
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.policy import PatchPolicy
+from sysvm.api.reasons import ConditionType
 from sysvm.api.rollout import Rollout
 from sysvm.api.systemvm import SystemVM
 from sysvm.api.template import SystemVMTemplate
 from sysvm.api.window import Effect, MaintenanceWindow
+from sysvm.domain.conditions import find
+from sysvm.domain.facts import reach_of
 from sysvm.engine import resources
+from sysvm.engine.sharing import Sharing
 from sysvm.kube.cache import Change, Store, strip
 from sysvm.kube.objects import Key, Object
 
@@ -76,6 +81,7 @@ class Stores:
     """The caches of all kinds."""
 
     def __init__(self) -> None:
+        sharing = Sharing()
         self.endpoints: Store[CloudStackEndpoint] = Store(resources.ENDPOINT, _read(CloudStackEndpoint.model_validate))
         self.templates: Store[SystemVMTemplate] = Store(resources.TEMPLATE, _read(SystemVMTemplate.model_validate))
         self.policies: Store[PatchPolicy] = Store(
@@ -92,7 +98,7 @@ class Stores:
         )
         self.system_vms: Store[SystemVM] = Store(
             resources.SYSTEM_VM,
-            _read(SystemVM.model_validate),
+            _read(lambda obj: sharing.small(SystemVM.model_validate(obj))),
             indices={
                 BY_ENDPOINT: lambda vm: [_value(vm.metadata.namespace, vm.spec.endpoint_ref.name)],
                 BY_GROUP: _group,
@@ -157,7 +163,7 @@ class Stores:
 
     def connect(self, enqueue: Enqueue) -> None:
         """From now on every change makes work, by the table below."""
-        self.endpoints.subscribe(lambda change: _all(enqueue, self._after_endpoint(change.key)))
+        self.endpoints.subscribe(lambda change: _all(enqueue, self._after_endpoint(change)))
         self.templates.subscribe(lambda change: _all(enqueue, self._after_template(change.key)))
         self.policies.subscribe(lambda change: _all(enqueue, self._after_policy(change)))
         self.system_vms.subscribe(lambda change: _all(enqueue, self._after_system_vm(change)))
@@ -165,8 +171,15 @@ class Stores:
         self.approvals.subscribe(lambda change: _all(enqueue, self._after_approval(change)))
         self.windows.subscribe(lambda change: _all(enqueue, self._after_window(change)))
 
-    def _after_endpoint(self, key: Key) -> Iterable[tuple[Job, float]]:
+    def _after_endpoint(self, change: Change[CloudStackEndpoint]) -> Iterable[tuple[Job, float]]:
+        key = change.key
         yield Job(Role.ENDPOINT, key), 0
+        if _only_status(change):
+            # Counts change with every VM that is looked at: only the sentences that policies repeat concern others.
+            if change.old is not None and change.new is not None and _says_other(change.old.value, change.new.value):
+                for policy in self.policies_of(key):
+                    yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+            return
         yield Job(Role.ADMISSION, key), BATCH_SECONDS
         for vm in self.vms_of(key):
             yield Job(Role.SYSTEM_VM, key_of(vm)), 0
@@ -182,6 +195,8 @@ class Stores:
         yield Job(Role.POLICY, change.key), 0
         for waiting in self.policies.values(index=BY_AFTER, value=str(change.key)):
             yield Job(Role.POLICY, key_of(waiting)), BATCH_SECONDS
+        if _only_status(change):  # nobody else decides by the status of a policy
+            return
         for entry in (change.old, change.new):
             if entry is not None:
                 yield from self._around_policy(entry.value)
@@ -199,11 +214,13 @@ class Stores:
         yield Job(Role.SYSTEM_VM, change.key), 0
         vm = (change.new or change.old).value  # type: ignore[union-attr]  # a change has at least one side
         endpoint = endpoint_of(vm)
-        yield Job(Role.ENDPOINT, endpoint), BATCH_SECONDS
-        yield Job(Role.ADMISSION, endpoint), BATCH_SECONDS
+        if _counts_otherwise(change):
+            yield Job(Role.ENDPOINT, endpoint), BATCH_SECONDS
         for policy in self.policies_of(endpoint):
             yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
         for rollout in self.rollouts_on(endpoint):
+            if rollout.status.result is None:
+                yield Job(Role.ADMISSION, endpoint), BATCH_SECONDS
             if rollout.status.result is None or rollout.metadata.finalizers:
                 yield Job(Role.ROLLOUT, key_of(rollout)), BATCH_SECONDS
 
@@ -257,6 +274,36 @@ def endpoint_of(obj: PatchPolicy | SystemVM | Rollout) -> Key:
 
 def template_of(policy: PatchPolicy) -> Key:
     return Key(policy.metadata.namespace, policy.spec.template_ref.name)
+
+
+def _only_status(change: Change[CloudStackEndpoint] | Change[PatchPolicy]) -> bool:
+    """Neither the spec nor the life of the object changed: the server counts both in its generation."""
+    if change.old is None or change.new is None or change.is_recreation:
+        return False
+    old, new = change.old.value.metadata, change.new.value.metadata
+    return (old.generation, old.deletion_timestamp) == (new.generation, new.deletion_timestamp)
+
+
+def _says_other(old: CloudStackEndpoint, new: CloudStackEndpoint) -> bool:
+    """Whether what policies read of an endpoint's status changed: why nobody reaches it, were its VMs ever counted."""
+    return (old.status.counts is None, _trouble(old)) != (new.status.counts is None, _trouble(new))
+
+
+def _trouble(endpoint: CloudStackEndpoint) -> str | None:
+    reachable = find(endpoint.status.conditions, ConditionType.REACHABLE)
+    return reachable.message if reachable is not None and reachable.status is ConditionStatus.FALSE else None
+
+
+def _counts_otherwise(change: Change[SystemVM]) -> bool:
+    """Whether its endpoint counts or names it in another way: it came, goes, or answers otherwise."""
+    if change.old is None or change.new is None or change.is_recreation:
+        return True
+    old, new = change.old.value, change.new.value
+    return (
+        old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+        or old.status.identity != new.status.identity
+        or reach_of(old.status.conditions) != reach_of(new.status.conditions)
+    )
 
 
 def _all(enqueue: Enqueue, jobs: Iterable[tuple[Job, float]]) -> None:

@@ -134,7 +134,7 @@ class SystemVMReconciler:
 
     def _owner(self, vm: SystemVM, endpoint: CloudStackEndpoint, now: datetime) -> _Owner | None:
         facts = facts_of(vm, now=now, scan=endpoint.spec.scan)
-        policy = owner_of(facts, self._stores.policies.values(vm.metadata.namespace))
+        policy = owner_of(facts, self._stores.policies_of(endpoint_of(vm)))
         if policy is None:
             return None
         template = self._stores.templates.get(template_of(policy))

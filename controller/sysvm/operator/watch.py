@@ -14,6 +14,9 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 
 import kopf
+from kopf._cogs.structs.bodies import RawBody
+from kopf._cogs.structs.ephemera import AnyMemo
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client.configuration import Configuration
 
 from sysvm.kube.login import Login
@@ -72,6 +75,7 @@ class WatchThread:
                 kopf.operator(
                     registry=self._registry(),
                     settings=_settings(),
+                    memories=_NoMemories(),
                     standalone=True,
                     clusterwide=not self._namespaces,
                     namespaces=list(self._namespaces),
@@ -117,12 +121,28 @@ class WatchThread:
         )
 
 
+class _NoMemories(ResourceMemories):
+    """kopf keeps a record of every object for what handlers like daemons need. Ours need none, and ten thousand cost
+    more memory than the objects."""
+
+    async def recall(
+        self,
+        raw_body: RawBody,
+        *,
+        memobase: AnyMemo | None = None,
+        noticed_by_listing: bool = False,
+        ephemeral: bool = False,
+    ) -> ResourceMemory:
+        return await super().recall(raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True)
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.posting.loggers = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
+    settings.watching.chunk_size = 500
     settings.watching.server_timeout = 290
     settings.watching.client_timeout = 300
     settings.watching.connect_timeout = 10
@@ -130,6 +150,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = (1, 2, 4, 8, 15, 30)
+    settings.queueing.idle_timeout = 0.1
     settings.queueing.exit_timeout = 1
     settings.queueing.error_delays = (1, 2, 4, 8, 16, 30)
     settings.persistence.finalizer = "sysvm.io/unused"
