@@ -30,11 +30,12 @@ from lab.guest import Entry
 from reach import target_of
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState
+from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
 from sysvm.patching.results import JournalPhase, OperationReport, Order
-from sysvm.patching.ssh import SSHTimeouts, SSHTransport
+from sysvm.patching.ssh import SSHTransport
 
 TREES = ("/opt/cloud", "/etc/apache2", "/root/health_checks", "/usr/share/cloud", "/usr/local/cloud/systemvm")
 """What a patch changes and no boot writes."""

@@ -17,11 +17,13 @@ from tests.integration.openssh import OpenSSH, find_sshd, free_port, make_key, s
 
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
+from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.errors import HostKeyRejected, Unreachable
+from sysvm.patching.keys import KeyUnreadable, load_private_key
 from sysvm.patching.protocol import ProtocolError
 from sysvm.patching.results import SSHAccount, Target
 from sysvm.patching.session import open_session
-from sysvm.patching.ssh import KeyUnreadable, SSHTimeouts, SSHTransport, load_private_key
+from sysvm.patching.ssh import SSHTransport
 
 pytestmark = pytest.mark.skipif(
     find_sshd() is None, reason="no OpenSSH server: install openssh-server, or make the lab's roots once (make demo)"

@@ -15,10 +15,11 @@ from reach import target_of
 from sysvm.api.endpoint import SystemVMType as Type
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState
+from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
 from sysvm.patching.results import JournalPhase, OperationReport, Order
-from sysvm.patching.ssh import SSHTimeouts, SSHTransport
+from sysvm.patching.ssh import SSHTransport
 
 pytestmark = [
     pytest.mark.systemvm,

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sysvm.api.base import KeyRef
-from sysvm.api.endpoint import CloudStackEndpoint, HostKeyPolicy
+from sysvm.api.endpoint import CloudStackEndpoint, HostKeyPolicy, Route
 from sysvm.api.reasons import Reason
 from sysvm.engine.resources import CONFIG_MAP, SECRET
 from sysvm.engine.stores import key_of
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Forbidden, NotFound
 from sysvm.kube.objects import Key
-from sysvm.patching.results import SSHAccount
-from sysvm.patching.ssh import KeyUnreadable, load_private_key
+from sysvm.patching.keys import KeyUnreadable, load_known_hosts, load_private_key
+from sysvm.patching.results import HostLogin, SSHAccount, Way
 
 MAX_AGE = timedelta(seconds=30)
 
@@ -68,20 +68,21 @@ class Accounts:
     async def _read(self, endpoint: CloudStackEndpoint) -> SSHAccount | NoAccount:
         ssh = endpoint.spec.ssh
         namespace = endpoint.metadata.namespace
-        private_key = await self._secret_value(namespace, ssh.key_secret_ref)
+        private_key = await self._private_key(namespace, ssh.key_secret_ref, "CloudStack's private key")
         if isinstance(private_key, NoAccount):
             return private_key
-        try:
-            load_private_key(private_key)
-        except KeyUnreadable as error:
-            where = f"key {ssh.key_secret_ref.key} of Secret {ssh.key_secret_ref.name}"
-            return NoAccount(Reason.CREDENTIALS_UNREADABLE, f"{where}: {error}")
         known_hosts: str | None = None
         if ssh.host_keys.policy is HostKeyPolicy.STRICT and ssh.host_keys.known_hosts_ref is not None:
             text = await self._known_hosts(namespace, ssh.host_keys.known_hosts_ref)
             if isinstance(text, NoAccount):
                 return text
             known_hosts = text
+        ways: list[Way] = []
+        for route in ssh.routes:
+            way = await self._way(namespace, route, ssh.limits.connections_per_host)
+            if isinstance(way, NoAccount):
+                return way
+            ways.append(way)
         return SSHAccount(
             user=ssh.user,
             port=ssh.port,
@@ -91,16 +92,53 @@ class Accounts:
             algorithms=ssh.algorithms,
             connections=ssh.limits.connections,
             pool=str(key_of(endpoint)),
+            ways=tuple(ways),
         )
 
-    async def _secret_value(self, namespace: str, ref: KeyRef) -> bytes | NoAccount:
+    async def _way(self, namespace: str, route: Route, connections: int) -> Way | NoAccount:
+        hypervisors = frozenset(hypervisor.casefold() for hypervisor in route.hypervisors)
+        if route.jump is None:
+            return Way(hypervisors, None)
+        private_key = await self._private_key(
+            namespace, route.jump.key_secret_ref, "the private key for the hypervisor hosts"
+        )
+        if isinstance(private_key, NoAccount):
+            return private_key
+        known_hosts = await self._known_hosts(namespace, route.jump.known_hosts_ref)
+        if isinstance(known_hosts, NoAccount):
+            return known_hosts
+        ref = route.jump.known_hosts_ref
+        try:
+            load_known_hosts(known_hosts)
+        except KeyUnreadable as error:
+            return NoAccount(Reason.CREDENTIALS_UNREADABLE, f"key {ref.key} of ConfigMap {ref.name}: {error}")
+        jump = HostLogin(
+            user=route.jump.user,
+            port=route.jump.port,
+            private_key=private_key,
+            known_hosts=known_hosts,
+            connections=connections,
+        )
+        return Way(hypervisors, jump)
+
+    async def _private_key(self, namespace: str, ref: KeyRef, what: str) -> bytes | NoAccount:
+        private_key = await self._secret_value(namespace, ref, what)
+        if isinstance(private_key, NoAccount):
+            return private_key
+        try:
+            load_private_key(private_key)
+        except KeyUnreadable as error:
+            return NoAccount(Reason.CREDENTIALS_UNREADABLE, f"key {ref.key} of Secret {ref.name}: {error}")
+        return private_key
+
+    async def _secret_value(self, namespace: str, ref: KeyRef, whose: str) -> bytes | NoAccount:
         what = f"Secret {ref.name}"
         try:
             secret = await self._cluster.get(SECRET, namespace, ref.name)
         except NotFound:
             return NoAccount(
                 Reason.CREDENTIALS_MISSING,
-                f"{what} does not exist in namespace {namespace}: create it with CloudStack's private key in {ref.key}",
+                f"{what} does not exist in namespace {namespace}: create it with {whose} in {ref.key}",
             )
         except Forbidden as error:
             return NoAccount(Reason.CREDENTIALS_MISSING, f"the operator may not read {what}: {error.message}")

@@ -1,11 +1,12 @@
 """The VMs that an endpoint names, as the objects and targets they become."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sysvm.api.endpoint import CloudStackEndpoint, StaticSystemVM
 from sysvm.api.names import system_vm_name
 from sysvm.api.systemvm import Identity, SystemVM
-from sysvm.patching.results import SSHAccount, Target
+from sysvm.patching.results import HostPlace, SSHAccount, Target, Through
 
 
 def listed(endpoint: CloudStackEndpoint) -> dict[str, StaticSystemVM]:
@@ -41,6 +42,7 @@ def identity_of(entry: StaticSystemVM) -> Identity:
 def target_of(vm: SystemVM, entry: StaticSystemVM, account: SSHAccount) -> Target:
     """Where and how to reach it, and which host key it must show."""
     pinned = vm.status.host_key
+    jump = account.jump_for(entry.hypervisor)
     return Target(
         name=entry.name,
         type=entry.type,
@@ -48,7 +50,18 @@ def target_of(vm: SystemVM, entry: StaticSystemVM, account: SSHAccount) -> Targe
         account=account,
         pinned_host_key=pinned.public_key if pinned is not None else None,
         accepted_fingerprint=vm.spec.accept_host_key,
+        through=Through(jump, _Listed(entry.host), entry.hypervisor) if jump is not None else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Where a VM of a Static inventory runs: a person keeps the list, and nobody else can be asked."""
+
+    host: str | None
+
+    async def __call__(self, *, again: bool) -> HostPlace | None:
+        return HostPlace(self.host, self.host) if self.host is not None else None
 
 
 def entry_for(endpoint: CloudStackEndpoint | None, name: str) -> StaticSystemVM | None:

@@ -28,6 +28,11 @@ class BootArguments:
             return None
 
     @property
+    def name(self) -> str:
+        """The VM's name in CloudStack, such as r-15-VM; empty: there is no such word."""
+        return self.words.get("name", "")
+
+    @property
     def redundant(self) -> bool:
         return self.words.get("redundant_router") == "true"
 

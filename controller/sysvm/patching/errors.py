@@ -38,6 +38,13 @@ class HostKeyRejected(Unreachable):
         self.fingerprint = fingerprint
 
 
+class HostUnreachable(Unreachable):
+    """The hypervisor host that the VM is reached through is the trouble, not the VM: it does not answer, shows another
+    host key, refuses the login, or nobody knows which one it is. Nothing was sent to the VM."""
+
+    reason = Reason.HOST_UNREACHABLE
+
+
 class Refused(PatchingError):  # noqa: N818  # says what happened
     """The VM was reached and nothing was changed on it: lock held, old epoch, no space, another actor, wrong type."""
 

@@ -70,8 +70,9 @@ class LivePatcher:
     async def observe(self, target: Target, payload: Payload | None, *, samples: int = 1) -> Observation:
         """One look; changes nothing on the VM. With a payload every file is compared. Raises `PatchingError`."""
         try:
-            async with asyncio.timeout(_OBSERVE_SECONDS), self._conversation(target) as (connection, session):
+            async with self._conversation(target) as (connection, session), asyncio.timeout(_OBSERVE_SECONDS):
                 look = await probe_vm(session, target.type, samples=samples)
+                prove_name(target, look)
                 if payload is not None:
                     look = await compare_files(session, look, payload, target.type, self._previous, known=True)
                 return observation_of(look, connection.host_key)
@@ -111,7 +112,7 @@ class LivePatcher:
 
         @contextlib.asynccontextmanager
         async def session() -> AsyncIterator[Session]:
-            async with self._conversation(target) as (_, conversation):
+            async with self._conversation(target, long=True) as (_, conversation):
                 yield conversation
 
         return await take_back(session, target, order, operation_id, progress)
@@ -123,19 +124,45 @@ class LivePatcher:
         return operation_report(known) if known is not None else None
 
     @contextlib.asynccontextmanager
-    async def _conversation(self, target: Target) -> AsyncIterator[tuple[Connection, Session]]:
+    async def _conversation(
+        self, target: Target, *, long: bool = False, moved: bool = False
+    ) -> AsyncIterator[tuple[Connection, Session]]:
         async with (
-            self.transport.connect(target) as connection,
+            self.transport.connect(target, long=long, moved=moved) as connection,
             open_session(connection.ssh, target.name, self.start) as session,
         ):
             yield connection, session
 
-    def conversation(self, target: Target) -> contextlib.AbstractAsyncContextManager[tuple[Connection, Session]]:
-        return self._conversation(target)
+    def conversation(
+        self, target: Target, *, moved: bool
+    ) -> contextlib.AbstractAsyncContextManager[tuple[Connection, Session]]:
+        """For work. `moved`: contact was lost, so the VM is looked for anew."""
+        return self._conversation(target, long=True, moved=moved)
+
+    async def close(self) -> None:
+        """Closes the connections to hypervisor hosts, which outlive what passes through them."""
+        await self.transport.close()
 
     @property
     def previous_payloads(self) -> PreviousPayloads:
         return self._previous
+
+
+def prove_name(target: Target, look: Look) -> None:
+    """Behind hypervisor hosts the same address is another VM on every host, so the VM must say that it is the one.
+
+    Not asked of a VM that is reached directly: there a person may have given it a name of his own. Raises
+    `Unreachable`: the VM that was meant was not reached.
+    """
+    name = look.boot.name
+    if target.through is None or name == target.name:
+        return
+    answers = f"{name} answers" if name else "a machine answers that has no name in CloudStack's boot arguments"
+    raise Unreachable(
+        f"{target.name} was looked for at {target.address} behind its hypervisor host, and {answers} there. Nothing "
+        "was changed. Is the address right, and does the VM run on that host?",
+        reason=Reason.WRONG_VM,
+    )
 
 
 async def ask_report(session: Session, operation_id: str) -> protocol.Report | None:
@@ -172,12 +199,14 @@ class _Attempt:
         self._started_at = datetime.now(UTC)
         self._last: OperationReport | None = None
         self._rsa_before = False
+        self._connected_before = False
 
     async def carry_out(self) -> OperationReport:
         """One connection. Returns the end of the operation, or raises."""
         self._steps = []
         began = time.monotonic()
-        async with self._patcher.conversation(self._target) as (_, session):
+        moved, self._connected_before = self._connected_before, True
+        async with self._patcher.conversation(self._target, moved=moved) as (_, session):
             try:
                 self._note("Connect", began, session.bytes_sent)
                 return await self._converse(session)
@@ -226,6 +255,7 @@ class _Attempt:
 
     async def probe(self, work: "_Work") -> None:
         work.look = await probe_vm(work.session, self._target.type)
+        prove_name(self._target, work.look)
         found = work.look.boot.type
         if found is None:
             raise Refused(

@@ -4,10 +4,65 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Protocol
 
 from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms, SystemVMType
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, PairSample, RedundancyRole
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlace:
+    """A hypervisor host: its name in the inventory, and where its sshd listens."""
+
+    name: str
+    address: str
+
+    def told(self, port: int) -> str:
+        return f"{self.name} ({self.address} port {port})"
+
+
+@dataclass(frozen=True, slots=True)
+class HostLogin:
+    """How to log in on the hypervisor hosts of one route. `private_key` is PEM or OpenSSH text and never shown."""
+
+    user: str
+    port: int
+    private_key: bytes = field(repr=False)
+    known_hosts: str = field(repr=False)
+    """known_hosts text: a host that it does not list is sent nothing."""
+    connections: int = 4
+    """Open connections to VMs through one host at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the VMs of some hypervisors are reached."""
+
+    hypervisors: frozenset[str]
+    """In lower case; empty: all."""
+    jump: HostLogin | None
+    """None: directly."""
+
+
+class Locate(Protocol):
+    """Says on which hypervisor host one VM runs; None: nobody knows.
+
+    `again`: what was said before did not lead to the VM, so it may have moved: whoever knows first hand is to be asked.
+    Raises `PatchingError` where that cannot be asked.
+    """
+
+    async def __call__(self, *, again: bool) -> HostPlace | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """The way to a VM that only its hypervisor host reaches. The host is asked for right before every use."""
+
+    login: HostLogin
+    locate: Locate = field(compare=False)
+    hypervisor: str | None = None
+    """It decides where the host keeps its payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +80,13 @@ class SSHAccount:
     """Open connections to the VMs of this endpoint at once."""
     pool: str = ""
     """Key of the endpoint whose connections count together."""
+    ways: tuple[Way, ...] = ()
+    """The first whose hypervisors match is taken; without any, VMs are reached directly."""
+
+    def jump_for(self, hypervisor: str | None) -> HostLogin | None:
+        """The login on the hypervisor hosts that such VMs are reached through; None: they are reached directly."""
+        name = (hypervisor or "").casefold()
+        return next((way.jump for way in self.ways if not way.hypervisors or name in way.hypervisors), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +101,8 @@ class Target:
     """Public key in OpenSSH format that the VM must show; None: first contact."""
     accepted_fingerprint: str | None = None
     """`SHA256:...` that a person accepted in place of the pinned key."""
+    through: Through | None = None
+    """None: the address is reached directly."""
 
 
 @dataclass(frozen=True, slots=True)

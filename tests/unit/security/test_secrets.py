@@ -12,8 +12,8 @@ import asyncssh
 import pytest
 
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
+from sysvm.patching.keys import KeyUnreadable, load_known_hosts, load_private_key
 from sysvm.patching.results import SSHAccount, Target
-from sysvm.patching.ssh import KeyUnreadable, load_known_hosts, load_private_key
 from sysvm.telemetry.logs import JsonFormatter
 
 CANARY = b"canary7f3a"
