@@ -46,7 +46,7 @@ def _not_yet(name: str, other: PatchPolicy | None, release: Release) -> tuple[Re
 def _circle(policy: PatchPolicy, first: str, policies: Mapping[str, PatchPolicy]) -> tuple[Reason, str] | None:
     """A way from the other policy back to this one, by what they wait for."""
     own = policy.metadata.name
-    paths = [(own, first)]
+    paths: list[tuple[str, ...]] = [(own, first)]
     seen = {first}
     while paths:
         path = paths.pop()

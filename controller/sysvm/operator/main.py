@@ -1,9 +1,9 @@
-"""The command line of the process: `sysvm-operator run`."""
+"""The command line of the process: `sysvm-operator run`, and what helps to write its objects."""
 
 import asyncio
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -43,6 +43,38 @@ def run() -> None:
     except LoginFailed as error:
         raise click.ClickException(str(error)) from error
     sys.exit(0)
+
+
+@main.group()
+def template() -> None:
+    """What helps to write a SystemVMTemplate. Needs no cluster."""
+
+
+@template.command("import")
+@click.argument("metadata", type=click.File("r", errors="replace"))
+@click.option("--hypervisor", "hypervisors", multiple=True, help="Only this one, such as KVM; can be repeated.")
+@click.option("--name", help="Name of the object; by default systemvm- and the version.")
+def import_metadata(metadata: TextIO, hypervisors: tuple[str, ...], name: str | None) -> None:
+    """Print the SystemVMTemplate of the images that METADATA names.
+
+    METADATA is the metadata.ini of CloudStack's package, on a management server in
+    /usr/share/cloudstack-management/templates/systemvm/; - reads it from stdin. The payload is that of the hypervisor
+    hosts: pin it, or take it from the package, before you commit the manifest.
+    """
+    import yaml
+
+    from sysvm.domain.bundled_images import HYPERVISORS, NotMetadataError, read_metadata
+
+    unknown = [hypervisor for hypervisor in hypervisors if hypervisor.lower() not in HYPERVISORS]
+    if unknown:
+        raise click.ClickException(f"{unknown[0]} is none of {', '.join(HYPERVISORS.values())}")
+    try:
+        found = read_metadata(metadata.read(), hypervisors=[HYPERVISORS[one.lower()] for one in hypervisors])
+    except NotMetadataError as error:
+        raise click.ClickException(str(error)) from error
+    for warning in found.warnings:
+        click.echo(warning, err=True)
+    click.echo(yaml.safe_dump(found.manifest(name), sort_keys=False, width=120), nl=False)
 
 
 async def _run(settings: Settings) -> None:
