@@ -77,10 +77,10 @@ class OpenSSH:
         return " ".join(Path(f"{self.host_keys[number]}.pub").read_text().split()[:2])
 
     @contextlib.contextmanager
-    def running(self, *settings: str) -> Iterator[OpenSSH]:
+    def running(self, *settings: str, address: str = "127.0.0.1") -> Iterator[OpenSSH]:
         log = self.folder / "sshd.log"
         process = subprocess.Popen(
-            self._command(self._write_config(settings)),
+            self._command(self._write_config(settings, address)),
             stdin=subprocess.DEVNULL,
             stdout=log.open("ab"),
             stderr=subprocess.STDOUT,
@@ -89,7 +89,7 @@ class OpenSSH:
         )
         self.pid = process.pid
         try:
-            self._await_port(process, log)
+            self._await_port(process, log, address)
             yield self
         finally:
             self.stop_sessions()
@@ -106,24 +106,24 @@ class OpenSSH:
                 _kill(grandchild)
             _kill(child)
 
-    def _await_port(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def _await_port(self, process: subprocess.Popen[bytes], log: Path, address: str) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 break
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            with contextlib.suppress(OSError), socket.create_connection((address, self.port), 1):
                 return
             time.sleep(0.02)
         raise RuntimeError(f"sshd did not start: {log.read_text()}")
 
-    def _write_config(self, settings: tuple[str, ...]) -> Path:
+    def _write_config(self, settings: tuple[str, ...], address: str) -> Path:
         keys = self.folder / "authorized_keys"
         keys.write_text("".join(Path(f"{key}.pub").read_text() for key in self.authorized))
         keys.chmod(0o600)
         config = self.folder / "sshd_config"
         lines = [
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {address}",
             *(f"HostKey {key}" for key in self.host_keys),
             f"AuthorizedKeysFile {keys}",
             "PubkeyAuthentication yes",

@@ -16,7 +16,7 @@ import asyncssh
 from sysvm.api.endpoint import SSHAlgorithms
 from sysvm.api.reasons import Reason
 from sysvm.patching.dialling import OFFERS, Dialler, Door, SSHTimeouts
-from sysvm.patching.errors import HostKeyRejected, HostUnreachable, Unreachable
+from sysvm.patching.errors import HostKeyRejected, HostUnreachable, PatchingError, Unreachable
 from sysvm.patching.host_keys import HostKeyChecker, described, seen_key, vm_checker
 from sysvm.patching.jumps import Hop, Jumps
 from sysvm.patching.keys import load_private_key
@@ -110,8 +110,11 @@ class SSHTransport:
             )
         try:
             return await self._pass(stack, target, through, place, options, beside, long)
-        except Unreachable:
-            there = await through.locate(again=True)
+        except Unreachable as error:
+            try:
+                there = await through.locate(again=True)
+            except PatchingError:
+                raise error from None
             if there is None or there == place:
                 raise
         return await self._pass(stack, target, through, there, options, beside, long)
@@ -130,19 +133,37 @@ class SSHTransport:
             if not beside:
                 await held.enter_async_context(self.jumps.slot(place, through.login, long=long))
             await self._queue(held, target.account, beside=beside)
-            try:
-                hop = await held.enter_async_context(self.jumps.to(place, through.login))
-            except HostUnreachable as error:
-                raise _because_of_its_host(target, str(error), error) from error
-            try:
-                connection = await self._open(target, options, hop)
-            except Unreachable as error:
-                if isinstance(error, HostKeyRejected) or await self.jumps.is_alive(hop):
-                    raise
-                told = HostUnreachable(f"the connection to {hop.name} was lost")
-                raise _because_of_its_host(target, str(told), told) from error
+            connection = await self._over(held, target, through, place, options)
             await stack.enter_async_context(held.pop_all())
             return connection
+
+    async def _over(
+        self,
+        stack: contextlib.AsyncExitStack,
+        target: Target,
+        through: Through,
+        place: HostPlace,
+        options: asyncssh.SSHClientConnectionOptions,
+    ) -> Connection:
+        """A shared connection may have died unnoticed: then it is made anew, once."""
+        for last in (False, True):
+            async with contextlib.AsyncExitStack() as held:
+                try:
+                    hop = await held.enter_async_context(self.jumps.to(place, through.login))
+                except HostUnreachable as error:
+                    raise _because_of_its_host(target, str(error), error) from error
+                try:
+                    connection = await self._open(target, options, hop)
+                except Unreachable as error:
+                    if isinstance(error, HostKeyRejected) or await self.jumps.is_alive(hop):
+                        raise
+                    if last:
+                        told = HostUnreachable(f"the connection to {hop.name} was lost")
+                        raise _because_of_its_host(target, str(told), told) from error
+                    continue
+                await stack.enter_async_context(held.pop_all())
+                return connection
+        raise AssertionError("the second time raises or returns")
 
     async def _queue(self, stack: contextlib.AsyncExitStack, account: SSHAccount, *, beside: bool) -> None:
         if not beside:
