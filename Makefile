@@ -43,6 +43,10 @@ test-integration: $(STAMP) ## Reconcilers against a real API server, the transpo
 test-system: $(STAMP) ## Real system VMs (root on Linux)
 	@$(PYTEST) tests/system -q
 
+.PHONY: contract
+contract: $(STAMP) ## CloudStack's API as relied on: recorded answers and stand-in; CLOUDSTACK_URL= a real one (ALLOW_CHANGES=1: all of it)
+	@CLOUDSTACK_URL=$(CLOUDSTACK_URL) ALLOW_CHANGES=$(ALLOW_CHANGES) $(PYTEST) tests/contract -q
+
 VMS ?= 20
 REPEATS ?= 3
 .PHONY: bench

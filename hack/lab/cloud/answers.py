@@ -208,7 +208,7 @@ def system_vm(vm: VM) -> Fields:
         told |= {"agentstate": vm.agent_state, "version": vm.software_version or ""}
     if not is_storage:
         told["activeviewersessions"] = vm.viewer_sessions
-    return told | {"isdynamicallyscalable": False, "arch": vm.arch, "hasannotations": False} | _working(vm)
+    return told | {"isdynamicallyscalable": False, "arch": vm.arch, "hasannotations": False}
 
 
 def router(vm: VM, world: World, *, with_health: bool = False) -> Fields:

@@ -183,12 +183,13 @@ def _on_vm(
             vm.job_id = job.id
             try:
                 await act(context.lifecycle, vm, parameters)
+                context.world.note(event, f"Successfully completed {command} {vm.id}", vm=vm)
+                if system:
+                    return {"systemvm": answers.system_vm(vm)}
+                # Recorded: a router is told with the job that is about to end, as still pending.
+                return {"router": answers.router(vm, context.world)}
             finally:
                 vm.job_id = None
-            context.world.note(event, f"Successfully completed {command} {vm.id}", vm=vm)
-            if system:
-                return {"systemvm": answers.system_vm(vm)}
-            return {"router": answers.router(vm, context.world)}
 
         instance = ("SystemVm" if system else "DomainRouter", vm.id)
         return _submit(context, command, java_class, work, instance=instance)
