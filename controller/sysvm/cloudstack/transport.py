@@ -196,7 +196,11 @@ class Transport:
         except TimeoutError:
             seconds = self._access.timeout.total_seconds()
             raise LostAnswer(TimedOut(f"no answer within {seconds:g} s", command=command)) from None
-        except (OSError, LookupError, RecursionError) as error:
+        except (LookupError, RecursionError) as error:  # of a charset, of what is nested without end
+            raise LostAnswer(
+                NotCloudStack(self._clean(f"the answer cannot be read: {error}"), command=command)
+            ) from None
+        except OSError as error:
             raise LostAnswer(Unavailable(self._clean(f"{type(error).__name__}: {error}"), command=command)) from None
         if not isinstance(answer, dict):
             raise LostAnswer(NotCloudStack("the answer is JSON, but none of CloudStack's", command=command))

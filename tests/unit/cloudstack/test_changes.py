@@ -1,0 +1,123 @@
+"""What only looks never changes a cloud, and what changes is sent once, by POST, and expires soon."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from aiohttp import web
+
+from sysvm.api.endpoint import Management
+from sysvm.cloudstack.client import MayChange
+from sysvm.cloudstack.commands import CHANGES, READS
+from sysvm.cloudstack.errors import ChangeRefused, OutcomeUnknown
+from sysvm.cloudstack.jobs import CHANGE_EXPIRES, SETTLED_AFTER
+from tests.unit.cloudstack.recorded import FULL, Server, answer, client, cut, recorded
+
+NOW = datetime(2026, 11, 22, 15, 40, tzinfo=UTC)
+
+
+def test_observing_gives_no_power_to_change() -> None:
+    assert MayChange.of(Management.OBSERVE) is None
+    with pytest.raises(ValueError, match="no power"):
+        MayChange(Management.OBSERVE)
+
+
+@pytest.mark.parametrize("command", sorted(CHANGES))
+async def test_without_the_power_no_change_leaves_the_process(server: Server, command: str) -> None:
+    server.says(answer({}))
+    async with client(server) as cloud:
+        with pytest.raises(ChangeRefused, match="management: Observe"):
+            await cloud.submit(command, id="a")
+        with pytest.raises(ChangeRefused):
+            await cloud.change(command, id="a")
+        with pytest.raises(ValueError, match="only read"):
+            await cloud.call(command, id="a")
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("command", ["destroyVirtualMachine", "listAndSwitchSamlAccount", "deleteZone", "getUserKeys"])
+async def test_a_command_that_nobody_thought_of_is_not_sent(server: Server, command: str) -> None:
+    server.says(answer({}))
+    async with client(server, may_change=FULL) as cloud:
+        with pytest.raises(ValueError, match="not one of the commands"):
+            await cloud.call(command)
+        with pytest.raises(ValueError, match="not one of the commands"):
+            await cloud.change(command)
+    assert server.seen == []
+
+
+def test_a_command_reads_or_changes() -> None:
+    assert not READS & CHANGES
+
+
+async def test_a_submitted_change_gives_its_job(server: Server) -> None:
+    server.says(recorded("restartNetwork.cleanup.submit"))
+    async with client(server, may_change=FULL) as cloud:
+        job_id = await cloud.submit("restartNetwork", id="a", cleanup=True, livepatch=False, makeredundant=None)
+    assert job_id
+    form = server.seen[0].form
+    assert (form["id"], form["cleanup"], form["livepatch"]) == ("a", "true", "false")
+    assert "makeredundant" not in form
+
+
+def expires_of(server: Server) -> datetime:
+    return datetime.strptime(server.seen[-1].form["expires"], "%Y-%m-%dT%H:%M:%S%z")
+
+
+async def test_a_read_expires_after_ten_minutes_and_a_change_after_two(server: Server) -> None:
+    server.says(answer({"restartnetworkresponse": {"jobid": "j"}}))
+    async with client(server, may_change=FULL, clock=lambda: NOW) as cloud:
+        await cloud.call("listZones")
+        assert expires_of(server) == NOW + timedelta(minutes=10)
+    async with client(server, may_change=FULL, clock=lambda: NOW) as cloud:
+        await cloud.submit("restartNetwork", id="a")
+        assert expires_of(server) == NOW + CHANGE_EXPIRES
+    assert all(seen.form["signatureVersion"] == "3" for seen in server.seen)
+    assert CHANGE_EXPIRES < SETTLED_AFTER
+
+
+async def test_a_clock_that_is_ahead_does_not_lengthen_the_life_of_a_change(server: Server) -> None:
+    served = format_datetime(NOW - timedelta(minutes=30), usegmt=True)
+    server.says(answer({"restartnetworkresponse": {"jobid": "j"}}, Date=served))
+    async with client(server, may_change=FULL, clock=lambda: NOW) as cloud:
+        await cloud.call("listZones")
+        await cloud.submit("restartNetwork", id="a")
+    assert expires_of(server) == NOW - timedelta(minutes=30) + CHANGE_EXPIRES
+
+
+async def test_keys_and_signatures_are_never_in_a_url(server: Server) -> None:
+    server.says(answer({"restartnetworkresponse": {"jobid": "j"}}))
+    async with client(server, may_change=FULL) as cloud:
+        await cloud.call("listZones")
+        await cloud.submit("restartNetwork", id="a")
+    assert [(seen.method, seen.query) for seen in server.seen] == [("POST", {}), ("POST", {})]
+
+
+async def test_a_cancelled_change_stays_cancelled(server: Server) -> None:
+    arrived = asyncio.Event()
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        arrived.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server.says(never)
+    async with client(server, may_change=FULL) as cloud:
+        task = asyncio.create_task(cloud.submit("restartNetwork", id="a"))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_kept_connection_that_breaks_does_not_send_a_change_twice(server: Server) -> None:
+    server.says(answer({"listzonesresponse": {}}), cut)
+    async with client(server, may_change=FULL) as cloud:
+        await cloud.call("listZones")
+        with pytest.raises(OutcomeUnknown):
+            await cloud.submit("restartNetwork", id="a")
+    assert [seen.form["command"] for seen in server.seen] == ["listZones", "restartNetwork"]
+    assert server.seen[0].peer == server.seen[1].peer, "on the same connection"
