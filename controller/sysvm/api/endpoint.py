@@ -14,6 +14,7 @@ from sysvm.api.base import (
     ObjectMeta,
     ObservedStatus,
     Says,
+    ShortText,
     at_least,
     at_most,
     cel_text,
@@ -51,6 +52,7 @@ class SystemVMType(StrEnum):
 
 
 class Inventory(StrEnum):
+    CLOUDSTACK = "CloudStack"
     STATIC = "Static"
 
 
@@ -248,13 +250,17 @@ class Scan(ApiModel):
     content: Annotated[Duration, at_least("1m")] = timedelta(hours=24)
     """Between two comparisons of every file with the release; older than twice this, content counts as unknown. At
     least 1m."""
+    inventory: Annotated[Duration, at_least("10s")] = timedelta(minutes=5)
+    """Between two sweeps of the management server's lists (inventory: CloudStack). A VM that is gone is forgotten after
+    the second sweep without it. At least 10s."""
 
 
 class CloudStackEndpointSpec(ApiModel):
     """Which VMs there are, how to reach them, and whether they may be changed."""
 
     inventory: Inventory
-    """Static: the VMs listed under systemVMs."""
+    """CloudStack: every system VM that the management server lists to the user of api. Static: the VMs listed under
+    systemVMs."""
     management: Management = Management.OBSERVE
     """Observe: look and report, change nothing. Full: policies may change VMs."""
     api: ManagementAPI | None = None
@@ -282,6 +288,10 @@ class CloudStackEndpointSpec(ApiModel):
         ),
         rule("self.inventory == 'Static' || has(self.api)", "inventory CloudStack needs api"),
         rule(
+            "self.inventory == 'Static' || !has(self.systemVMs) || size(self.systemVMs) == 0",
+            "inventory CloudStack finds its VMs by itself: systemVMs must be empty",
+        ),
+        rule(
             # The list of one binds the names, so that lower case is made once. Longer lists would exceed the cost that
             # the API server grants a rule; there the operator reports NameConflict.
             "!has(self.systemVMs) || size(self.systemVMs) > 200 || [self.systemVMs.map(v, v.name.lowerAscii())]"
@@ -300,9 +310,28 @@ class EndpointCounts(ApiModel):
     """VMs that could not be reached at the last look."""
 
 
+class ZoneTemplateVersion(ApiModel):
+    """What one zone asks of its system VMs."""
+
+    zone: ShortText
+    """Name of the zone."""
+    version: Annotated[str, Field(max_length=64)]
+    """Setting minreq.sysvmtemplate.version: the management server sends no commands to a router below it whose scripts
+    are not its own."""
+
+
 class CloudStackEndpointStatus(ObservedStatus):
     """What the operator found."""
 
+    management_server_version: Annotated[str, Field(max_length=64)] | None = None
+    """Release of the management server, such as 4.20.2.0."""
+    minimum_template_version: Annotated[
+        tuple[ZoneTemplateVersion, ...],
+        Field(
+            max_length=128, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["zone"]}
+        ),
+    ] = ()
+    """Oldest template that the management server works with, by zone. Empty where the role may not read settings."""
     counts: EndpointCounts | None = None
     """How many VMs."""
 
@@ -344,4 +373,5 @@ __all__ = [
     "StaticSystemVM",
     "SystemVMType",
     "Via",
+    "ZoneTemplateVersion",
 ]

@@ -105,26 +105,46 @@ class RedundancyRole(StrEnum):
 class Identity(ApiModel):
     """Who the VM is."""
 
+    id: Annotated[str, Field(max_length=64)] | None = None
+    """CloudStack's UUID. Absent in a Static inventory. A recreated VM has another one, and another name."""
     name: Annotated[str, Field(max_length=253)]
     """Name in CloudStack."""
     type: SystemVMType
     """CloudStack's type."""
     zone: ShortText | None = None
     """CloudStack zone that it runs in."""
+    pod: ShortText | None = None
+    """CloudStack pod that it runs in."""
     host: ShortText | None = None
-    """Hypervisor host."""
+    """Hypervisor host. Absent while it does not run."""
     group: ShortText | None = None
-    """VMs of one group are never in work together."""
+    """VMs of one group are never in work together. In a CloudStack inventory the id of the network or VPC that a router
+    serves; SSVMs and CPVMs have none, those of one type in a zone belong together."""
     redundant: bool | None = None
     """One of a redundant pair, as the management server says. Absent: nobody told; a look shows it."""
     hypervisor: ShortText | None = None
     """Hypervisor, such as KVM."""
     account: ShortText | None = None
     """CloudStack account that owns it."""
+    domain: ShortText | None = None
+    """Path of the account's CloudStack domain."""
+    project: ShortText | None = None
+    """CloudStack project that owns it."""
     network: ShortText | None = None
     """CloudStack network that it serves."""
-    address: ShortText
-    """Where the operator connects to."""
+    vpc: ShortText | None = None
+    """CloudStack VPC that it serves."""
+    address: ShortText | None = None
+    """Where the operator connects to. Absent while CloudStack tells none, as of a VM that does not run."""
+    state: Annotated[str, Field(max_length=32)] | None = None
+    """State as CloudStack spells it (Running, Stopped, Migrating, ...), or Missing: the last sweep did not find it.
+    Absent in a Static inventory."""
+    template: Annotated[str, Field(max_length=64)] | None = None
+    """Id of the template that CloudStack would start it from next; what it runs is under observed."""
+    created: Time | None = None
+    """When CloudStack made it."""
+    predecessor: ShortText | None = None
+    """Name of the VM of the same group whose place it took. A hold and a priority of that one became its own."""
 
 
 class HostKey(ApiModel):
