@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, matching, rule
+from sysvm.api.endpoint import SystemVMType
 from sysvm.api.policy import (
     AllowedMethod,
     Approval,
@@ -250,6 +251,10 @@ class GroupOperation(ApiModel):
     """Command of the management server, such as restartNetwork."""
     target: Annotated[str, Field(max_length=64)]
     """Id of the network, VPC or VM that the command is given."""
+    vm_type: SystemVMType
+    """CloudStack's type of the VMs."""
+    zone_id: Annotated[str, Field(max_length=64)]
+    """Id of their zone."""
     orders: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=16)] = ()
     """Ids of the orders (spec.operation of the VMs) that its result answers."""
     phase: GroupPhase

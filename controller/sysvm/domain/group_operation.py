@@ -123,6 +123,20 @@ class NoAnswer:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class NotMade:
+    """The call was not sent, because right before it something was not as it should be."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotTold:
+    """The server did not answer a question; nothing follows from that."""
+
+    sentence: str
+
+
 class JobState(StrEnum):
     PENDING = "Pending"
     SUCCEEDED = "Succeeded"
@@ -147,7 +161,7 @@ class Looked:
     look: Look
 
 
-Event = Submitted | Refused | NoAnswer | JobTold | Looked
+Event = Submitted | Refused | NoAnswer | NotMade | NotTold | JobTold | Looked
 
 
 # What a method says
@@ -213,11 +227,14 @@ class Limits:
 # The machine
 
 
-def begun(group: str, method: Method, call: Call, orders: tuple[str, ...], now: datetime) -> GroupOperation:
-    """The first state of an operation. `orders`: ids of the orders on its VMs, which its result answers."""
+def begun(group: str, method: Method, call: Call, vm: CloudVM, orders: Iterable[str], now: datetime) -> GroupOperation:
+    """The first state of an operation on the group of `vm`. `orders`: ids of the orders on its VMs, which its result
+    answers."""
     return GroupOperation(
         group=group,
         method=method,
+        vm_type=vm.type,
+        zone_id=vm.zone_id,
         command=str(call.command),
         target=call.id,
         orders=tuple(sorted(orders)),
@@ -269,6 +286,11 @@ def after_restart(operation: GroupOperation, now: datetime) -> GroupOperation:
 def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
     """The next state. An event that does not belong to the phase changes nothing: it is late."""
     match operation.phase, event:
+        case _, NotTold():
+            return operation.model_copy(update={"message": _cut(event.sentence)})
+        case GroupPhase.SUBMITTING, NotMade():
+            undone = {"before": (), "submitted_at": None, "submissions": operation.submissions - 1}
+            return _to(operation, GroupPhase.PREPARING, operation.started_at, message=_cut(event.sentence), **undone)
         case GroupPhase.PREPARING | GroupPhase.SUBMITTING, Refused():
             return _done(operation, OperationResult.FAILED, event.reason, event.sentence, now)
         case GroupPhase.PREPARING, Looked():

@@ -25,6 +25,10 @@ class Board:
         """Admission cannot decide before this VM was looked at again."""
         return vm in self._look_at
 
+    def ask(self, vms: Iterable[Key]) -> None:
+        """Somebody else than admission waits for a look at these."""
+        self._look_at |= set(vms)
+
     def looked(self, vm: Key) -> None:
         self._look_at.discard(vm)
 

@@ -6,17 +6,19 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from sysvm.api.window import MaintenanceWindow
+from sysvm.domain.group_operation import Event
 from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.approval import ApprovalReconciler
 from sysvm.engine.board import Board
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.endpoint import EndpointReconciler
+from sysvm.engine.group_operation import GroupOperations, Leads, nobody_leads, rollout_of
 from sysvm.engine.looking import Looks
 from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.plans import Plans
 from sysvm.engine.policy import PolicyReconciler
-from sysvm.engine.ports import Clock, EngineObserver, Recorder, SnapshotOf, SystemVMs, no_cloud
+from sysvm.engine.ports import Clock, Clouds, EngineObserver, NoClouds, Recorder, SnapshotOf, SystemVMs, no_cloud
 from sysvm.engine.rollout import RolloutReconciler
 from sysvm.engine.stores import Job, Role, Stores, key_of
 from sysvm.engine.system_vm import SystemVMReconciler
@@ -31,6 +33,8 @@ from sysvm.patching.results import Observation, OperationReport
 from sysvm.patching.sources import PayloadSources
 
 FETCHES = 2
+STEPS = 16
+"""Questions and calls to management servers at once; their own rates are kept by the client."""
 SHARE = 3.0
 LONGEST_BATCH_SECONDS = 10.0
 """What counts all VMs of an endpoint is run at most once in so many times its own duration: a burst of changes must not
@@ -68,6 +72,8 @@ class Engine:
         guarded: bool = False,
         queue_observer: QueueObserver | None = None,
         snapshot_of: SnapshotOf = no_cloud,
+        clouds: Clouds = NoClouds(),  # noqa: B008  # it holds nothing
+        leads: Leads = nobody_leads,
     ) -> None:
         self.queue: WorkQueue[Job] = WorkQueue("engine", observer=queue_observer)
         self._stores = stores
@@ -80,6 +86,7 @@ class Engine:
         self._operations: Pool[OperationReport, OperationReport] = Pool(
             sizes.operations, lambda key, end: wake(Role.SYSTEM_VM, key)
         )
+        self._steps: Pool[None, Event] = Pool(STEPS, lambda key, end: wake(Role.ROLLOUT, rollout_of(key)))
         accounts, payloads, board, plans = Accounts(cluster), Payloads(), Board(), Plans(cluster)
         notices = Notices(recorder)
         endpoint = EndpointReconciler(cluster, stores, accounts, notices, self._login_changed, clock)
@@ -87,8 +94,20 @@ class Engine:
             cluster, stores, sources, payloads, self._fetches, notices, self._payload_changed, clock
         )
         policy = PolicyReconciler(cluster, stores, plans, notices, clock, snapshot_of=snapshot_of)
+        groups = GroupOperations(
+            cluster,
+            stores,
+            clouds,
+            snapshot_of,
+            board,
+            self._steps,
+            notices,
+            lambda key: wake(Role.SYSTEM_VM, key),
+            leads,
+            clock,
+        )
         rollout = RolloutReconciler(
-            cluster, stores, plans, notices, clock, guarded=guarded, snapshot_of=snapshot_of
+            cluster, stores, plans, notices, groups, clock, guarded=guarded, snapshot_of=snapshot_of
         )
         system_vm = SystemVMReconciler(
             cluster,
@@ -99,6 +118,7 @@ class Engine:
             vms,
             Looks(stores, board, vms, self._looks, notices, observer),
             self._operations,
+            groups,
             notices,
             observer,
             lambda key: wake(Role.ADMISSION, key),
@@ -135,7 +155,7 @@ class Engine:
         """Reconciles until `stop`. Looks and operations that run then are cut: their VMs end them alone."""
         self._look_at_everything()
         async with AsyncExitStack() as stack:
-            for pool in (self._fetches, self._looks, self._operations):
+            for pool in (self._fetches, self._looks, self._operations, self._steps):
                 await stack.enter_async_context(pool)
             await self.queue.run(self._reconcile, workers=self._sizes.workers)
 

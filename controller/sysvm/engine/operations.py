@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from sysvm.api.policy import Method
 from sysvm.api.reasons import Reason
+from sysvm.api.rollout import GroupOperation
 from sysvm.api.systemvm import (
     HistoryEntry,
     OperationOrder,
@@ -145,6 +147,33 @@ def failed(status: OperationStatus, error: PatchingError, now: datetime) -> Oper
     )
 
 
+def of_group(status: OperationStatus, group: GroupOperation) -> OperationStatus:
+    """The mirror of what the management server does to the VM's group. Its result is this VM's too."""
+    failed = group.result not in (None, OperationResult.SUCCEEDED)
+    step = status.step if failed else str(group.phase)
+    return status.model_copy(
+        update={
+            "step": step,
+            "message": _cut(group.message, 2048),
+            "result": group.result,
+            "reason": group.reason,
+            "finished_at": group.finished_at,
+        }
+    )
+
+
+def given_up(status: OperationStatus, reason: Reason, sentence: str, now: datetime) -> OperationStatus:
+    """An order that nobody will carry out."""
+    return status.model_copy(
+        update={
+            "result": OperationResult.FAILED,
+            "reason": str(reason),
+            "message": _cut(sentence, 2048),
+            "finished_at": now,
+        }
+    )
+
+
 def remembered(history: tuple[HistoryEntry, ...], operation: OperationStatus) -> tuple[HistoryEntry, ...]:
     """The history with a finished operation in front; once only, however often it is told."""
     if operation.result is None or any(entry.id == operation.id for entry in history):
@@ -170,6 +199,10 @@ def sentence(vm: str, operation: OperationStatus) -> str:
     """What happened, for Events and logs."""
     if operation.result is OperationResult.SUCCEEDED and operation.takes_back is not None:
         return f"{vm} is again what it was before operation {operation.takes_back}, services and signature included"
+    if operation.result is OperationResult.SUCCEEDED and operation.method in (Method.REBOOT, Method.RECREATE):
+        finished = operation.finished_at or operation.started_at
+        seconds = (finished - operation.started_at).total_seconds()
+        return f"{operation.method} of {vm} by the management server is done and verified, {seconds:.0f} s"
     if operation.result is OperationResult.SUCCEEDED:
         actions = ", ".join(f"{action.name} {action.action.lower()}" for action in operation.services) or "no service"
         finished = operation.finished_at or operation.started_at

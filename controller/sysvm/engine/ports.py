@@ -7,7 +7,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
+from sysvm.api.rollout import GroupOperation
+from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.cloud import Snapshot
+from sysvm.domain.group_operation import Call, JobTold, Looked, NoAnswer, NotTold, Refused, Submitted
+from sysvm.domain.lifecycle import TemplateChoice
 from sysvm.kube.events import EventType
 from sysvm.kube.objects import Key, ObjectRef
 from sysvm.patching.payload import Payload
@@ -56,6 +60,45 @@ SnapshotOf = Callable[[Key], Snapshot | None]
 def no_cloud(endpoint: Key) -> Snapshot | None:
     """For a process without CloudStack inventories."""
     return None
+
+
+class CloudJobs(Protocol):
+    """Changes by the management server of one endpoint. Implemented by `sysvm.cloudstack.lifecycle.CloudJobs`.
+
+    Nothing is raised for what the server says or does not say: every answer is an event.
+    """
+
+    async def submit(self, call: Call) -> Submitted | Refused | NoAnswer:
+        """Makes the call, once."""
+        ...
+
+    async def job(self, job_id: str) -> JobTold | NotTold: ...
+
+    async def look(self, operation: GroupOperation) -> Looked | NotTold:
+        """The group of the operation with all that may be at work on it, listed now."""
+        ...
+
+
+class Clouds(Protocol):
+    """The management servers behind endpoints, as far as they may be asked for changes."""
+
+    def jobs(self, endpoint: Key) -> CloudJobs | None:
+        """None: the endpoint has no management server, or cannot be used now."""
+        ...
+
+    def template_choice(self, endpoint: Key, template: SystemVMTemplate | None) -> TemplateChoice | None:
+        """Whether the template that the server would start a VM from is the declared one; None: that is not known."""
+        ...
+
+
+class NoClouds:
+    """Endpoints whose VMs people list: no management server is asked for anything."""
+
+    def jobs(self, endpoint: Key) -> CloudJobs | None:
+        return None
+
+    def template_choice(self, endpoint: Key, template: SystemVMTemplate | None) -> TemplateChoice | None:
+        return None
 
 
 class EngineObserver(Protocol):

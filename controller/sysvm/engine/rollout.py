@@ -13,6 +13,7 @@ from sysvm.domain.members import RolloutView, classify
 from sysvm.domain.planner import Plan
 from sysvm.domain.rollout import Live, next_change, outcome
 from sysvm.domain.running import in_pairs
+from sysvm.engine.group_operation import Advanced, GroupOperations
 from sysvm.engine.live import live_of
 from sysvm.engine.notices import Notices
 from sysvm.engine.plans import PlanMissing, Plans
@@ -38,6 +39,7 @@ class RolloutReconciler:
         stores: Stores,
         plans: Plans,
         notices: Notices,
+        groups: GroupOperations,
         clock: Clock,
         *,
         guarded: bool,
@@ -47,6 +49,7 @@ class RolloutReconciler:
         self._stores = stores
         self._plans = plans
         self._notices = notices
+        self._groups = groups
         self._clock = clock
         self._guarded = guarded
         self._snapshot_of = snapshot_of
@@ -57,19 +60,26 @@ class RolloutReconciler:
             self._plans.forget(key)
             return None
         now = self._clock()
+        # Calls to the management server are followed whatever else becomes of the rollout.
+        groups = self._groups.advance(rollout, now)
+        seen = rollout.model_copy(
+            update={"status": rollout.status.model_copy(update={"group_operations": groups.operations})}
+        )
         try:
             plan = await self._plans.of(rollout)
         except PlanMissing as error:
-            return await self._without_plan(rollout, error, now)
-        view, live = self._look(rollout, plan, now)
-        status = outcome(rollout, plan, view, live, now=now)
+            return await self._without_plan(rollout, seen, error, groups, now)
+        view, live = self._look(seen, plan, now)
+        status = outcome(seen, plan, view, live, now=now)
         if not await self._write(rollout, status):
             return Again(0.1)
+        self._groups.begin(rollout, groups.operations, now)
         if OPERATION_FINALIZER in rollout.metadata.finalizers and not self._in_work(rollout):
             deleting = rollout.metadata.deletion_timestamp is not None
             if deleting or status.result is not None:
                 return await self._let_go(rollout)
-        return _again(status, next_change(rollout, status, view, live, now=now), now)
+        again = _again(status, next_change(rollout, status, view, live, now=now), now)
+        return _sooner(again, groups)
 
     def _look(self, rollout: Rollout, plan: Plan, now: datetime) -> tuple[RolloutView, Live]:
         endpoint = self._stores.endpoints.get(endpoint_of(rollout))
@@ -116,8 +126,11 @@ class RolloutReconciler:
             note = f"breakGlass ({glass.reason}) does not count: {why}"
         self._notices.tell(ROLLOUT, rollout.metadata, reason, "BreakGlass", note, warning=True)
 
-    async def _without_plan(self, rollout: Rollout, error: PlanMissing, now: datetime) -> Again | None:
+    async def _without_plan(
+        self, rollout: Rollout, seen: Rollout, error: PlanMissing, groups: Advanced, now: datetime
+    ) -> Again | None:
         """Nothing can be decided without what was signed; VMs in work end alone, and the revision is not retried."""
+        status = seen.status
         if rollout.status.result is None:
             message = f"{error}; VMs in work are finished, nothing new starts"
             conditions = merged(
@@ -129,7 +142,7 @@ class RolloutReconciler:
                 generation=rollout.metadata.generation,
                 now=now,
             )
-            status = rollout.status.model_copy(
+            status = status.model_copy(
                 update={
                     "phase": RolloutPhase.DONE,
                     "result": RolloutResult.FAILED,
@@ -138,11 +151,12 @@ class RolloutReconciler:
                     "observed_generation": rollout.metadata.generation,
                 }
             )
-            if not await self._write(rollout, status):
-                return Again(0.1)
+        if not await self._write(rollout, status):
+            return Again(0.1)
+        self._groups.begin(rollout, groups.operations, now)
         if OPERATION_FINALIZER in rollout.metadata.finalizers and not self._in_work(rollout):
             return await self._let_go(rollout)
-        return None
+        return _sooner(None, groups)
 
     def _in_work(self, rollout: Rollout) -> bool:
         return any(
@@ -181,6 +195,13 @@ class RolloutReconciler:
             note,
             warning=status.result is RolloutResult.FAILED,
         )
+
+
+def _sooner(again: Again | None, groups: Advanced) -> Again | None:
+    if groups.again is None:
+        return again
+    seconds = max(0.1, groups.again.total_seconds())
+    return Again(seconds) if again is None else Again(min(seconds, again.after_seconds))
 
 
 def _again(status: RolloutStatus, moment: datetime | None, now: datetime) -> Again | None:

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.policy import Checks, Databags, Heal, LivePatchOptions, PatchPolicy, PlannedFailover, Timeouts
-from sysvm.api.reasons import EventReason
+from sysvm.api.policy import Checks, Databags, Heal, HostPayloadRule, LivePatchOptions, PatchPolicy, PlannedFailover, Timeouts
+from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import (
     OperationOrder,
     OperationResult,
@@ -33,6 +33,7 @@ from sysvm.domain.system_vm_status import as_allowed, plan_entry, system_vm_trut
 from sysvm.engine import operations
 from sysvm.engine.board import Board
 from sysvm.engine.credentials import Accounts
+from sysvm.engine.group_operation import STARTED_ANEW, GroupOperations, is_group_order
 from sysvm.engine.inventory import entry_for, identity_of, target_of
 from sysvm.engine.looking import Looks, Memory
 from sysvm.engine.notices import Notices
@@ -76,6 +77,7 @@ class SystemVMReconciler:
         vms: SystemVMs,
         looks: Looks,
         running: Pool[OperationReport, OperationReport],
+        groups: GroupOperations,
         notices: Notices,
         observer: EngineObserver,
         wake_admission: Callable[[Key], None],
@@ -89,6 +91,7 @@ class SystemVMReconciler:
         self._vms = vms
         self._looks = looks
         self._running = running
+        self._groups = groups
         self._notices = notices
         self._observer = observer
         self._wake_admission = wake_admission
@@ -103,6 +106,8 @@ class SystemVMReconciler:
             self._running.forget(key)
             return None
         order = open_order(vm)
+        if order is not None and is_group_order(order):
+            return await self._follow(key, vm, order)
         if order is not None:
             return await self._operate(key, vm, order)
         if OPERATION_FINALIZER in vm.metadata.finalizers:
@@ -114,18 +119,32 @@ class SystemVMReconciler:
 
     # Observing
 
-    async def _observe(self, key: Key, vm: SystemVM, endpoint: CloudStackEndpoint) -> Again | None:
+    async def _observe(
+        self,
+        key: Key,
+        vm: SystemVM,
+        endpoint: CloudStackEndpoint,
+        operation: OperationStatus | None = None,
+        *,
+        started_anew: datetime | None = None,
+    ) -> Again | None:
+        """`operation`: the mirror of what is being done to it. `started_anew`: since when a key of our own making is
+        expected."""
         now = self._clock()
         owner = self._owner(vm, endpoint, now)
         entry = entry_for(endpoint, vm.metadata.name)
         account = self._accounts.get(key_of(endpoint))
-        status = vm.status
+        status = vm.status if operation is None else vm.status.model_copy(update={"operation": operation})
+        if started_anew is not None and status.host_key is not None and status.host_key.seen_at <= started_anew:
+            # Another disk, another key: that is what was ordered, and of nobody else's start is it believed.
+            status = status.model_copy(update={"host_key": None})
         if entry is not None:
             status = status.model_copy(update={"identity": identity_of(entry)})
         noted = self._looks.take_note(key, vm, endpoint, status, now)
         if noted is None and entry is not None and isinstance(account, SSHAccount) and not endpoint.spec.suspend:
             wants = owner.payload if owner is not None else None
-            self._looks.begin_if_due(key, vm, endpoint, target_of(vm, entry, account), wants, now)
+            told = vm.model_copy(update={"status": status})
+            self._looks.begin_if_due(key, vm, endpoint, target_of(told, entry, account), wants, now)
         if not await self._report(key, vm, noted or status, owner, now):
             return Again(0.1)
         return Again(self._looks.seconds_to_next(key, vm, now))
@@ -247,6 +266,50 @@ class SystemVMReconciler:
         await self._mirror(key, vm, operations.mirrored(current, handle.progress), now)
         return None
 
+    async def _follow(self, key: Key, vm: SystemVM, order: OperationOrder) -> Again | None:
+        """An order that the management server carries out: what its group's operation says is mirrored, and the VM is
+        looked at meanwhile. What began in `Rollout.status` ends here: the result there is written first, here second,
+        and a restart in between finds the first and writes the second."""
+        now = self._clock()
+        endpoint = self._stores.endpoints.get(endpoint_of(vm))
+        if endpoint is None:
+            return await self._orphaned(key, vm, now)
+        rollout = self._stores.rollouts.get(Key(key.namespace, order.rollout))
+        group = self._groups.of(rollout, order)
+        current = vm.status.operation
+        if current is None or current.id != order.id:
+            current = operations.begun(order, now)
+            what = f"{order.method} by the management server begins ({order.id})"
+            self._notices.tell(
+                SYSTEM_VM, vm.metadata, EventReason.PATCH_STARTED, str(order.method), what,
+                rollout=order.rollout, operation=order.id,
+            )  # fmt: skip
+        never = self._groups.why_never(vm, order) if group is None else None
+        if rollout is None:
+            never = Reason.INTERRUPTED, f"rollout {order.rollout} was removed by force: look at the VM in CloudStack"
+        if never is not None:
+            return await self._end_group_order(key, vm, operations.given_up(current, *never, now), now)
+        if group is not None and group.result is not None:
+            return await self._end_group_order(key, vm, operations.of_group(current, group), now)
+        mirror = operations.of_group(current, group) if group is not None else current
+        anew = group.submitted_at if group is not None and group.phase in STARTED_ANEW else None
+        again = await self._observe(key, vm, endpoint, mirror, started_anew=anew)
+        return Again(min(5.0, again.after_seconds)) if again is not None and group is None else again
+
+    async def _end_group_order(self, key: Key, vm: SystemVM, final: OperationStatus, now: datetime) -> Again | None:
+        self._looks.after_operation(key, vm, now)
+        if not await self._mirror(key, vm, final, now):
+            return Again(0.1)
+        self._observer.operated(
+            method=str(final.method),
+            result=str(final.result),
+            seconds=(now - final.started_at).total_seconds(),
+            bytes_sent=0,
+        )
+        self._tell_end(vm, final)
+        self._wake_admission(endpoint_of(vm))
+        return Again(0)
+
     def _prepare(self, vm: SystemVM, order: OperationOrder) -> operations.Work | None:
         """None: it cannot be reached now, because the endpoint, its list or its login is missing."""
         namespace = vm.metadata.namespace
@@ -279,6 +342,7 @@ class SystemVMReconciler:
                 vm_timeout_seconds=self._seconds_left(order, timeouts),
                 apply_databags=options.databags is Databags.NEEDED,
                 may_fail_over=options.planned_failover is PlannedFailover.ALLOWED,
+                same_as_host=options.host_payload is HostPayloadRule.REQUIRE,
             ),
             takes_back=order.takes_back,
         )

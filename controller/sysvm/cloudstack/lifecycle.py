@@ -1,0 +1,154 @@
+"""Jobs that reboot, recreate or patch system VMs: made, asked for, and what there is of their group before and after.
+
+Every answer becomes an event of `domain.group_operation`: the difference between "it was not done" and "it is not known
+whether it was" is made here, because nobody above sees what became of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Protocol
+
+from sysvm.api.endpoint import SystemVMType
+from sysvm.api.rollout import GroupOperation
+from sysvm.cloudstack import answers
+from sysvm.cloudstack.client import CloudStack
+from sysvm.cloudstack.errors import BadParameter, CloudStackError, OutcomeUnknown
+from sysvm.cloudstack.jobs import Job, JobId, JobStatus
+from sysvm.cloudstack.transport import Param
+from sysvm.domain import group_operation
+from sysvm.domain.cloud import CloudHost, CloudVM, CloudZone
+from sysvm.domain.group_operation import (
+    Call,
+    Command,
+    JobState,
+    JobTold,
+    Look,
+    Looked,
+    NoAnswer,
+    NotTold,
+    Refused,
+    Submitted,
+)
+
+_STATES: Mapping[JobStatus, JobState] = {
+    JobStatus.PENDING: JobState.PENDING,
+    JobStatus.SUCCEEDED: JobState.SUCCEEDED,
+    JobStatus.FAILED: JobState.FAILED,
+    JobStatus.UNKNOWN: JobState.LOST,
+}
+
+_SYSTEM_VM_TYPES = {
+    SystemVMType.SECSTORAGE: "secondarystoragevm",
+    SystemVMType.CONSOLEPROXY: "consoleproxy",
+}
+
+_BY_NETWORK = frozenset({"RestartNetworkCmd", "RestartVPCCmd"})
+"""Their jobs do not name the network or VPC (CloudStack 4.21 queryAsyncJobResult): any of them may be about ours."""
+
+
+class Clock(Protocol):
+    """The moment, with a zone."""
+
+    def __call__(self) -> datetime: ...
+
+
+class CloudJobs:
+    """The management server of one endpoint. Nothing here raises for what the server says or does not say."""
+
+    def __init__(self, client: CloudStack, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+
+    async def submit(self, call: Call) -> Submitted | Refused | NoAnswer:
+        """Makes the call, once."""
+        flags: dict[str, Param] = dict.fromkeys(call.flags, True)
+        try:
+            return Submitted(await self._client.submit(str(call.command), id=call.id, **flags))
+        except OutcomeUnknown as error:
+            return NoAnswer(str(error))
+        except CloudStackError as error:
+            return Refused(error.reason, str(error))
+
+    async def job(self, job_id: str) -> JobTold | NotTold:
+        try:
+            job = await self._client.job(JobId(job_id))
+        except CloudStackError as error:
+            return NotTold(str(error))
+        return JobTold(_STATES[job.status], job.error_text)
+
+    async def look(self, operation: GroupOperation) -> Looked | NotTold:
+        """The group, its zone and hosts, and the jobs that may be at work on it, as they are now."""
+        try:
+            vms = await self._vms(operation)
+            jobs = await self._client.running_jobs()
+            zone = await self._zone(operation.zone_id)
+            hosts = [
+                answers.host(entry)
+                async for entry in self._client.list_all("listHosts", "host", type="Routing", zoneid=operation.zone_id)
+            ]
+        except CloudStackError as error:
+            return NotTold(str(error))
+        return Looked(
+            Look(
+                taken_at=self._clock(),
+                vms=vms,
+                jobs=tuple(_told(job) for job in jobs if _concerns(job, operation, vms)),
+                zone=zone,
+                hosts=_sorted(hosts),
+            )
+        )
+
+    async def _vms(self, operation: GroupOperation) -> tuple[CloudVM, ...]:
+        command, target = operation.command, operation.target
+        if command == Command.RESTART_NETWORK:
+            return await self._routers(network=target)
+        if command == Command.RESTART_VPC:
+            return await self._routers(vpc=target)
+        if command == Command.REBOOT_ROUTER:
+            return await self._routers(id_=target)
+        if command == Command.DESTROY_SYSTEM_VM:
+            kind = _SYSTEM_VM_TYPES[operation.vm_type]
+            return await self._system_vms(zone=operation.zone_id, kind=kind)
+        return await self._system_vms(id_=target)
+
+    async def _routers(
+        self, *, id_: str | None = None, network: str | None = None, vpc: str | None = None
+    ) -> tuple[CloudVM, ...]:
+        entries = self._client.list_all(
+            "listRouters", "router", listall=True, projectid="-1", id=id_, networkid=network, vpcid=vpc
+        )
+        try:
+            return tuple([answers.router(entry) async for entry in entries])
+        except BadParameter:
+            return ()  # an id that is not there any more
+
+    async def _system_vms(
+        self, *, id_: str | None = None, zone: str | None = None, kind: str | None = None
+    ) -> tuple[CloudVM, ...]:
+        entries = self._client.list_all("listSystemVms", "systemvm", id=id_, zoneid=zone, systemvmtype=kind)
+        try:
+            return tuple([answers.system_vm(entry) async for entry in entries])
+        except BadParameter:
+            return ()
+
+    async def _zone(self, zone_id: str) -> CloudZone | None:
+        zones = [answers.zone(entry) async for entry in self._client.list_all("listZones", "zone", id=zone_id)]
+        return zones[0] if zones else None
+
+
+def _concerns(job: Job, operation: GroupOperation, vms: tuple[CloudVM, ...]) -> bool:
+    if job.id == operation.job_id:
+        return True
+    if job.instance_id is not None:
+        return job.instance_id.lower() in {operation.target, *(vm.id for vm in vms)}
+    return job.command in _BY_NETWORK and operation.vm_type not in _SYSTEM_VM_TYPES
+
+
+def _told(job: Job) -> group_operation.Job:
+    return group_operation.Job(id=job.id, command=job.command, instance_id=job.instance_id)
+
+
+def _sorted(hosts: list[CloudHost]) -> tuple[CloudHost, ...]:
+    return tuple(sorted(hosts, key=lambda host: host.name))
