@@ -7,6 +7,7 @@ and nothing else. Time is the event loop's.
 from __future__ import annotations
 
 import asyncio
+import math
 
 
 class Rate:
@@ -15,7 +16,7 @@ class Rate:
     def __init__(self, per_second: int, burst: int) -> None:
         self._interval = 1.0 / per_second
         self._slack = (burst - 1) * self._interval
-        self._next = 0.0
+        self._next = -math.inf
 
     async def turn(self) -> None:
         """Returns when it is the caller's turn."""

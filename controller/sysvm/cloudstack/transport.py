@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ class Access:
     def ssl_context(self) -> ssl.SSLContext:
         """Certificates and host names are always checked."""
         try:
+            if self.ca_bundle is not None and not self.ca_bundle.strip():
+                raise ValueError("it is empty")
             return ssl.create_default_context(cadata=self.ca_bundle)
         except (ssl.SSLError, ValueError) as error:
             raise AccessInvalid(
@@ -119,6 +122,10 @@ def url_problem(url: str) -> str | None:
             "name the API's own URL, such as https://cloud.example.com/client/api, and close that port on the server"
         )
     return None
+
+
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{27}=|(?:[A-Za-z0-9]|%2[BbFf]){27}%3[Dd]")
+"""An HMAC-SHA1 in base64, as it is and as a part of a URL."""
 
 
 class Clock(Protocol):
@@ -245,7 +252,7 @@ class Transport:
             if len(secret) < SHORTEST_SECRET:
                 continue
             text = text.replace(secret, "[key]").replace(quote(secret, safe=""), "[key]")
-        return text[:1000]
+        return _SIGNATURE.sub("[signature]", text)[:1000]
 
     async def _look(self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         response = await handler(request)

@@ -8,13 +8,13 @@ from email.utils import format_datetime
 
 import pytest
 from aiohttp import web
+from tests.unit.cloudstack.recorded import FULL, Server, answer, client, cut, recorded
 
 from sysvm.api.endpoint import Management
 from sysvm.cloudstack.client import MayChange
 from sysvm.cloudstack.commands import CHANGES, READS
 from sysvm.cloudstack.errors import ChangeRefused, OutcomeUnknown
 from sysvm.cloudstack.jobs import CHANGE_EXPIRES, SETTLED_AFTER
-from tests.unit.cloudstack.recorded import FULL, Server, answer, client, cut, recorded
 
 NOW = datetime(2026, 11, 22, 15, 40, tzinfo=UTC)
 

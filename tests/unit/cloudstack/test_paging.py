@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.unit.cloudstack.recorded import Server, answer, client, inner, recorded
 
 from sysvm.cloudstack.client import CloudStack
 from sysvm.cloudstack.errors import AnswerInvalid, BadParameter, ListChanged, Unauthorized
-from tests.unit.cloudstack.recorded import Server, answer, client, inner, recorded
 
 
 def pages_of(entries: Callable[[int], list[dict[str, Any]]], *, limit: int = 500, count: int | None = None) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.unit.cloudstack.recorded import ANSWERS, Server, client, inner, recorded, recording
 
 from sysvm.api.reasons import Reason
 from sysvm.cloudstack.errors import BadParameter, CloudStackError, NotAllowed, ServerError, Throttled, Unauthorized
 from sysvm.cloudstack.jobs import JobId, JobStatus, classify
-from tests.unit.cloudstack.recorded import ANSWERS, Server, client, inner, recorded, recording
 
 NO_ERRORS = {"error.badboolean", "error.expiresZ"}
 """Recorded to see an error, and the server gave none."""

@@ -15,9 +15,9 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.cloudstack.recorded import API_KEY, FULL, SECRET_KEY, Server, answer, client
 
 from sysvm.cloudstack.transport import _Signer
-from tests.unit.cloudstack.recorded import API_KEY, FULL, SECRET_KEY, Server, answer, client
 
 KEPT = set(string.ascii_letters + string.digits + ".-*_")
 
@@ -74,7 +74,7 @@ def test_any_parameters_are_signed_as_the_server_signs_them(params: dict[str, st
 
 
 def test_a_signature_that_was_computed_by_hand() -> None:
-    """With openssl: printf %s 'apikey=k&command=listzones&response=json' | openssl dgst -sha1 -hmac s -binary | base64"""
+    """printf %s 'apikey=k&command=listzones&response=json' | openssl dgst -sha1 -hmac s -binary | base64"""
     params = {"command": "listZones", "response": "json", "apiKey": "k"}
     _Signer("http://host/client/api", "k", "s")._sign(params)
     assert params["signature"] == "61eKw+/Y/oFdgsGvcnH0jkA/mk4="

@@ -11,18 +11,6 @@ from email.utils import format_datetime
 
 import pytest
 from aiohttp import web
-
-from sysvm.cloudstack import transport
-from sysvm.cloudstack.client import CloudStack
-from sysvm.cloudstack.errors import (
-    CloudStackError,
-    NotCloudStack,
-    OutcomeUnknown,
-    Throttled,
-    TimedOut,
-    Unauthorized,
-    Unavailable,
-)
 from tests.unit.cloudstack.recorded import (
     FULL,
     Reply,
@@ -34,6 +22,18 @@ from tests.unit.cloudstack.recorded import (
     inner,
     recorded,
     silent,
+)
+
+from sysvm.cloudstack import transport
+from sysvm.cloudstack.client import CloudStack
+from sysvm.cloudstack.errors import (
+    CloudStackError,
+    NotCloudStack,
+    OutcomeUnknown,
+    Throttled,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
 )
 
 PAGE = "<!DOCTYPE html><html><head><title>CloudStack</title></head></html>"
