@@ -1,11 +1,11 @@
 """The stories: one thing that happens to a rollout each, small enough to be read as a log."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from sim.fleet import BAD, GOOD, LOST, Machine
-from sim.telling import Scenario
+from sim.telling import Scenario, Story
 from sim.world import NAMESPACE, World
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.systemvm import RedundancyRole
@@ -46,6 +46,26 @@ def begin(world: World, **spec: Any) -> None:
     world.policy(**spec)
 
 
+def to_the_end(spec: Mapping[str, Any] | None = None, **after: float) -> Story:
+    """Nothing happens but the rollout, and then so much time (`minutes=1`)."""
+
+    async def story(world: World) -> None:
+        begin(world, **(spec or {}))
+        await world.until(world.has_ended)
+        if after:
+            await world.wait(**after)
+
+    return story
+
+
+async def begun(world: World, seconds: float = 60, **spec: Any) -> str:
+    """The name of the rollout, so long after it was made."""
+    begin(world, **spec)
+    await world.until(lambda: bool(world.rollouts()))
+    await world.wait(seconds=seconds)
+    return str(world.rollouts()[0]["metadata"]["name"])
+
+
 def with_outcomes(machines: Iterator[Machine], **outcomes: tuple[Any, ...]) -> list[Machine]:
     """`r3=(BAD,)` is r-3-VM."""
     made = list(machines)
@@ -55,66 +75,7 @@ def with_outcomes(machines: Iterator[Machine], **outcomes: tuple[Any, ...]) -> l
     return made
 
 
-# Order
-
-
-async def plain(world: World) -> None:
-    begin(world)
-    await world.until(world.has_ended)
-    await world.wait(minutes=1)
-
-
-async def canary(world: World) -> None:
-    begin(world, strategy={"waves": waves("canary", "tenth", "rest", soak="30m"), "maxUnavailable": 2})
-    await world.until(world.has_ended)
-    await world.wait(minutes=1)
-
-
-async def two_at_once(world: World) -> None:
-    begin(world, strategy={"maxUnavailable": 6, "perHost": 1})
-    await world.until(world.has_ended)
-
-
-async def zone_by_one(world: World) -> None:
-    begin(world, strategy={"maxUnavailable": 10, "perHost": 10})
-    await world.until(world.has_ended)
-
-
 # Failure
-
-
-async def first_failure(world: World) -> None:
-    begin(world)
-    await world.until(world.has_ended)
-    await world.wait(hours=2)
-
-
-async def within_budget(world: World) -> None:
-    begin(world, strategy={"maxUnavailable": 3, "failureBudget": {"total": 2, "perWave": 2, "consecutive": 2}})
-    await world.until(world.has_ended)
-    await world.wait(minutes=1)
-
-
-async def consecutive(world: World) -> None:
-    begin(world, strategy={"maxUnavailable": 4, "failureBudget": {"total": 5, "perWave": 5, "consecutive": 1}})
-    await world.until(world.has_ended)
-
-
-async def roll_back(world: World) -> None:
-    begin(world, strategy={"maxUnavailable": 2, "onBudgetSpent": "RollBack"})
-    await world.until(world.has_ended)
-    await world.wait(minutes=5)
-
-
-async def retried(world: World) -> None:
-    begin(world, strategy={"retry": {"limit": 2, "backoff": "1m", "reasons": ["VMBusy"]}})
-    await world.until(world.has_ended)
-
-
-async def inconsistent(world: World) -> None:
-    begin(world)
-    await world.until(world.has_ended)
-    await world.wait(hours=1)
 
 
 async def retry_at(world: World) -> None:
@@ -139,10 +100,7 @@ async def mended(world: World) -> None:
 
 
 async def paused(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=60)
-    name = world.rollouts()[0]["metadata"]["name"]
+    name = await begun(world)
     world.narrator.say("operations", "pauses the rollout")
     world.apply(ROLLOUT, name, {"state": "Paused"})
     await world.wait(hours=1)
@@ -152,29 +110,23 @@ async def paused(world: World) -> None:
 
 
 async def aborted(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=60)
+    name = await begun(world)
     world.narrator.say("operations", "aborts the rollout")
-    world.apply(ROLLOUT, world.rollouts()[0]["metadata"]["name"], {"state": "Aborted"})
+    world.apply(ROLLOUT, name, {"state": "Aborted"})
     await world.until(world.has_ended)
     await world.wait(hours=2)
 
 
 async def deleted(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=60)
+    name = await begun(world)
     world.narrator.say("operations", "deletes the rollout")
-    world.delete(ROLLOUT, world.rollouts()[0]["metadata"]["name"])
+    world.delete(ROLLOUT, name)
     await world.until(lambda: not world.rollouts())
     await world.wait(hours=2)
 
 
 async def policy_deleted(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=60)
+    await begun(world)
     world.narrator.say("operations", "deletes the policy")
     world.delete(POLICY, "routers")
     await world.until(lambda: not world.rollouts())
@@ -182,9 +134,7 @@ async def policy_deleted(world: World) -> None:
 
 
 async def superseded(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=60)
+    await begun(world)
     world.narrator.say("operations", "declares another release")
     world.release("newer")
     world.policy(template="newer")
@@ -193,9 +143,7 @@ async def superseded(world: World) -> None:
 
 
 async def suspended(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=60)
+    await begun(world)
     world.narrator.say("operations", "suspends the policy")
     world.policy(suspend=True)
     await world.wait(hours=3)
@@ -205,9 +153,7 @@ async def suspended(world: World) -> None:
 
 
 async def edited(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=20)
+    await begun(world, 20)
     world.narrator.say("operations", "edits the policy: 4 at once")
     world.policy(strategy={"maxUnavailable": 4})
     await world.until(world.has_ended)
@@ -235,12 +181,6 @@ async def held(world: World) -> None:
     await world.wait(minutes=1)
 
 
-async def excluded(world: World) -> None:
-    begin(world, selector={"exclude": [{"name": "r-2-VM", "reason": "CHG-2"}]})
-    await world.until(world.has_ended)
-    await world.wait(hours=1)
-
-
 # The calendar
 
 
@@ -266,9 +206,7 @@ async def window_too_short(world: World) -> None:
 
 
 async def frozen(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=60)
+    await begun(world)
     world.narrator.say("operations", "freezes everything for six hours")
     interval = {"from": world.at(), "to": world.at(hours=6)}
     world.apply(WINDOW, "freeze", {"effect": "Deny", "interval": interval, "reason": "election night"})
@@ -285,11 +223,8 @@ async def no_window(world: World) -> None:
 
 async def glass(world: World) -> None:
     world.apply(WINDOW, "nights", {"effect": "Allow", "schedule": NIGHT})
-    begin(world, windowRefs=[{"name": "nights"}])
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(minutes=30)
+    name = await begun(world, 1800, windowRefs=[{"name": "nights"}])
     world.narrator.say("operations", "breaks the glass: INC-77")
-    name = world.rollouts()[0]["metadata"]["name"]
     world.apply(ROLLOUT, name, {"breakGlass": {"reason": "INC-77", "until": world.at(hours=1)}})
     await world.until(world.has_ended)
 
@@ -372,9 +307,7 @@ async def newcomer(world: World) -> None:
 
 
 async def unreachable(world: World) -> None:
-    begin(world, strategy={"retry": {"limit": 2, "backoff": "1m", "reasons": ["SSHUnreachable"]}})
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=10)
+    await begun(world, 10, strategy={"retry": {"limit": 2, "backoff": "1m", "reasons": ["SSHUnreachable"]}})
     world.narrator.say("cloud", "r-3-VM stops answering")
     world.machines["r-3-VM"].reachable = False
     await world.wait(minutes=3)
@@ -448,9 +381,7 @@ async def drifts_unhealed(world: World) -> None:
 
 
 async def leaves(world: World) -> None:
-    begin(world)
-    await world.until(lambda: bool(world.rollouts()))
-    await world.wait(seconds=20)
+    await begun(world, 20)
     world.narrator.say("operations", "takes r-4-VM off the endpoint's list")
     del world.machines["r-4-VM"]
     world.endpoint()
@@ -506,21 +437,64 @@ def busy() -> Iterator[Machine]:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("plain", "Four routers, one after the other", routers, plain),
-    Scenario("canary", "A canary, a second one, then the rest", lambda: routers(6), canary),
-    Scenario("per-host", "Two hosts, one VM each at a time", lambda: routers(6), two_at_once),
-    Scenario("pair", "A redundant pair: BACKUP first", pair, plain),
+    Scenario("plain", "Four routers, one after the other", routers, to_the_end(minutes=1)),
     Scenario(
-        "pairs-and-singles", "Two pairs and two singles", lambda: [*pair(), *pair(3, "net2"), *_more()], two_at_once
+        "canary",
+        "A canary, a second one, then the rest",
+        lambda: routers(6),
+        to_the_end(
+            {"strategy": {"waves": waves("canary", "tenth", "rest", soak="30m"), "maxUnavailable": 2}}, minutes=1
+        ),
     ),
-    Scenario("storage", "Two storage VMs of a zone, never both", storage, zone_by_one),
-    Scenario("single-storage", "The only storage VM of its zone", lambda: storage(1), plain),
-    Scenario("first-failure", "The first failure ends it", lambda: fails("r2"), first_failure),
-    Scenario("within-budget", "Failures within the budget", lambda: fails("r2", "r4", count=6), within_budget),
-    Scenario("consecutive", "Two failures in a row", lambda: fails("r2", "r3", count=6), consecutive),
-    Scenario("roll-back", "The budget is spent and the wave goes back", lambda: fails("r3"), roll_back),
-    Scenario("retried", "A busy VM is tried again", busy, retried),
-    Scenario("inconsistent", "A VM that could not go back", lambda: fails("r2", outcome=LOST), inconsistent),
+    Scenario(
+        "per-host",
+        "Two hosts, one VM each at a time",
+        lambda: routers(6),
+        to_the_end({"strategy": {"maxUnavailable": 6, "perHost": 1}}),
+    ),
+    Scenario("pair", "A redundant pair: BACKUP first", pair, to_the_end(minutes=1)),
+    Scenario(
+        "pairs-and-singles",
+        "Two pairs and two singles",
+        lambda: [*pair(), *pair(3, "net2"), *_more()],
+        to_the_end({"strategy": {"maxUnavailable": 6, "perHost": 1}}),
+    ),
+    Scenario(
+        "storage",
+        "Two storage VMs of a zone, never both",
+        storage,
+        to_the_end({"strategy": {"maxUnavailable": 10, "perHost": 10}}),
+    ),
+    Scenario("single-storage", "The only storage VM of its zone", lambda: storage(1), to_the_end(minutes=1)),
+    Scenario("first-failure", "The first failure ends it", lambda: fails("r2"), to_the_end(hours=2)),
+    Scenario(
+        "within-budget",
+        "Failures within the budget",
+        lambda: fails("r2", "r4", count=6),
+        to_the_end(
+            {"strategy": {"maxUnavailable": 3, "failureBudget": {"total": 2, "perWave": 2, "consecutive": 2}}},
+            minutes=1,
+        ),
+    ),
+    Scenario(
+        "consecutive",
+        "Two failures in a row",
+        lambda: fails("r2", "r3", count=6),
+        to_the_end({"strategy": {"maxUnavailable": 4, "failureBudget": {"total": 5, "perWave": 5, "consecutive": 1}}}),
+    ),
+    Scenario(
+        "roll-back",
+        "The budget is spent and the wave goes back",
+        lambda: fails("r3"),
+        to_the_end({"strategy": {"maxUnavailable": 2, "onBudgetSpent": "RollBack"}}, minutes=5),
+    ),
+    Scenario(
+        "retried",
+        "A busy VM is tried again",
+        busy,
+        to_the_end({"strategy": {"retry": {"limit": 2, "backoff": "1m", "reasons": ["VMBusy"]}}}),
+    ),
+    Scenario("inconsistent", "A VM that could not go back", lambda: fails("r2", outcome=LOST), to_the_end(hours=1)),
     Scenario(
         "retry-at", "retryAt tries a failed release again", lambda: with_outcomes(routers(3), r2=(BAD, GOOD)), retry_at
     ),
@@ -536,7 +510,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("edited", "An edit in the middle counts for the next rollout", routers, edited),
     Scenario("observe", "An endpoint that only observes", lambda: routers(2), observed_only),
     Scenario("held", "A held VM is taken when its hold ends", lambda: routers(3), held),
-    Scenario("excluded", "An excluded VM is left alone", lambda: routers(3), excluded),
+    Scenario(
+        "excluded",
+        "An excluded VM is left alone",
+        lambda: routers(3),
+        to_the_end({"selector": {"exclude": [{"name": "r-2-VM", "reason": "CHG-2"}]}}, hours=1),
+    ),
     Scenario("window", "Work begins when the window opens", routers, windowed, may_start=at_night),
     Scenario("short-window", "A window too short for all", lambda: routers(4), window_too_short, may_start=at_night),
     Scenario("freeze", "A freeze in the middle", routers, frozen),
