@@ -41,6 +41,8 @@ class OperationOrder(ApiModel):
     """Rollout that it belongs to."""
     method: Method
     """How the difference is closed. Hold and None are decisions of a plan and are never handed out."""
+    route: Route | None = None
+    """Of a live patch: API if CloudStack's own is asked for, by one call for all VMs that it patches. Absent: SSH."""
     revision: Annotated[str, Field(max_length=64)]
     """What the VM is brought to."""
     template: Annotated[str, Field(max_length=253)]
@@ -451,6 +453,8 @@ class OperationStatus(ApiModel):
     """Rollout that it belongs to."""
     method: Method
     """How the difference is closed."""
+    route: Route | None = None
+    """Of a live patch: API if CloudStack did it; the operator cannot take that back. Absent: SSH."""
     revision: Annotated[str, Field(max_length=64)]
     """What the VM is brought to."""
     attempt: Annotated[int, Field(ge=1)] = 1

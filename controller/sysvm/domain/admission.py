@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from sysvm.api.endpoint import Management
 from sysvm.api.names import operation_id
-from sysvm.api.policy import Method, PolicyBlocker
+from sysvm.api.policy import Method, PolicyBlocker, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import Rollout
 from sysvm.api.systemvm import Blocker, OperationOrder
@@ -20,8 +20,8 @@ from sysvm.domain import gates, pairs
 from sysvm.domain.budgets import Budget, budget_of, holding_slots
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.group_operation import OPEN_LIMIT
-from sysvm.domain.members import RolloutView, classify, method_of
+from sysvm.domain.group_operation import OPEN_LIMIT, is_call
+from sysvm.domain.members import RolloutView, classify, method_of, route_of
 from sysvm.domain.planner import Plan, in_order
 from sysvm.domain.rollout import NOTHING_NEW, Live, next_change, to_return
 from sysvm.domain.running import router_of
@@ -115,8 +115,8 @@ class _Ledger:
     holding: dict[str, set[str]] = field(default_factory=dict)
     """Rollout -> SystemVM names that count against its maxUnavailable."""
     look_at: set[str] = field(default_factory=set)
-    recreated: dict[str, str] = field(default_factory=dict)
-    """SystemVM name -> rollout that recreates it, as one of a group."""
+    together: dict[str, str] = field(default_factory=dict)
+    """SystemVM name -> rollout that has one call made for its whole group."""
     calls: set[str] = field(default_factory=set)
     """Calls to the management server that are open."""
 
@@ -182,10 +182,11 @@ def _free_finished_slots(state: EndpointState, lanes: tuple[_Lane, ...]) -> _Led
     for facts in state.vms:
         if facts.in_work:
             ledger.take(facts)
-            if facts.order is not None and facts.order.method is Method.RECREATE:
-                ledger.recreated[facts.name] = facts.order.rollout
-            if facts.order is not None and facts.order.method is not Method.LIVE_PATCH:
+            order = facts.order
+            if order is not None and is_call(order.method, order.route):
                 ledger.calls.add(_call_for(facts))
+                if _is_for_the_group(order.method, order.route):
+                    ledger.together[facts.name] = order.rollout
     for lane in lanes:
         planned = {entry.name for entry in lane.running.plan.entries} | {facts.name for facts in lane.view.in_work}
         # A rollout that goes back has nothing left to protect from its failures, and they would hold it up for ever.
@@ -296,24 +297,38 @@ def _choose_candidates(
             for facts in unit.vms:
                 ledger.take(facts)
                 ledger.holding[lane.name].add(facts.name)
-                if unit.method is Method.RECREATE:
-                    ledger.recreated[facts.name] = lane.name
-                if unit.method is not Method.LIVE_PATCH:
+                if unit.is_for_the_group:
+                    ledger.together[facts.name] = lane.name
+                if unit.is_call:
                     ledger.calls.add(unit.call)
-                admitted.append(Admission(facts, _order(facts, lane, unit.method, state.epoch, back=group.back)))
+                admitted.append(Admission(facts, _order(facts, lane, unit, state.epoch, back=group.back)))
     return admitted
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Who gets an order together: one VM, or all routers that CloudStack replaces with one call."""
+    """Who gets an order together: one VM, or all routers that CloudStack replaces or patches with one call."""
 
     method: Method
+    route: Route | None
     vms: tuple[VMFacts, ...]
 
     @property
     def call(self) -> str:
         return _call_for(self.vms[0])
+
+    @property
+    def is_call(self) -> bool:
+        return is_call(self.method, self.route)
+
+    @property
+    def is_for_the_group(self) -> bool:
+        return _is_for_the_group(self.method, self.route)
+
+
+def _is_for_the_group(method: Method, route: Route | None) -> bool:
+    """One call changes all routers of the network or VPC."""
+    return method is Method.RECREATE or route is Route.API
 
 
 def _call_for(facts: VMFacts) -> str:
@@ -326,48 +341,54 @@ def _units(candidates: _Candidates) -> Iterator[_Unit]:
     for facts in candidates.vms:
         if facts.name in taken:
             continue
-        method = Method.LIVE_PATCH
+        method, route = Method.LIVE_PATCH, None
         if not candidates.back:
-            method = method_of(lane.rollout, lane.running.plan, facts) or method
+            method, route = _way(lane, facts)
         group = facts.identity.group if facts.identity is not None and not facts.is_zone_type else None
         together: tuple[VMFacts, ...] = (facts,)
-        if method is Method.RECREATE and group is not None:
+        if _is_for_the_group(method, route) and group is not None:
             together = tuple(
                 other
                 for other in candidates.vms
-                if other.identity is not None
-                and other.identity.group == group
-                and method_of(lane.rollout, lane.running.plan, other) is Method.RECREATE
+                if other.identity is not None and other.identity.group == group and _way(lane, other) == (method, route)
             )
         taken |= {other.name for other in together}
-        yield _Unit(method, together)
+        yield _Unit(method, route, together)
+
+
+def _way(lane: _Lane, facts: VMFacts) -> tuple[Method, Route | None]:
+    """What its rollout does next to it, and which way a live patch goes."""
+    method = method_of(lane.rollout, lane.running.plan, facts) or Method.LIVE_PATCH
+    return method, route_of(lane.rollout, lane.running.plan, facts)
 
 
 def _first_blocker(unit: _Unit, lane: _Lane, ledger: _Ledger) -> Blocker | None:
     """Orders are one write each. A process that ended between those of a group left some with one: the others get
     theirs then, and the call is made only when all have it."""
-    if unit.method is not Method.LIVE_PATCH:
-        if len(ledger.calls - {unit.call}) >= OPEN_LIMIT:
-            return _blocker(Reason.WAITING_FOR_SLOT, f"{OPEN_LIMIT} calls to the management server are open")
-    rules = RULES if unit.method is not Method.RECREATE else RECREATE_RULES
+    if unit.is_call and len(ledger.calls - {unit.call}) >= OPEN_LIMIT:
+        return _blocker(Reason.WAITING_FOR_SLOT, f"{OPEN_LIMIT} calls to the management server are open")
+    rules = RULES
+    if unit.is_for_the_group:
+        rules = RECREATE_RULES if unit.method is Method.RECREATE else API_RULES
     for facts in unit.vms:
         blocker = next((found for rule in rules if (found := rule(facts, lane, ledger)) is not None), None)
         if blocker is not None:
             return blocker
-    return _group_has_no_slots(unit, lane, ledger) if unit.method is Method.RECREATE else None
+    return _group_has_no_slots(unit, lane, ledger) if unit.is_for_the_group else None
 
 
-def _order(facts: VMFacts, lane: _Lane, method: Method, epoch: int, *, back: bool) -> OperationOrder:
+def _order(facts: VMFacts, lane: _Lane, unit: _Unit, epoch: int, *, back: bool) -> OperationOrder:
     rollout, opening = lane.rollout, lane.running.live.opening
     earlier, done = facts.order, facts.operation
     attempt = earlier.attempt + 1 if earlier is not None and earlier.rollout == lane.name else 1
     # What the management server has begun cannot be called back.
-    may_end = method is Method.LIVE_PATCH and not back
+    may_end = not unit.is_call and not back
     ends = opening is not None and opening.at_end is AtEnd.ROLL_BACK and may_end
     return OperationOrder(
         id=operation_id(rollout.metadata.uid, facts.uid, attempt),
         rollout=lane.name,
-        method=method,
+        method=unit.method,
+        route=Route.API if unit.route is Route.API else None,
         revision=rollout.spec.revision,
         template=rollout.spec.template_ref.name,
         attempt=attempt,
@@ -398,16 +419,16 @@ def _has_a_peer_in_work(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker
     """Never two VMs of one group."""
     for group in sorted(facts.groups):
         for peer in ledger.peers(facts, group):
-            if peer.name in ledger.in_work and not _is_recreated_with(facts, peer, lane, ledger):
+            if peer.name in ledger.in_work and not _is_changed_with(facts, peer, lane, ledger):
                 return _blocker(Reason.WAITING_FOR_GROUP, f"{peer.vm} of the same group ({group}) is in work")
     return None
 
 
-def _is_recreated_with(facts: VMFacts, peer: VMFacts, lane: _Lane, ledger: _Ledger) -> bool:
-    """One call replaces both, and the peer has its order for it already."""
-    if facts.is_zone_type or ledger.recreated.get(peer.name) != lane.name:
+def _is_changed_with(facts: VMFacts, peer: VMFacts, lane: _Lane, ledger: _Ledger) -> bool:
+    """One call changes both, and the peer has its order for it already."""
+    if facts.is_zone_type or ledger.together.get(peer.name) != lane.name:
         return False
-    return method_of(lane.rollout, lane.running.plan, facts) is Method.RECREATE
+    return _is_for_the_group(*_way(lane, facts))
 
 
 def _has_an_unwell_peer(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None:
@@ -552,6 +573,17 @@ RECREATE_RULES: tuple[Rule, ...] = (
     _host_is_full,
 )
 """For VMs that CloudStack replaces. A sick peer is replaced with it, and roles are made anew."""
+
+API_RULES: tuple[Rule, ...] = (
+    _is_busy,
+    _is_not_known,
+    _has_a_peer_in_work,
+    _has_an_unwell_peer,
+    _is_the_last_of_its_zone,
+    _host_is_full,
+    _pair_is_not_proven,
+)
+"""For VMs that CloudStack patches with one call: a pair must be one, and who goes first is not for us to say."""
 
 
 def _blocker(reason: Reason, message: str) -> Blocker:

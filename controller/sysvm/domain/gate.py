@@ -106,10 +106,10 @@ def gate_of(vm: CloudVM, zone: CloudZone | None, server: ServerPayload) -> Gate:
     if not vm.type.is_router or vm.hypervisor == "Simulator":
         return OPEN
     minimum = zone.min_template_version if zone is not None else None
-    booked = _hex(vm.scripts_version)
+    booked = bare_hex(vm.scripts_version)
     checks = zone.version_check if zone is not None else None
     older = _older(vm.template_version, minimum)
-    differs = booked != _hex(server.checksum) if booked is not None and server.checksum is not None else None
+    differs = booked != bare_hex(server.checksum) if booked is not None and server.checksum is not None else None
     if False in (checks, older, differs):
         return OPEN
     where = f"zone {vm.zone}"
@@ -156,15 +156,15 @@ def _what_of_the_scripts(vm: CloudVM, server: ServerPayload) -> str:
     return f"the server's books have no scripts of {vm.name}"
 
 
-def _hex(checksum: str | None) -> str | None:
-    """Bare hex digits. Old routers reported theirs with a line end."""
+def bare_hex(checksum: str | None) -> str | None:
+    """A checksum without its algorithm, in lower case. Old routers reported theirs with a line end."""
     if checksum is None:
         return None
     return checksum.strip().lower().rpartition(":")[2] or None
 
 
 def _short(checksum: str | None) -> str:
-    return (_hex(checksum) or "none")[:8]
+    return (bare_hex(checksum) or "none")[:8]
 
 
 # CloudStack's own live patch
@@ -224,7 +224,7 @@ def management_of(vm: CloudVM, snapshot: Snapshot, server: ServerPayload, *, at:
         at=at,
         template_version=vm.template_version,
         minimum_template_version=zone.min_template_version if zone is not None and vm.type.is_router else None,
-        scripts_version=_hex(vm.scripts_version),
+        scripts_version=bare_hex(vm.scripts_version),
         software_version=vm.software_version,
         requires_upgrade=vm.requires_upgrade,
         gate_closed=gate.closed,
@@ -251,8 +251,6 @@ class Claim:
     vm: str
     content_matches: bool
     signature: str | None
-    payload_checksum: str | None
-    """Of the archive on the VM."""
     failed_services: tuple[str, ...] = ()
     """Failed now and not before the call."""
     roles: str | None = None

@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
-from sysvm.api.policy import Method
+from sysvm.api.policy import Method, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
 from sysvm.api.systemvm import OperationResult
@@ -96,6 +96,11 @@ class Look:
 
     def facts(self, vm: CloudVM) -> VMFacts | None:
         return next((facts for facts in self.known if facts.vm == vm.name and not facts.deleting), None)
+
+
+def is_call(method: Method, route: Route | None) -> bool:
+    """Whether the management server carries it out, and not the VM."""
+    return method in (Method.REBOOT, Method.RECREATE) or route is Route.API
 
 
 # What happened

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sysvm.api.names import system_vm_name
-from sysvm.api.policy import AllowedMethod, Method, Retry
+from sysvm.api.policy import AllowedMethod, LivePatchRoute, Method, Retry, Route
 from sysvm.api.rollout import AppendedVM, GroupOperation, Rollout
 from sysvm.api.systemvm import OperationResult, OperationStatus
 from sysvm.domain.drift import is_converged
@@ -253,6 +253,18 @@ def method_of(rollout: Rollout, plan: Plan, facts: VMFacts) -> Method | None:
     return entry.method
 
 
+def route_of(rollout: Rollout, plan: Plan, facts: VMFacts) -> Route | None:
+    """The way of that live patch; None: it is none. As the plan has it; for a VM that the plan does not know, or that
+    was started anew, as the policy forces it."""
+    if method_of(rollout, plan, facts) is not Method.LIVE_PATCH:
+        return None
+    entry = plan.planned.get(facts.name)
+    if entry is not None and entry.uid == facts.uid and not facts.was_started_anew(rollout.metadata.name):
+        return entry.route or Route.SSH
+    forced = rollout.spec.snapshot.live_patch.route is LivePatchRoute.API
+    return Route.API if forced else Route.SSH
+
+
 def _must_still_be_patched(rollout: Rollout, plan: Plan, facts: VMFacts) -> bool:
     """It was started anew in this rollout and is not at the release yet, or that is not known yet."""
     if not facts.was_started_anew(rollout.metadata.name) or is_converged(facts, plan.release):
@@ -295,6 +307,7 @@ def patched_here(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
         and operation.result is OperationResult.SUCCEEDED
         and not operation.takes_back
         and operation.method is Method.LIVE_PATCH
+        and operation.route is not Route.API
     )
 
 

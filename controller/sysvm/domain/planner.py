@@ -10,6 +10,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import Annotated
@@ -183,7 +184,8 @@ def plan(
         name: _planned(by_name[name], decision, alone=len(siblings.get(by_name[name].zone_group or "", ())) == 1)
         for name, decision in sorted(decisions.items())
     }
-    entries |= _recreated_together(by_name, entries, fleet)
+    for how in _TOGETHER:
+        entries |= _changed_together(how, by_name, entries, fleet)
     entries |= _with_their_groups(by_name, entries)
     members = in_order((by_name[name] for name, entry in entries.items() if entry.method.is_work), spec.strategy.order)
     return Plan(
@@ -205,12 +207,13 @@ def _with_their_groups(by_name: Mapping[str, VMFacts], entries: Mapping[str, Pla
         identity = by_name[name].identity
         return identity.group if identity is not None else None
 
-    working = {group_of(name): entry.method for name, entry in entries.items() if entry.method.is_work}
+    working = {group_of(name): entry for name, entry in entries.items() if entry.method.is_work}
     working.pop(None, None)
     return {
         name: entry.model_copy(
             update={
-                "method": working[group_of(name)],
+                "method": working[group_of(name)].method,
+                "route": working[group_of(name)].route,
                 "message": f"{entry.message}; it goes with its group if it answers while the rollout runs",
             }
         )
@@ -219,11 +222,31 @@ def _with_their_groups(by_name: Mapping[str, VMFacts], entries: Mapping[str, Pla
     }
 
 
-def _recreated_together(
-    by_name: Mapping[str, VMFacts], entries: Mapping[str, PlannedVM], fleet: Iterable[VMFacts]
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """A method by which CloudStack changes all routers of a network or VPC with one call."""
+
+    method: Method
+    route: Route | None
+    does: str
+    """What it does with them: a predicate."""
+    done: str
+
+    def is_meant(self, entry: PlannedVM) -> bool:
+        return entry.method is self.method and entry.route is self.route
+
+
+_TOGETHER = (
+    _Together(Method.RECREATE, None, "Recreate replaces", "replaced"),
+    _Together(Method.LIVE_PATCH, Route.API, "CloudStack's own live patch changes", "patched"),
+)
+
+
+def _changed_together(
+    how: _Together, by_name: Mapping[str, VMFacts], entries: Mapping[str, PlannedVM], fleet: Iterable[VMFacts]
 ) -> dict[str, PlannedVM]:
-    """CloudStack replaces all routers of a network or VPC at once: all of them must be meant, or none is touched."""
-    meant = {_routers_of(facts) for name, facts in by_name.items() if entries[name].method is Method.RECREATE} - {None}
+    """All routers of the group must be meant, or none is touched."""
+    meant = {_routers_of(facts) for name, facts in by_name.items() if how.is_meant(entries[name])} - {None}
     if not meant:
         return {}
     groups: dict[str, dict[str, VMFacts]] = {}
@@ -237,22 +260,25 @@ def _recreated_together(
         why_not = next((found for found in stays if found is not None), None)
         for name, entry in ((name, entries[name]) for name in members if name in entries):
             if why_not is not None and entry.method.is_work:
-                message = f"Recreate replaces all routers of group {group}, and {why_not[1]}"
-                held = {"method": Method.HOLD, "reason": str(why_not[0]), "message": message, "warnings": ()}
+                message = f"{how.does} all routers of group {group}, and {why_not[1]}"
+                held = {
+                    "method": Method.HOLD, "route": None, "reason": str(why_not[0]), "message": message, "warnings": ()
+                }  # fmt: skip
                 changed[name] = entry.model_copy(update=held)
-            elif why_not is None and entry.method is not Method.RECREATE:
-                message = f"{entry.message}; it is replaced together with its group {group}"
-                changed[name] = entry.model_copy(update={"method": Method.RECREATE, "message": message})
+            elif why_not is None and not how.is_meant(entry):
+                message = f"{entry.message}; it is {how.done} together with its group {group}"
+                update = {"method": how.method, "route": how.route, "message": message}
+                changed[name] = entry.model_copy(update=update)
     return changed
 
 
 def _routers_of(facts: VMFacts) -> str | None:
-    """The group that CloudStack replaces as a whole; None for a VM that is recreated alone."""
+    """The group that CloudStack changes as a whole; None for a VM that is changed alone."""
     return facts.identity.group if facts.identity is not None and not facts.is_zone_type else None
 
 
 def _must_stay(facts: VMFacts, entry: PlannedVM | None) -> tuple[Reason, str] | None:
-    """Why a router must not be replaced with its group."""
+    """Why a router must not be changed with its group."""
     if entry is None:
         return Reason.NO_POLICY, f"{facts.vm} is not selected by this policy"
     if entry.method is Method.HOLD and not (facts.unreachable and entry.reason == facts.reach.reason):

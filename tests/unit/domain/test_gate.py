@@ -215,7 +215,7 @@ def test_an_ssvm_has_no_minimum_and_no_health_checks() -> None:
 
 # Claims
 
-TRUE = Claim(vm="r-1-VM", content_matches=True, signature=OURS, payload_checksum=OURS, software_version="4.21.0.0")
+TRUE = Claim(vm="r-1-VM", content_matches=True, signature=OURS, software_version="4.21.0.0")
 
 
 @pytest.mark.parametrize(
