@@ -53,6 +53,11 @@ class TemplateVersionRule(StrEnum):
     REQUIRE = "Require"
 
 
+class HostPayloadRule(StrEnum):
+    REQUIRE = "Require"
+    WARN = "Warn"
+
+
 class LivePatchRoute(StrEnum):
     AUTO = "Auto"
     SSH = "SSH"
@@ -181,6 +186,10 @@ class LivePatchOptions(ApiModel):
     """Never: CloudStack's configure.py is not run; a changed file that only it applies takes effect at the next command
     of the management server. Needed: it is run for exactly the data bag concerned, on single routers; addresses and
     firewall rules are then set anew, and new outbound connections may fail for a moment, which the plan says."""
+    host_payload: HostPayloadRule = HostPayloadRule.REQUIRE
+    """Require: a VM whose hypervisor host keeps another payload than the release is held, for its next stop and start
+    would undo the patch. Warn: the condition HostPayloadMismatch tells it and the VM is patched. It counts where the
+    host is on the way to the VM (spec.ssh.routes via Host of the endpoint)."""
     planned_failover: PlannedFailover = PlannedFailover.NEVER
     """Never: the PRIMARY of a pair of routers is held where its keepalived would have to be restarted. Allowed: it is
     restarted once the BACKUP is patched and exactly one PRIMARY is proven, and the other router takes over: tenants

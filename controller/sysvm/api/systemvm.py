@@ -321,6 +321,18 @@ class ObservedManagement(ApiModel):
     """Why it cannot."""
 
 
+class ObservedHostPayload(ApiModel):
+    """What the hypervisor host keeps for its VMs: what CloudStack installs at a VM's next start or patch."""
+
+    host: Annotated[str, Field(max_length=253)]
+    """Hypervisor host that was asked."""
+    checksum: Annotated[str, Field(max_length=140)]
+    """Of its cloud-scripts.tgz, in the algorithm of the VM's signature."""
+    revision: Annotated[str, Field(max_length=64)] | None = None
+    """Digest of its scripts by content, to compare with scriptsRevision of a release; absent: the archive cannot be
+    read."""
+
+
 class Observed(ApiModel):
     """What the last look found."""
 
@@ -343,6 +355,8 @@ class Observed(ApiModel):
     """Services that CloudStack knows on this type."""
     boot_id: Annotated[str, Field(max_length=64)] | None = None
     """Changes with every boot of the VM."""
+    host_payload: ObservedHostPayload | None = None
+    """What the hypervisor host keeps; absent: it is not on the way to the VM, or keeps none."""
     booted: bool | None = None
     """CloudStack's boot scripts have finished."""
     management: ObservedManagement | None = None

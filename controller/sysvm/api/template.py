@@ -119,6 +119,8 @@ DEFAULT_COMPATIBILITY: tuple[CompatibilityRow, ...] = tuple(
         {"from": "<4.16", "to": ">=4.20", "supported": False, "reason": "Debian 10 is not supported by 4.20 payloads"},
         {
             "from": ">=4.16,<4.20",
+    scripts_revision: Annotated[str, Field(max_length=64)] | None = None
+    """Digest of the normalised manifest of the scripts alone: what a hypervisor host should keep for its VMs."""
             "to": ">=4.20",
             "supported": True,
             "warning": "packages for Debian 11 must be there already: a live patch installs none",

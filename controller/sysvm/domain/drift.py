@@ -10,6 +10,7 @@ from datetime import datetime
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, DriftKind, OperationResult
 from sysvm.domain.facts import Release, VMFacts, is_partial, signature_contradicts_payload
+from sysvm.domain.host_payload import is_build_of
 from sysvm.domain.running import failed_services
 from sysvm.domain.versions import is_older
 
@@ -63,7 +64,9 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
     if unknown is not None:
         return Drift(notes=frozenset(notes | {unknown}))
     same_files = observed.content is not None and observed.content.state is ContentState.MATCHES
-    same_signature = observed.signature is not None and observed.signature.value == release.signature.value
+    same_signature = observed.signature is not None and (
+        observed.signature.value == release.signature.value or is_build_of(facts, release)
+    )
     template = {DriftKind.TEMPLATE} if release.template_required and Reason.TEMPLATE_OUTDATED in notes else set()
     if same_files and not notes & {Reason.PARTIAL_PATCH, Reason.SIGNATURE_MISMATCH}:
         return _running(facts, notes if same_signature else notes | {Reason.SIGNATURE_ONLY}, template)

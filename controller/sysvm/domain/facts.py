@@ -41,6 +41,8 @@ class Release(ApiModel):
     """Template version, such as 4.20.2."""
     revision: str
     """Digest of the normalised payload."""
+    scripts_revision: str | None = None
+    """Digest of the scripts alone, which hypervisor hosts are compared by."""
     signature: Signature
     """What the signature file of an up-to-date VM holds."""
     compatibility: tuple[CompatibilityRow, ...]
@@ -70,6 +72,7 @@ def release_of(template: SystemVMTemplate, spec: PatchPolicySpec | None = None) 
         template_name=template.metadata.name,
         version=template.spec.version,
         revision=status.revision,
+        scripts_revision=status.scripts_revision,
         signature=status.signature,
         compatibility=template.spec.live_patch.compatibility,
         has_agent=template.spec.payload.files.agent is not None,

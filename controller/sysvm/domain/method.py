@@ -9,12 +9,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sysvm.api.base import format_time
-from sysvm.api.policy import AllowedMethod, LivePatchOptions, LivePatchRoute, Method, PlannedFailover, Route
+from sysvm.api.policy import (
+    AllowedMethod,
+    HostPayloadRule,
+    LivePatchOptions,
+    LivePatchRoute,
+    Method,
+    PlannedFailover,
+    Route,
+)
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, DriftKind, ObservedManagement
 from sysvm.domain.drift import Drift, drift_of
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.gate import names_version_check
+from sysvm.domain.host_payload import host_mismatch
 from sysvm.domain.lifecycle import why_impossible
 from sysvm.domain.running import failed_services
 from sysvm.domain.versions import Verdict, compatibility
@@ -183,6 +192,18 @@ def is_not_known_yet(context: Context) -> Finding | None:
     }
     reason = next((reason for reason in sentences if reason in notes), None)
     return None if reason is None else Finding(Method.NONE, reason, sentences[reason], undecided=True)
+
+
+def would_be_undone_by_its_host(context: Context) -> Finding | None:
+    """Also where the VM is at the release: somebody must upgrade the host, or the next stop and start is drift."""
+    mismatch = host_mismatch(context.facts, context.release)
+    if mismatch is None or context.live_patch.host_payload is HostPayloadRule.WARN:
+        return None
+    return Finding(
+        Method.HOLD,
+        Reason.HOST_PAYLOAD_MISMATCH,
+        f"{mismatch}; upgrade cloudstack-common on the host, or set livePatch.hostPayload to Warn",
+    )
 
 
 def is_up_to_date(context: Context) -> Finding | None:
@@ -390,6 +411,7 @@ CHECKERS: tuple[Checker, ...] = (
     is_inconsistent,
     is_unreachable,
     is_not_known_yet,
+    would_be_undone_by_its_host,
     is_up_to_date,
     does_not_run,
     needs_another_template,
@@ -476,6 +498,8 @@ def _figures(context: Context) -> str:
 def _warnings(context: Context, finding: Finding) -> tuple[str, ...]:
     vm = context.facts.vm
     found = [f"{vm}: {context.verdict.warning}"] if context.verdict.warning else []
+    if (mismatch := host_mismatch(context.facts, context.release)) is not None:
+        found.append(mismatch)
     if Reason.SIGNATURE_MISMATCH in context.drift.notes:
         found.append(f"{vm}: its signature does not belong to its own payload: somebody changed one of the two")
     management = context.management

@@ -415,6 +415,17 @@ def _gated(context: _Context) -> _Row | None:
     return _Row(ready=False, reason=reason, message=told)
 
 
+def _hosts_differ(context: _Context) -> _Row | None:
+    """Hypervisor hosts that keep another payload than the release would undo it."""
+    decisions = context.situation.decisions
+    found = [facts for facts in context.vms.held if decisions[facts.name].reason is Reason.HOST_PAYLOAD_MISMATCH]
+    if not found:
+        return None
+    more = f"; the same of {_named(found[1:])}" if found[1:] else ""
+    told = f"{decisions[found[0].name].message}{more}; {context.at}"
+    return _Row(ready=False, reason=Reason.HOST_PAYLOAD_MISMATCH, message=told)
+
+
 def _held(context: _Context) -> _Row | None:
     """Applicable VMs that no allowed method brings there, or nothing left to speak of."""
     if context.vms.held:
@@ -447,6 +458,7 @@ TABLE: tuple[Rule, ...] = (
     _conflict,
     _drifted,
     _gated,
+    _hosts_differ,
     _held,
     _converged,
 )

@@ -31,6 +31,10 @@ class PayloadFound:
     files: int
     size_bytes: int
     warnings: tuple[str, ...] = ()
+    agent_files: int | None = None
+    pinned: PinnedPayload | None = None
+    """What the status is to hold of machines that named no digest; None: nothing new."""
+    scripts_revision: str | None = None
 
 
 def endpoint_status(
@@ -120,6 +124,7 @@ def template_status(
         status = status.model_copy(
             update={
                 "revision": outcome.revision,
+                "scripts_revision": outcome.scripts_revision,
                 "signature": outcome.signature,
                 "files": outcome.files,
                 "size_bytes": outcome.size_bytes,

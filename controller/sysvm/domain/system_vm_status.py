@@ -21,6 +21,7 @@ from sysvm.domain import conditions
 from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import Reach, Release, VMFacts, facts_of, is_partial, short, signature_contradicts_payload
 from sysvm.domain.failure import failure_of
+from sysvm.domain.host_payload import host_mismatch
 from sysvm.domain.method import Decision
 from sysvm.domain.pairs import Trouble
 
@@ -48,6 +49,7 @@ def system_vm_truth(
     facts = replace(facts_of(vm, now=now), reach=reach, pair_trouble=pair_trouble)
     state, said = _state(facts, release, decision)
     said += [_reachable(facts), *_consistent(facts), *_template_outdated(facts, release, decision), *_view_stale(facts)]
+    said += _host_differs(facts, release)
     return VMTruth(state, conditions.merged(vm.status.conditions, said, generation=vm.metadata.generation, now=now))
 
 
@@ -148,6 +150,11 @@ def _template_outdated(facts: VMFacts, release: Release | None, decision: Decisi
     version = template.version if template else "unknown"
     told = f"the template of {facts.vm} is {version}, older than {release.version}; live patch does not change it"
     return [conditions.true(ConditionType.TEMPLATE_OUTDATED, Reason.TEMPLATE_OUTDATED, told)]
+
+
+def _host_differs(facts: VMFacts, release: Release | None) -> list[Wanted]:
+    told = host_mismatch(facts, release) if release is not None else None
+    return [conditions.true(ConditionType.HOST_PAYLOAD_MISMATCH, Reason.HOST_PAYLOAD_MISMATCH, told)] if told else []
 
 
 def _view_stale(facts: VMFacts) -> list[Wanted]:

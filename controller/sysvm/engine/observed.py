@@ -11,6 +11,7 @@ from sysvm.api.systemvm import (
     HostKey,
     Observed,
     ObservedContent,
+    ObservedHostPayload,
     ObservedService,
     ObservedTemplate,
     Obstacle,
@@ -42,6 +43,7 @@ def observed_from(
             if service.load not in ("not-found", "masked")
         )[:64],
         boot_id=found.boot_id or None,
+        host_payload=_host_payload(found),
         booted=found.booted,
     )
     if old is None or force_time or found.at - old.at >= refresh or (ended is not None and old.at <= ended):
@@ -125,6 +127,20 @@ def _payload_checksum(found: Observation) -> str | None:
     wanted = signature.algorithm if signature is not None and signature.algorithm != "unknown" else "sha512"
     checksum = found.payload_checksums.get(wanted)
     return f"{wanted}:{checksum}"[:140] if checksum else None
+
+
+def _host_payload(found: Observation) -> ObservedHostPayload | None:
+    kept, signature = found.host_payload, _signature(found.signature)
+    if kept is None:
+        return None
+    algorithm = (
+        signature.algorithm if signature is not None and signature.algorithm in kept.files.checksums else "sha512"
+    )
+    return ObservedHostPayload(
+        host=kept.host[:253],
+        checksum=f"{algorithm}:{kept.files.checksums[algorithm]}",
+        revision=kept.scripts_revision,
+    )
 
 
 def _same(old: Observed, new: Observed) -> bool:

@@ -13,7 +13,16 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.policy import Checks, Databags, Heal, HostPayloadRule, LivePatchOptions, PatchPolicy, PlannedFailover, Timeouts
+from sysvm.api.policy import (
+    Checks,
+    Databags,
+    Heal,
+    HostPayloadRule,
+    LivePatchOptions,
+    PatchPolicy,
+    PlannedFailover,
+    Timeouts,
+)
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import (
     OperationOrder,

@@ -20,6 +20,7 @@ from sysvm.patching.back import take_back
 from sysvm.patching.databags import databag_order
 from sysvm.patching.diff import Difference
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
+from sysvm.patching.hosts import HostPayloads
 from sysvm.patching.logins import LoginProof, rsa_works
 from sysvm.patching.observing import (
     PAYLOAD_PATH,
@@ -31,7 +32,7 @@ from sysvm.patching.observing import (
     probe_vm,
 )
 from sysvm.patching.payload import Payload
-from sysvm.patching.results import JournalPhase, Observation, OperationReport, Order, StepReport, Target
+from sysvm.patching.results import HostPayload, JournalPhase, Observation, OperationReport, Order, StepReport, Target
 from sysvm.patching.services import SERVICES, UnitAction, order_for, plain
 from sysvm.patching.session import RemoteFailure, Session, open_session
 from sysvm.patching.ssh import Connection, SSHTransport
@@ -46,6 +47,8 @@ _GOING_BACK_SECONDS = 120.0
 TELL_SECONDS = 1.0
 """While contents are sent, between two reports of how far they are."""
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_HOST_PAYLOAD_SECONDS = 300.0
+"""Looks at the VMs of a host ask it at most this often."""
 _RESERVE_BYTES = 64 << 20
 _RESERVE_INODES = 500
 _MIN_MEMORY_BYTES = 96 << 20
@@ -66,6 +69,7 @@ class LivePatcher:
 
     def __post_init__(self) -> None:
         self._previous = PreviousPayloads()
+        self.hosts = HostPayloads(self.transport.jumps)
 
     async def observe(self, target: Target, payload: Payload | None, *, samples: int = 1) -> Observation:
         """One look; changes nothing on the VM. With a payload every file is compared. Raises `PatchingError`."""
@@ -75,7 +79,8 @@ class LivePatcher:
                 prove_name(target, look)
                 if payload is not None:
                     look = await compare_files(session, look, payload, target.type, self._previous, known=True)
-                return observation_of(look, connection.host_key)
+                found = observation_of(look, connection.host_key)
+                return replace(found, host_payload=await self._seen_on_the_way(target, connection))
         except TimeoutError as error:
             raise Unreachable(
                 f"{target.name} let in the login but was not looked at within {_OBSERVE_SECONDS:g} s",
@@ -122,6 +127,23 @@ class LivePatcher:
         async with self._conversation(target) as (_, session):
             known = await ask_report(session, operation_id)
         return operation_report(known) if known is not None else None
+
+    async def _seen_on_the_way(self, target: Target, connection: Connection) -> HostPayload | None:
+        """A host that cannot say it is no reason to know nothing of the VM; before a patch it is asked again."""
+        try:
+            return await self.host_payload(target, connection, max_age_seconds=_HOST_PAYLOAD_SECONDS)
+        except PatchingError:
+            return None
+
+    async def host_payload(
+        self, target: Target, connection: Connection, *, max_age_seconds: float
+    ) -> HostPayload | None:
+        """What the hypervisor host on the way keeps for its VMs; None: there is no host, or it keeps nothing."""
+        hop = connection.hop
+        if hop is None or target.through is None:
+            return None
+        hypervisor = target.through.hypervisor
+        return await self.hosts.payload(hop.place, hop.login, hypervisor, max_age_seconds=max_age_seconds)
 
     @contextlib.asynccontextmanager
     async def _conversation(
@@ -206,14 +228,14 @@ class _Attempt:
         self._steps = []
         began = time.monotonic()
         moved, self._connected_before = self._connected_before, True
-        async with self._patcher.conversation(self._target, moved=moved) as (_, session):
+        async with self._patcher.conversation(self._target, moved=moved) as (connection, session):
             try:
                 self._note("Connect", began, session.bytes_sent)
-                return await self._converse(session)
+                return await self._converse(session, connection)
             finally:
                 self._bytes_before += session.bytes_sent
 
-    async def _converse(self, session: Session) -> OperationReport:
+    async def _converse(self, session: Session, connection: Connection) -> OperationReport:
         known = await ask_report(session, self._order.id)
         if known is not None:
             self.known_to_vm = self.ours = True
@@ -221,7 +243,7 @@ class _Attempt:
                 return self._result(known, session)
             if known["alive"] and JournalPhase(known["phase"]) not in _NOT_YET_RUNNING:
                 return await self._attach(session)
-        work = _Work(session)
+        work = _Work(session, connection)
         for name, step in OPERATOR_STEPS:
             ended = await self._step(name, step, work)
             if ended is not None:
@@ -293,11 +315,40 @@ class _Attempt:
                 retryable=False,
             )
         work.contents = dict(look.difference.contents)
-        work.order = _order_for_vm(self._order, self._target, self._payload, look)
+        archive = await self._archive_to_keep(work)
+        if archive.sha256 != self._payload.scripts_sha256:
+            work.contents[archive.sha256] = archive.content
+        work.order = _order_for_vm(self._order, self._target, self._payload, look, archive)
         if any("login_seconds" in service for service in work.order["services"]):
             self._rsa_before = await rsa_works(self._patcher.transport, self._target)
         if look.difference.kept:
             work.message = f"Kept because the VM edits them: {', '.join(look.difference.kept)}"
+
+    async def _archive_to_keep(self, work: "_Work") -> "_Archive":
+        """The archive whose copy and checksum the VM gets. Where the host's has the same content it is the host's, so
+        that a start, the command gate and CloudStack's own patch find what they compare with."""
+        ours = _Archive(self._payload.scripts_archive, self._payload.scripts_sha256, self._payload.signature)
+        connection = work.connection
+        if connection is None or connection.hop is None:
+            return ours
+        found = await self._patcher.host_payload(self._target, connection, max_age_seconds=0.0)
+        if found is None:
+            return ours
+        if found.scripts_revision != self._payload.scripts_revision:
+            if not self._order.same_as_host:
+                return ours
+            raise Refused(
+                f"Hypervisor host {found.host} of {self._target.name} keeps another payload than this release, which a "
+                "stop and start of the VM would install, and livePatch.hostPayload is Require: nothing was changed.",
+                reason=Reason.HOST_PAYLOAD_MISMATCH,
+                retryable=False,
+            )
+        scripts = found.files.scripts
+        if scripts.sha256 == ours.sha256:
+            return ours
+        hop = connection.hop
+        packed = await self._patcher.hosts.scripts_archive(hop.place, hop.login, scripts)
+        return _Archive(packed, scripts.sha256, found.files.checksums[self._payload.signature_algorithm])
 
     async def stage(self, work: "_Work") -> OperationReport | None:
         args: protocol.BeginArgs = {"order": work.ready_order}
@@ -436,6 +487,7 @@ class _Work:
     """What the operator's steps hand on to each other within one connection."""
 
     session: Session
+    connection: Connection | None = None
     look: Look | None = None
     order: protocol.Order | None = None
     contents: dict[str, bytes] = field(default_factory=dict)
@@ -455,6 +507,15 @@ class _Work:
         return self.order
 
 
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """The cloud-scripts.tgz that stays on the VM, and its checksum as the signature file has it."""
+
+    content: bytes = field(repr=False)
+    sha256: str
+    signature: str
+
+
 StepFunction = Callable[[_Attempt, _Work], Awaitable[OperationReport | None]]
 
 OPERATOR_STEPS: tuple[tuple[str, StepFunction], ...] = (
@@ -466,14 +527,14 @@ OPERATOR_STEPS: tuple[tuple[str, StepFunction], ...] = (
 """Between Connect and the one request after which the VM goes on alone."""
 
 
-def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look) -> protocol.Order:
+def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look, archive: _Archive) -> protocol.Order:
     """The complete order: everything that the VM needs to end it without the operator."""
     difference = look.difference
     if difference is None:
         raise PatchingError("an order needs a comparison")
     seconds = order.step_timeout_seconds
     may_fail_over = order.may_fail_over if look.probe["redundancy"] is not None else None
-    in_place = look.probe["payload_checksums"].get(payload.signature_algorithm) == payload.signature
+    in_place = look.probe["payload_checksums"].get(payload.signature_algorithm) == archive.signature
     return {
         "id": order.id,
         "epoch": order.epoch,
@@ -487,10 +548,10 @@ def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look) ->
         if in_place
         else {
             "path": PAYLOAD_PATH,
-            "sha256": payload.scripts_sha256,
-            "size": payload.scripts_size_bytes,
+            "sha256": archive.sha256,
+            "size": len(archive.content),
         },
-        "signature": payload.signature,
+        "signature": archive.signature,
         "daemon_reload": difference.daemon_reload,
         "services": [
             order_for(unit, action, look.boot, target.type, seconds, may_fail_over=may_fail_over)

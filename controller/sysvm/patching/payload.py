@@ -79,6 +79,11 @@ class Payload:
     def warnings(self) -> tuple[str, ...]:
         return self.scripts.warnings + (self.agent.warnings if self.agent is not None else ())
 
+    @property
+    def scripts_revision(self) -> str:
+        """The part of the revision that hypervisor hosts are compared by."""
+        return scripts_revision(self.scripts.entries)
+
     @contextlib.contextmanager
     def contents(self) -> Iterator["Contents"]:
         """For reading several files: agent.zip is opened at most once."""
@@ -232,9 +237,18 @@ def _signature_algorithm(early_config: bytes) -> str:
     return _CHECKSUM_COMMANDS[found.pop()]
 
 
+def scripts_revision(entries: Mapping[str, FileEntry]) -> str:
+    """Hex sha256 of the normalised manifest of the scripts alone: two builds of the same files have the same."""
+    return _digest_of(entries, None)
+
+
 def _revision(scripts: ScriptsPart, agent: AgentPart | None) -> str:
+    return _digest_of(scripts.entries, agent.entries if agent is not None else None)
+
+
+def _digest_of(scripts: Mapping[str, FileEntry], agent: Mapping[str, FileEntry] | None) -> str:
     digest = hashlib.sha256()
-    for title, entries in (("scripts", scripts.entries), ("agent", agent.entries if agent is not None else None)):
+    for title, entries in (("scripts", scripts), ("agent", agent)):
         if entries is None:
             continue
         digest.update(f"{title}\n".encode())

@@ -66,6 +66,35 @@ class Through:
 
 
 @dataclass(frozen=True, slots=True)
+class HostFile:
+    """A file of a hypervisor host: absolute path, size in bytes, hex digest."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostFiles:
+    """The payload that a hypervisor host keeps for its VMs."""
+
+    scripts: HostFile
+    agent: HostFile | None
+    checksums: Mapping[str, str]
+    """Of the scripts by algorithm (md5, sha512): CloudStack compares one of them with a VM's signature."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPayload:
+    """The same by content."""
+
+    host: str
+    files: HostFiles
+    scripts_revision: str | None
+    """As `Payload.scripts_revision`; None: the archive cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
 class SSHAccount:
     """How to log in on the VMs of one endpoint. `private_key` is PEM or OpenSSH text and never shown."""
 
@@ -276,6 +305,8 @@ class Observation:
     """Only if a payload was given."""
     pair_samples: tuple[PairSample, ...] = ()
     """What the role is to be judged by, oldest first; empty where it is not part of a pair."""
+    host_payload: HostPayload | None = None
+    """What the hypervisor host on the way keeps; None: no host is on the way, or it keeps none or did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,3 +324,5 @@ class Order:
     """Run configure.py for the data bags that changed files concern."""
     may_fail_over: bool = False
     """keepalived may be restarted on a router that has the gateway of its pair."""
+    same_as_host: bool = False
+    """Refuse if the hypervisor host on the way keeps another payload: its next start would undo the patch."""
