@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from sysvm.api.endpoint import Management
 from sysvm.cloudstack.commands import CHANGES, READS
 from sysvm.cloudstack.errors import (
+    SERVER_FAILED,
     AnswerInvalid,
     BadParameter,
     ChangeRefused,
@@ -29,11 +30,12 @@ from sysvm.cloudstack.errors import (
     ListChanged,
     NotCloudStack,
     OutcomeUnknown,
+    ServerError,
     Throttled,
     TimedOut,
     Unavailable,
 )
-from sysvm.cloudstack.jobs import CHANGE_EXPIRES, Job, JobId, classify, forgotten
+from sysvm.cloudstack.jobs import Job, JobId, classify, forgotten
 from sysvm.cloudstack.rate import Rate
 from sysvm.cloudstack.transport import CONNECTIONS, Access, Answer, Clock, Credentials, LostAnswer, Param, Transport
 
@@ -41,6 +43,10 @@ PAGE_SIZE = 500
 """`default.page.size`; where a server allows less, it says so and less is asked for."""
 
 READ_EXPIRES = timedelta(minutes=10)
+CHANGE_EXPIRES = timedelta(minutes=2)
+"""So long after it is asked for, and by the server's clock, a changing call may begin. Shorter than `QUIET` of
+`sysvm.domain.group_operation`: a copy that is held up on the way cannot arrive after the outcome was judged."""
+
 READ_TRIES = 3
 LONGEST_PATIENCE_SECONDS = 10.0
 """A longer wait that the server asks for is left to the caller, whose work queue holds nothing meanwhile."""
@@ -186,8 +192,18 @@ class CloudStack:
             raise OutcomeUnknown(f"no usable answer came: {lost.error.what}", command=command) from lost.error
 
     async def submit(self, command: str, **params: Param) -> JobId:
-        """Like `change`, for a command that becomes a job. Store the intent before, the id after: `jobs` says why."""
-        answer = await self.change(command, **params)
+        """Like `change`, for a command that becomes a job. Store the intent before, the id after: `jobs` says why.
+
+        A failure inside of the server (530) leaves open whether the job was queued before: `OutcomeUnknown`.
+        """
+        try:
+            answer = await self.change(command, **params)
+        except ServerError as error:
+            if error.code != SERVER_FAILED:
+                raise
+            raise OutcomeUnknown(
+                f"the server failed: {error.what}", command=command, code=error.code, server_text=error.server_text
+            ) from error
         job_id = answer.get("jobid")
         if not isinstance(job_id, str) or not job_id:
             raise OutcomeUnknown("the answer holds no jobid", command=command)

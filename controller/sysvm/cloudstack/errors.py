@@ -81,7 +81,13 @@ class NotAllowed(CloudStackError):  # noqa: N818
 class BadParameter(CloudStackError):  # noqa: N818
     """430, 431: an id that is not there (any more), a parameter missing or wrong. Sending it again is of no use."""
 
-    advice = "The object that it names may be gone: look again"
+    advice = "The command or its parameters do not fit what there is on the server"
+
+
+class NoSuchObject(BadParameter):
+    """431: the server knows no object of the id that was given: it is gone, or was never there."""
+
+    advice = "What it names is gone: look again"
 
 
 class Throttled(CloudStackError):  # noqa: N818
@@ -179,6 +185,11 @@ _CLASSES: Mapping[int, type[CloudStackError]] = {
     531: NotAllowed,
 }
 
+SERVER_FAILED = 530
+
+_GONE = re.compile(r"entity does not exist|Unable to find UUID for id|Unable to find .* with specified id")
+"""CloudStack 4.21 ParamProcessWorker.java and the exceptions of commands, as recorded."""
+
 _RETRY_MS = re.compile(r"retry after \[(\d{1,7})\] ?ms")
 
 
@@ -198,6 +209,8 @@ def from_answer(
     cs_code = error.get("cserrorcode")
     text = str(error.get("errortext") or "") or f"HTTP {status} without a text"
     kind = _CLASSES.get(number, ServerError)
+    if kind is BadParameter and _GONE.search(text):
+        kind = NoSuchObject
     retry_after = _RETRY_MS.search(text) if kind is Throttled else None
     advice = None
     if kind is Unauthorized and clock_ahead is not None and abs(clock_ahead) > CLOCK_TOLERANCE:

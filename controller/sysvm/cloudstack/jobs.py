@@ -1,16 +1,15 @@
-"""Jobs of the management server, as values: what an answer says of one, and when to ask again. No I/O, no clock.
+"""Jobs of the management server, as values: what an answer says of one. No I/O, no clock.
 
-Nobody waits for a job. The one who wants a change stores the intent (`before`: what there is now) with its object, lets
-the client submit, stores the id of the job, and asks `next_poll` when the work queue shall bring its key back. So a
+Nobody waits for a job. Who wants a change stores the intent with what there is now, lets the client submit, stores the
+id of the job, and comes back through the work queue (`sysvm.domain.group_operation` is that state machine). So a
 restart of the operator finds one of these, and each has one way on:
 
-* no intent stored: nothing was sent. Decide anew.
+* no intent: nothing was sent. Decide anew.
 * an intent without an id: the operator ended between the two writes, or the call ended in `OutcomeUnknown`. The change
-  may have been made. Compare the state with `before` and look in the client's `running_jobs`; submit again only when
-  nothing changed, no job works on the object, and `SETTLED_AFTER` has passed since `submittedAt`: by then the server
-  would refuse a copy of the request that was held up on the way.
+  may have been made: compare with what there was and look in the client's `running_jobs`; submit again only when
+  nothing changed, no job works on it, and the request would no longer be accepted (`client.CHANGE_EXPIRES`).
 * an intent with an id: ask for the job. `PENDING`: come back. `SUCCEEDED`, `FAILED`: what the server claims; success is
-  verified before it is believed. `UNKNOWN`: the job was cut by a restart of the server, or the server has forgotten it
+  verified before it is believed. `UNKNOWN`: a restart of the server cut the job, or the server has forgotten it
   (`job.expire.minutes`): the state is read again and decides.
 
 A job that a server's restart cut has `jobstatus` 2, code 530 and neither `jobresult` nor `jobresulttype` (seen on
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from typing import NewType
 
@@ -29,16 +28,6 @@ from pydantic import JsonValue
 
 JobId = NewType("JobId", str)
 """UUID of a job, as the server gave it."""
-
-CHANGE_EXPIRES = timedelta(minutes=2)
-"""How long after sending the server accepts a changing call, by the operator's clock."""
-
-SETTLED_AFTER = timedelta(minutes=3)
-"""After so long a call without an answer will not be carried out any more. Longer than `CHANGE_EXPIRES`, because two
-clocks are involved; the client sends no change while it knows them to differ by more than the difference."""
-
-FIRST_POLL = timedelta(seconds=2)
-LAST_POLL = timedelta(seconds=30)
 
 
 class JobStatus(StrEnum):
@@ -111,24 +100,6 @@ def forgotten(job_id: JobId, server_text: str) -> Job:
         error_code=431,
         error_text=f"the server does not know this job (any more): {server_text}",
     )
-
-
-def next_poll(submitted_at: datetime, now: datetime) -> timedelta:
-    """When to ask for a pending job again: a tenth of its age, from 2 s to 30 s.
-
-    A reboot that takes 20 s is seen to end within 2 s, one of ten minutes costs 35 questions.
-    """
-    return min(max((now - submitted_at) / 10, FIRST_POLL), LAST_POLL)
-
-
-def settled(submitted_at: datetime, now: datetime) -> bool:
-    """Whether a call of unknown outcome can no longer be on its way."""
-    return now - submitted_at >= SETTLED_AFTER
-
-
-def free_slots(limit: int, in_work: int) -> int:
-    """How many more jobs may be submitted under `spec.api.limits.asyncJobs`; `in_work` counts unknown ones too."""
-    return max(0, limit - in_work)
 
 
 def _verdict(answer: Mapping[str, JsonValue]) -> tuple[JobStatus, int, str]:

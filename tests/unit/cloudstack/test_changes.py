@@ -11,10 +11,10 @@ from aiohttp import web
 from tests.unit.cloudstack.recorded import FULL, Server, answer, client, cut, recorded
 
 from sysvm.api.endpoint import Management
-from sysvm.cloudstack.client import MayChange
+from sysvm.cloudstack.client import CHANGE_EXPIRES, MayChange
 from sysvm.cloudstack.commands import CHANGES, READS
-from sysvm.cloudstack.errors import ChangeRefused, OutcomeUnknown
-from sysvm.cloudstack.jobs import CHANGE_EXPIRES, SETTLED_AFTER
+from sysvm.cloudstack.errors import BadParameter, ChangeRefused, CloudStackError, OutcomeUnknown, ServerError
+from sysvm.domain.group_operation import QUIET
 
 NOW = datetime(2026, 11, 22, 15, 40, tzinfo=UTC)
 
@@ -63,6 +63,18 @@ async def test_a_submitted_change_gives_its_job(server: Server) -> None:
     assert "makeredundant" not in form
 
 
+@pytest.mark.parametrize(("code", "expected"), [(530, OutcomeUnknown), (533, ServerError), (431, BadParameter)])
+async def test_a_server_that_fails_inside_leaves_open_whether_it_queued_the_job(
+    server: Server, code: int, expected: type[CloudStackError]
+) -> None:
+    server.says(answer({"restartnetworkresponse": {"errorcode": code, "errortext": "no"}}, code))
+    async with client(server, may_change=FULL) as cloud:
+        with pytest.raises(CloudStackError) as caught:
+            await cloud.submit("restartNetwork", id="a")
+    assert type(caught.value) is expected
+    assert len(server.seen) == 1
+
+
 def expires_of(server: Server) -> datetime:
     return datetime.strptime(server.seen[-1].form["expires"], "%Y-%m-%dT%H:%M:%S%z")
 
@@ -76,7 +88,7 @@ async def test_a_read_expires_after_ten_minutes_and_a_change_after_two(server: S
         await cloud.submit("restartNetwork", id="a")
         assert expires_of(server) == NOW + CHANGE_EXPIRES
     assert all(seen.form["signatureVersion"] == "3" for seen in server.seen)
-    assert CHANGE_EXPIRES < SETTLED_AFTER
+    assert CHANGE_EXPIRES < QUIET, "nothing may begin after an unknown outcome was judged"
 
 
 async def test_a_clock_that_is_ahead_does_not_lengthen_the_life_of_a_change(server: Server) -> None:

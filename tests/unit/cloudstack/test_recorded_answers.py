@@ -6,7 +6,15 @@ import pytest
 from tests.unit.cloudstack.recorded import ANSWERS, Server, client, inner, recorded, recording
 
 from sysvm.api.reasons import Reason
-from sysvm.cloudstack.errors import BadParameter, CloudStackError, NotAllowed, ServerError, Throttled, Unauthorized
+from sysvm.cloudstack.errors import (
+    BadParameter,
+    CloudStackError,
+    NoSuchObject,
+    NotAllowed,
+    ServerError,
+    Throttled,
+    Unauthorized,
+)
 from sysvm.cloudstack.jobs import JobId, JobStatus, classify
 
 NO_ERRORS = {"error.badboolean", "error.expiresZ"}
@@ -28,8 +36,8 @@ CLASSES: dict[str, type[CloudStackError]] = {
     "error.throttled": Throttled,
     "error.unknownapikey": Unauthorized,
     "error.unknowncommand": Unauthorized,
-    "error.unknownjob": BadParameter,
-    "error.unknownnetwork": BadParameter,
+    "error.unknownjob": NoSuchObject,
+    "error.unknownnetwork": NoSuchObject,
     "error.user.listRouters": NotAllowed,
     "error.user.listSystemVms": NotAllowed,
     "error.user.patchSystemVm": NotAllowed,
@@ -101,6 +109,16 @@ async def test_a_job_that_the_server_has_forgotten_is_unknown(server: Server) ->
         job = await cloud.job(JobId("00000000-0000-4000-8000-000000000001"))
     assert job.status is JobStatus.UNKNOWN
     assert "does not know this job" in job.error_text
+
+
+@pytest.mark.parametrize(
+    "name", ["listRouters.unknownid", "patchSystemVm.unknownid", "patchSystemVm.destroyedid", "destroySystemVm.again"]
+)
+async def test_an_id_that_is_gone_is_told_from_other_bad_parameters(server: Server, name: str) -> None:
+    server.says(recorded(name))
+    async with client(server) as cloud:
+        with pytest.raises(NoSuchObject):
+            await cloud.call("listRouters", id="a")
 
 
 async def test_a_job_in_work_is_pending(server: Server) -> None:
