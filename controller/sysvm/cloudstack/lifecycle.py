@@ -14,7 +14,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.rollout import GroupOperation
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
-from sysvm.cloudstack.errors import BadParameter, CloudStackError, OutcomeUnknown
+from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, OutcomeUnknown
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
 from sysvm.cloudstack.transport import Param
 from sysvm.domain import group_operation
@@ -121,7 +121,7 @@ class CloudJobs:
         )
         try:
             return tuple([answers.router(entry) async for entry in entries])
-        except BadParameter:
+        except NoSuchObject:
             return ()  # an id that is not there any more
 
     async def _system_vms(
@@ -130,7 +130,7 @@ class CloudJobs:
         entries = self._client.list_all("listSystemVms", "systemvm", id=id_, zoneid=zone, systemvmtype=kind)
         try:
             return tuple([answers.system_vm(entry) async for entry in entries])
-        except BadParameter:
+        except NoSuchObject:
             return ()
 
     async def _zone(self, zone_id: str) -> CloudZone | None:
