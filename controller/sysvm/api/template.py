@@ -4,82 +4,26 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from sysvm.api.base import ApiModel, Digest, KeyRef, ObjectMeta, ObservedStatus, ShortText, matching, rule
+from sysvm.api.base import ApiModel, ObjectMeta, ObservedStatus, ShortText, matching, rule
 from sysvm.api.images import NAMES_THE_RELEASE, Images, ImageStatus, PromotionStatus
+from sysvm.api.payload import (
+    FileSource,
+    HostSource,
+    HttpSource,
+    ManagementServerSource,
+    MountedSource,
+    OciSource,
+    PackageSource,
+    PayloadFile,
+    PayloadFiles,
+    PayloadSource,
+    PinnedPayload,
+)
 
-_URL = "^https?://[^ ]+$"
-_PATH = "^[A-Za-z0-9_][A-Za-z0-9._/-]*$"
 _VERSION = r"^[0-9]{1,5}\.[0-9]{1,5}(\.[0-9]{1,5}){0,2}$"
 _VERSION_BOUND = r"(<|<=|>|>=|==|!=) *[0-9]{1,5}(\.[0-9]{1,5}){0,3}"
 _VERSION_RANGE = rf"^{_VERSION_BOUND}( *, *{_VERSION_BOUND})*$"
 _RANGE_SENTENCE = "must be a version range, such as <4.20 or >=4.16,<4.20"
-
-
-class HttpSource(ApiModel):
-    """A file behind a URL."""
-
-    url: Annotated[
-        str,
-        Field(min_length=8, max_length=2048, pattern=_URL),
-        matching(_URL, "must be a URL that begins with http:// or https:// and holds no space"),
-    ]
-    """http or https. The digest decides what is accepted, not the transport."""
-
-
-class MountedSource(ApiModel):
-    """A file mounted into the operator's pod."""
-
-    path: Annotated[
-        str,
-        Field(min_length=1, max_length=512, pattern=_PATH),
-        matching(_PATH, "must be a relative path of letters, digits, '.', '_', '-' and '/'"),
-    ]
-    """Path relative to the operator's payloads folder (/payloads)."""
-
-    cel: ClassVar[tuple[dict[str, str], ...]] = (rule("!self.path.contains('..')", "path must not contain '..'"),)
-
-
-class FileSource(ApiModel):
-    """Where the bytes come from; exactly one."""
-
-    http: HttpSource | None = None
-    """Fetched over http(s)."""
-    config_map_ref: KeyRef | None = None
-    """binaryData or data of a ConfigMap of this namespace (at most 1 MiB: fits the scripts, not a real agent)."""
-    mounted: MountedSource | None = None
-    """A file of a volume that the chart mounts under /payloads."""
-
-    cel: ClassVar[tuple[dict[str, str], ...]] = (
-        rule(
-            "[has(self.http), has(self.configMapRef), has(self.mounted)].filter(x, x).size() == 1",
-            "exactly one of http, configMapRef and mounted is needed",
-        ),
-    )
-
-
-class PayloadFile(ApiModel):
-    """One file of the payload, pinned."""
-
-    digest: Digest
-    """Digest of the file as alg:hex. Anything else that arrives is refused and no VM is touched."""
-    source: FileSource
-    """Where the bytes come from."""
-
-
-class PayloadFiles(ApiModel):
-    """The payload as single files."""
-
-    scripts: PayloadFile
-    """cloud-scripts.tgz, for every VM."""
-    agent: PayloadFile | None = None
-    """agent.zip, for types that run the agent (secstorage, consoleproxy). Without it their agent is left as it is."""
-
-
-class PayloadSource(ApiModel):
-    """What live patch installs."""
-
-    files: PayloadFiles
-    """Single files, each with its digest."""
 
 
 class CompatibilityRow(ApiModel):
@@ -119,8 +63,6 @@ DEFAULT_COMPATIBILITY: tuple[CompatibilityRow, ...] = tuple(
         {"from": "<4.16", "to": ">=4.20", "supported": False, "reason": "Debian 10 is not supported by 4.20 payloads"},
         {
             "from": ">=4.16,<4.20",
-    scripts_revision: Annotated[str, Field(max_length=64)] | None = None
-    """Digest of the normalised manifest of the scripts alone: what a hypervisor host should keep for its VMs."""
             "to": ">=4.20",
             "supported": True,
             "warning": "packages for Debian 11 must be there already: a live patch installs none",
@@ -177,10 +119,16 @@ class SystemVMTemplateStatus(ObservedStatus):
 
     revision: Annotated[str, Field(max_length=64)] | None = None
     """Digest of the normalised manifests: what a VM should be at."""
+    scripts_revision: Annotated[str, Field(max_length=64)] | None = None
+    """Digest of the normalised manifest of the scripts alone: what a hypervisor host should keep for its VMs."""
     signature: Signature | None = None
     """What the signature file of an up-to-date VM holds."""
     files: Annotated[int, Field(ge=0)] | None = None
     """Files in cloud-scripts.tgz."""
+    agent_files: Annotated[int, Field(ge=0)] | None = None
+    """Files in agent.zip; absent if the payload has none."""
+    pinned: PinnedPayload | None = None
+    """What hosts or management servers held when the release was first read: from then on the release is that."""
     size_bytes: Annotated[int, Field(ge=0)] | None = None
     """Size of the payload as fetched."""
     warnings: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=16)] = ()
@@ -207,12 +155,17 @@ __all__ = [
     "DEFAULT_COMPATIBILITY",
     "CompatibilityRow",
     "FileSource",
+    "HostSource",
     "HttpSource",
     "LivePatchSupport",
+    "ManagementServerSource",
     "MountedSource",
+    "OciSource",
+    "PackageSource",
     "PayloadFile",
     "PayloadFiles",
     "PayloadSource",
+    "PinnedPayload",
     "Signature",
     "SystemVMTemplate",
     "SystemVMTemplateSpec",

@@ -65,7 +65,7 @@ def short(revision: str) -> str:
 
 def release_of(template: SystemVMTemplate, spec: PatchPolicySpec | None = None) -> Release | None:
     """The release as a policy wants it, or None while its payload was never read."""
-    status = template.status
+    status, files = template.status, template.spec.payload.files
     if status.revision is None or status.signature is None:
         return None
     return Release(
@@ -75,7 +75,7 @@ def release_of(template: SystemVMTemplate, spec: PatchPolicySpec | None = None) 
         scripts_revision=status.scripts_revision,
         signature=status.signature,
         compatibility=template.spec.live_patch.compatibility,
-        has_agent=template.spec.payload.files.agent is not None,
+        has_agent=status.agent_files is not None or (files is not None and files.agent is not None),
         template_required=spec is not None and spec.template_version is TemplateVersionRule.REQUIRE,
     )
 

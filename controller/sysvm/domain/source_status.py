@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, EndpointCounts, SSHAlgorithms
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.template import Signature, SystemVMTemplate, SystemVMTemplateStatus
+from sysvm.api.template import PinnedPayload, Signature, SystemVMTemplate, SystemVMTemplateStatus
 from sysvm.domain import conditions
 from sysvm.domain.conditions import Wanted, bounded
 from sysvm.domain.facts import VMFacts, short
@@ -127,6 +127,8 @@ def template_status(
                 "scripts_revision": outcome.scripts_revision,
                 "signature": outcome.signature,
                 "files": outcome.files,
+                "agent_files": outcome.agent_files,
+                "pinned": outcome.pinned or status.pinned,
                 "size_bytes": outcome.size_bytes,
                 "warnings": tuple(bounded(warning, 253) for warning in outcome.warnings[:16]),
             }

@@ -15,6 +15,8 @@ from sysvm.engine.endpoint import EndpointReconciler
 from sysvm.engine.group_operation import GroupOperations, Leads, nobody_leads, rollout_of
 from sysvm.engine.looking import Looks
 from sysvm.engine.notices import Notices
+from sysvm.engine.payload_fetch import Fetched, PayloadFetcher
+from sysvm.engine.payload_machines import SelectedHosts
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.plans import Plans
 from sysvm.engine.policy import PolicyReconciler
@@ -28,7 +30,7 @@ from sysvm.engine.work import Pool
 from sysvm.kube.client import Cluster
 from sysvm.kube.objects import Key
 from sysvm.kube.queue import Again, QueueObserver, WorkQueue
-from sysvm.patching.payload import Payload
+from sysvm.patching.host_source import MachineSource
 from sysvm.patching.results import Observation, OperationReport
 from sysvm.patching.sources import PayloadSources
 
@@ -74,6 +76,7 @@ class Engine:
         snapshot_of: SnapshotOf = no_cloud,
         clouds: Clouds = NoClouds(),  # noqa: B008  # it holds nothing
         leads: Leads = nobody_leads,
+        machines: MachineSource | None = None,
     ) -> None:
         self.queue: WorkQueue[Job] = WorkQueue("engine", observer=queue_observer)
         self._stores = stores
@@ -81,7 +84,7 @@ class Engine:
         self._seconds: dict[Job, float] = {}
         """What the last run of each counting job took."""
         wake = self._wake
-        self._fetches: Pool[None, Payload] = Pool(FETCHES, lambda key, end: wake(Role.TEMPLATE, key))
+        self._fetches: Pool[None, Fetched] = Pool(FETCHES, lambda key, end: wake(Role.TEMPLATE, key))
         self._looks: Pool[None, Observation] = Pool(sizes.looks, lambda key, end: wake(Role.SYSTEM_VM, key))
         self._operations: Pool[OperationReport, OperationReport] = Pool(
             sizes.operations, lambda key, end: wake(Role.SYSTEM_VM, key)
@@ -91,7 +94,15 @@ class Engine:
         notices = Notices(recorder)
         endpoint = EndpointReconciler(cluster, stores, accounts, notices, self._login_changed, clock)
         template = TemplateReconciler(
-            cluster, stores, sources, payloads, self._fetches, notices, self._payload_changed, clock
+            cluster,
+            stores,
+            PayloadFetcher(cluster, sources, machines, clock),
+            SelectedHosts(stores, accounts, snapshot_of, clock),
+            payloads,
+            self._fetches,
+            notices,
+            self._payload_changed,
+            clock,
         )
         policy = PolicyReconciler(cluster, stores, plans, notices, clock, snapshot_of=snapshot_of)
         groups = GroupOperations(

@@ -28,6 +28,7 @@ from sysvm.operator.leading import LedVMs, LedWrites
 from sysvm.operator.probes import ProbeServer
 from sysvm.operator.settings import Settings
 from sysvm.operator.watch import WatchThread
+from sysvm.patching.host_source import MachineSource, SSHMachines
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.sources import PayloadSources
 from sysvm.telemetry.metrics import Metrics
@@ -134,11 +135,12 @@ class App:
         relisters = [Relister(cluster, store, namespace=name) for store in self._stores.all for name in namespaces]
         await self._list(relisters)
         recorder = EventRecorder(cluster, controller=CONTROLLER, instance=leader.identity)
+        sources = PayloadSources(cache=settings.cache_dir / "payloads", mounted=settings.payloads_dir)
         engine = self._engine = Engine(
             cluster,
             self._stores,
             LedVMs(leader, _end_at_once, self._vms),
-            PayloadSources(cache=settings.cache_dir / "payloads", mounted=settings.payloads_dir),
+            sources,
             recorder,
             self._metrics,
             lambda: datetime.now(UTC),
@@ -146,6 +148,7 @@ class App:
             guarded=self._settings.admission_policies,
             sizes=Sizes(settings.workers, settings.operations, settings.looks),
             queue_observer=self._metrics,
+            machines=self._machines(sources),
         )
         self._count_objects()
         login = Login(kubeconfig=settings.kubeconfig)
@@ -167,6 +170,10 @@ class App:
             recorder.stop()
             await asyncio.wait((watching,), timeout=10.0)
             watching.cancel()
+
+    def _machines(self, sources: PayloadSources) -> MachineSource | None:
+        """Hosts are read over the connections that lead to their VMs; whoever replaces those has none."""
+        return MachineSource(SSHMachines(self._vms.hosts), sources) if isinstance(self._vms, LivePatcher) else None
 
     async def _list(self, relisters: list[Relister[object]]) -> None:
         for relister in relisters:

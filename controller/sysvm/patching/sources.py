@@ -1,112 +1,164 @@
-"""Where payload files come from, and the folder they are kept in under their own digest.
+"""Where payload files come from: a URL, a registry, a mount, a ConfigMap, or the package that holds them.
 
-The digest that Git holds decides what is accepted, not the transport. What was accepted once is kept under its digest,
-so that a restart of the operator or a second release with the same agent does not fetch ninety megabytes again, and so
-that a file that changes behind a URL or a mount cannot change under a running rollout.
+The digest that Git holds decides what is accepted, not the transport. Machines of the cloud, whose files Git does not
+name, are in `host_source`; all of them end in the same cache.
 """
 
 import asyncio
-import hashlib
 import os
 import stat
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
 
-import aiohttp
-
+from sysvm.api.payload import OciSource, PackageSource, PayloadFile
 from sysvm.api.reasons import Reason
-from sysvm.api.template import FileSource, PayloadFile
+from sysvm.patching import oci, package_files
+from sysvm.patching.downloads import download, http_session
 from sysvm.patching.errors import PayloadError
+from sysvm.patching.payload_cache import (
+    SIZE_LIMIT_BYTES,
+    Arrival,
+    PackageContents,
+    PayloadCache,
+    fetch_failed,
+    not_found,
+    too_large,
+)
 
-SIZE_LIMIT_BYTES = 1 << 30
-_CHUNK_BYTES = 1 << 18
-_REDIRECTS = 5
-_TIMEOUT = aiohttp.ClientTimeout(total=900, connect=15, sock_read=60)
-_PARTIAL = ".partial-"
+_PIECE_BYTES = 1 << 18
 
 
-class _Hash(Protocol):
-    def update(self, content: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
+@dataclass(frozen=True, slots=True)
+class PayloadPaths:
+    """The files of a payload in the cache."""
+
+    scripts: Path
+    agent: Path | None
 
 
 @dataclass
 class PayloadSources:
-    """Fetches payload files and keeps them in `cache`.
+    """Fetches payload files and keeps them in `cache`, of which `cache_bytes` are kept beyond what is in use.
 
-    `mounted` is the folder below which `mounted` sources lie. Files that nobody asked for since this object was made
-    go, oldest first, once the cache holds more than `cache_bytes`.
+    `mounted` is the folder below which `mounted` sources lie.
     """
 
     cache: Path
     mounted: Path
     cache_bytes: int = 4 << 30
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
-    _handed_out: set[str] = field(default_factory=set)
 
-    async def fetch(self, file: PayloadFile, *, content: bytes | None = None) -> Path:
+    def __post_init__(self) -> None:
+        self.kept = PayloadCache(self.cache, self.cache_bytes)
+
+    async def fetch(
+        self, file: PayloadFile, *, content: bytes | None = None, login: oci.RegistryLogin | None = None
+    ) -> Path:
         """The file of the cache that has the digest asked for.
 
-        `content` is what the ConfigMap holds, for that source. Raises `PayloadError`: DigestMismatch with both digests,
-        PayloadNotFound, PayloadTooLarge, or PayloadFetchFailed, which is worth another try.
+        `content` is what the ConfigMap holds, and `login` who asks the registry, for those sources. Raises
+        `PayloadError`: DigestMismatch with both digests, PayloadNotFound, PayloadTooLarge, or PayloadFetchFailed, which
+        mostly is worth another try.
         """
-        async with self._locks.setdefault(file.digest, asyncio.Lock()):
-            self._handed_out.add(_file_name(file.digest))
-            try:
-                return await self._fetch(file, content)
-            except OSError as error:
-                raise _failed(f"{self.cache} cannot keep the file: {error.strerror or error}") from error
+        async with self.held(file.digest):
+            return await self._file(file, content, login)
 
-    async def _fetch(self, file: PayloadFile, content: bytes | None) -> Path:
-        place = self.cache / _file_name(file.digest)
-        if await asyncio.to_thread(_holds, place, file.digest):
-            return place
-        source = file.source
-        if source.http is not None:
-            await self._download(source.http.url, file.digest, place)
-        elif source.mounted is not None:
-            await asyncio.to_thread(self._copy, source.mounted.path, file.digest, place)
-        elif content is not None:
-            await asyncio.to_thread(_keep, content, file.digest, place, _described(source))
-        else:
-            raise PayloadError(f"{_described(source)} is not there", reason=Reason.PAYLOAD_NOT_FOUND, retryable=True)
-        await asyncio.to_thread(self._trim)
-        return place
+    async def fetch_package(self, package: PackageSource) -> PayloadPaths:
+        """The files of cloudstack-common. Raises `PayloadError` as `fetch` does, and for what is no such package.
+
+        The package itself is kept only until it was read: what a restart in between finds is read again.
+        """
+        async with self.held(package.digest):
+            return await self._known(package.digest) or await self._read(package)
+
+    @asynccontextmanager
+    async def held(self, digest: str) -> AsyncIterator[None]:
+        """One fetch of a digest at a time; an error of the folder is one of the payload."""
+        async with self._locks.setdefault(digest, asyncio.Lock()):
+            try:
+                yield
+            except OSError as error:
+                raise fetch_failed(f"{self.cache} cannot keep the file: {error.strerror or error}") from error
 
     def forget(self, digest: str) -> None:
         """Nobody uses the file with this digest any more: it may go when the cache is full."""
-        self._handed_out.discard(_file_name(digest))
+        self.kept.forget(digest)
 
-    async def _download(self, url: str, digest: str, place: Path) -> None:
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False, trust_env=True) as session,
-                session.get(url, max_redirects=_REDIRECTS, headers={"Accept-Encoding": "identity"}) as answer,
-            ):
-                if answer.status != 200:
-                    raise _refused_by_server(url, answer.status)
-                if answer.content_length is not None and answer.content_length > SIZE_LIMIT_BYTES:
-                    raise _too_large(url)
-                with _arriving(place, digest, url) as (stream, digester):
-                    size = 0
-                    async for part in answer.content.iter_chunked(_CHUNK_BYTES):
-                        size += len(part)
-                        if size > SIZE_LIMIT_BYTES:
-                            raise _too_large(url)
-                        digester.update(part)
-                        await asyncio.to_thread(stream.write, part)
-        except aiohttp.TooManyRedirects as error:
-            raise _failed(f"{url} redirects more than {_REDIRECTS} times") from error
-        except aiohttp.ClientError as error:
-            raise _failed(f"{url} cannot be fetched: {error or type(error).__name__}") from error
-        except TimeoutError as error:
-            raise _failed(f"{url} did not answer in time") from error
+    async def _file(self, file: PayloadFile, content: bytes | None, login: oci.RegistryLogin | None) -> Path:
+        place = await asyncio.to_thread(self.kept.find, file.digest)
+        if place is not None:
+            return place
+        source, digest = file.source, file.digest
+        if source.http is not None:
+            await self._download(source.http.url, digest)
+        elif source.oci is not None:
+            await self._pull(source.oci, digest, login)
+        elif source.mounted is not None:
+            await asyncio.to_thread(self._copy, source.mounted.path, digest)
+        elif source.config_map_ref is not None:
+            shown = f"ConfigMap {source.config_map_ref.name}, key {source.config_map_ref.key}"
+            if content is None:
+                raise not_found(f"{shown} is not there")
+            await asyncio.to_thread(self._keep, content, digest, shown)
+        else:
+            raise PayloadError("the release names no source", reason=Reason.PAYLOAD_NOT_FOUND)
+        await asyncio.to_thread(self.kept.trim)
+        return self.kept.path(digest)
 
-    def _copy(self, relative: str, digest: str, place: Path) -> None:
+    async def _known(self, package_digest: str) -> PayloadPaths | None:
+        """The files of a package that was read before, also by a former process."""
+        contents = await asyncio.to_thread(self.kept.contents_of, package_digest)
+        if contents is None:
+            return None
+        scripts = await asyncio.to_thread(self.kept.find, contents.scripts)
+        if scripts is None or contents.agent is None:
+            return PayloadPaths(scripts, None) if scripts is not None else None
+        agent = await asyncio.to_thread(self.kept.find, contents.agent)
+        return PayloadPaths(scripts, agent) if agent is not None else None
+
+    async def _read(self, package: PackageSource) -> PayloadPaths:
+        path = await asyncio.to_thread(self.kept.find, package.digest)
+        if path is None:
+            await self._download(package.url, package.digest)
+            path = self.kept.path(package.digest)
+        found = await asyncio.to_thread(self._unpack, path, package)
+        await asyncio.to_thread(self.kept.trim)
+        agent = self.kept.path(found.agent) if found.agent is not None else None
+        return PayloadPaths(self.kept.path(found.scripts), agent)
+
+    def _unpack(self, path: Path, package: PackageSource) -> PackageContents:
+        digests: dict[str, str] = {}
+
+        @contextmanager
+        def sink(name: str) -> Iterator[Arrival]:
+            with self.kept.arriving(f"{name} of {package.url}") as arrival:
+                yield arrival
+            digests[name] = arrival.digest
+
+        package_files.copy_payload(path, package.url, sink)
+        found = PackageContents(scripts=digests[package_files.SCRIPTS], agent=digests.get(package_files.AGENT))
+        self.kept.keep_contents(package.digest, found)
+        self.kept.drop(package.digest)
+        return found
+
+    async def _download(self, url: str, digest: str) -> None:
+        async with http_session() as session:
+            with self.kept.arriving(url, digest) as arrival:
+                await download(session, url, arrival)
+
+    async def _pull(self, source: OciSource, digest: str, login: oci.RegistryLogin | None) -> None:
+        reference = oci.OciReference.parse(source.ref)
+        async with http_session() as session:
+            with self.kept.arriving(reference.shown, digest) as arrival:
+                await oci.pull(session, reference, digest, login, arrival)
+
+    def _keep(self, content: bytes, digest: str, shown: str) -> None:
+        with self.kept.arriving(shown, digest) as arrival:
+            arrival.write(content)
+
+    def _copy(self, relative: str, digest: str) -> None:
         shown = f"{self.mounted}/{relative}"
         try:
             top = self.mounted.resolve(strict=True)
@@ -119,96 +171,11 @@ class PayloadSources:
                 if not stat.S_ISREG(status.st_mode):
                     raise PayloadError(f"{shown} is no plain file", reason=Reason.PAYLOAD_UNREADABLE)
                 if status.st_size > SIZE_LIMIT_BYTES:
-                    raise _too_large(shown)
-                with _arriving(place, digest, shown) as (stream, digester):
-                    while part := origin.read(_CHUNK_BYTES):
-                        digester.update(part)
-                        stream.write(part)
+                    raise too_large(shown)
+                with self.kept.arriving(shown, digest) as arrival:
+                    while part := origin.read(_PIECE_BYTES):
+                        arrival.write(part)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise PayloadError(
-                f"{shown} does not exist: mount a volume that holds it, or correct the path",
-                reason=Reason.PAYLOAD_NOT_FOUND,
-                retryable=True,
-            ) from error
+            raise not_found(f"{shown} does not exist: mount a volume that holds it, or correct the path") from error
         except OSError as error:
-            raise _failed(f"{shown} cannot be read: {error.strerror}") from error
-
-    def _trim(self) -> None:
-        kept = [(path, path.stat()) for path in self.cache.iterdir() if path.is_file()]
-        total = sum(status.st_size for _, status in kept)
-        for path, status in sorted(kept, key=lambda item: item[1].st_mtime):
-            if total <= self.cache_bytes:
-                return
-            if path.name in self._handed_out or path.name.startswith(_PARTIAL):
-                continue
-            path.unlink(missing_ok=True)
-            total -= status.st_size
-
-
-def _file_name(digest: str) -> str:
-    return digest.replace(":", "-")
-
-
-def _described(source: FileSource) -> str:
-    reference = source.config_map_ref
-    return f"ConfigMap {reference.name}, key {reference.key}" if reference is not None else "the source"
-
-
-@contextmanager
-def _arriving(place: Path, digest: str, shown: str) -> Iterator[tuple[IO[bytes], _Hash]]:
-    """A temporary file that gets its name in the cache only if what was written has the digest."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    algorithm, _, expected = digest.partition(":")
-    digester = hashlib.new(algorithm, usedforsecurity=False)
-    handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=place.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream, digester
-            stream.flush()
-            os.fsync(stream.fileno())
-        found = digester.hexdigest()
-        if found != expected.lower():
-            raise PayloadError(
-                f"{shown} has the digest {algorithm}:{found}, and {digest} is required: either the file was replaced, "
-                "or the release names the wrong digest",
-                reason=Reason.DIGEST_MISMATCH,
-            )
-        partial.replace(place)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _keep(content: bytes, digest: str, place: Path, shown: str) -> None:
-    with _arriving(place, digest, shown) as (stream, digester):
-        digester.update(content)
-        stream.write(content)
-
-
-def _holds(place: Path, digest: str) -> bool:
-    """Whether the cache has the file, whole: a disk that was full or a hand that helped is found here."""
-    algorithm, _, expected = digest.partition(":")
-    try:
-        with place.open("rb") as stream:
-            found = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-    except FileNotFoundError:
-        return False
-    if found != expected.lower():
-        place.unlink(missing_ok=True)
-        return False
-    os.utime(place)
-    return True
-
-
-def _failed(message: str) -> PayloadError:
-    return PayloadError(message, reason=Reason.PAYLOAD_FETCH_FAILED, retryable=True)
-
-
-def _too_large(shown: str) -> PayloadError:
-    return PayloadError(f"{shown} has more than {SIZE_LIMIT_BYTES} bytes", reason=Reason.PAYLOAD_TOO_LARGE)
-
-
-def _refused_by_server(url: str, status: int) -> PayloadError:
-    if status in (404, 410):
-        return PayloadError(f"{url} does not exist (HTTP {status})", reason=Reason.PAYLOAD_NOT_FOUND, retryable=True)
-    return _failed(f"{url} answered with HTTP {status}")
+            raise fetch_failed(f"{shown} cannot be read: {error.strerror}") from error

@@ -33,6 +33,7 @@ TEXTS = (
     "4.20.2",
     ">=4.16,<4.20",
     "https://example.com/cloud-scripts.tgz",
+    "registry.example.com/cloud/agent:4.20.2",
     f"sha256:{'a' * 64}",
     f"SHA256:{'B' * 43}",
     "sha512",

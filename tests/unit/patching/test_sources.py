@@ -13,7 +13,7 @@ from aiohttp import web
 
 from sysvm.api.reasons import Reason
 from sysvm.api.template import PayloadFile
-from sysvm.patching import sources
+from sysvm.patching import payload_cache
 from sysvm.patching.errors import PayloadError
 from sysvm.patching.sources import PayloadSources
 
@@ -129,7 +129,7 @@ async def test_nobody_listening_is_a_failed_fetch(store: PayloadSources) -> None
 async def test_a_file_without_end_is_cut_off(
     store: PayloadSources, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "SIZE_LIMIT_BYTES", 100)
+    monkeypatch.setattr(payload_cache, "SIZE_LIMIT_BYTES", 100)
     with pytest.raises(PayloadError) as caught:
         await store.fetch(file({"http": {"url": f"{site.url}/x"}}))
     assert caught.value.reason is Reason.PAYLOAD_TOO_LARGE
@@ -181,7 +181,7 @@ async def test_a_cache_that_cannot_be_written_is_told(store: PayloadSources) -> 
 
 
 async def test_the_cache_stays_small_and_keeps_what_is_used(store: PayloadSources) -> None:
-    store.cache_bytes = 250
+    store.kept.limit_bytes = 250
     files = [file({"configMapRef": {"name": "c", "key": "k"}}, bytes([n]) * 100) for n in range(4)]
     for number, wanted in enumerate(files):
         place = await store.fetch(wanted, content=bytes([number]) * 100)
