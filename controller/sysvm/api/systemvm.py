@@ -306,6 +306,8 @@ class ObservedManagement(ApiModel):
     """Checksum of the scripts as the server recorded it at the last start or patch that it did itself."""
     software_version: Annotated[str, Field(max_length=64)] | None = None
     """Version of the server that started or patched the VM last; of an SSVM or CPVM: of its agent."""
+    server_scripts_version: Annotated[str, Field(max_length=140)] | None = None
+    """Checksum of the server's own scripts, with which it compares scriptsVersion; absent: it cannot be known."""
     requires_upgrade: bool | None = None
     """requiresupgrade of listRouters. It says nothing about the scripts."""
     gate_closed: bool | None = None

@@ -15,7 +15,7 @@ from sysvm.api.rollout import GroupOperation
 from sysvm.api.systemvm import ApiPatchCall, ContentState
 from sysvm.domain.cloud import CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import Release, VMFacts
-from sysvm.domain.gate import Claim, ServerPayload, bare_hex, gate_of, unverified
+from sysvm.domain.gate import Claim, ServerPayload, gate_of, unverified, would_install
 from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet, what_moves
 from sysvm.domain.lifecycle import Aim
 from sysvm.domain.pairs import Trouble, primary_now
@@ -51,8 +51,6 @@ class ApiPatch:
     """Of the management server now."""
     zones: Mapping[str, CloudZone] = field(default_factory=dict)
     """With their settings, by id."""
-    host_payloads: Mapping[str, str] = field(default_factory=dict)
-    """Hypervisor host -> checksum of its payload."""
     most_patches: int = 2
     """livePatch.maxApiPatchesPerRouter."""
 
@@ -75,15 +73,14 @@ class ApiPatch:
         if host is None or host.state != "Up":
             state = host.state if host is not None else "not listed"
             return not_yet(Reason.HOST_NOT_READY, f"host {vm.host or 'unknown'} of {vm.name} is {state}")
-        lies = self.host_payloads.get(host.name)
-        if lies is None:
-            told = f"the payload on host {host.name} of {vm.name} was not seen, and that is what {vm.name} would get"
-            return not_yet(Reason.NOT_OBSERVED, told)
-        if bare_hex(lies) != bare_hex(self.release.signature.value):
-            told = f"host {host.name} of {vm.name} holds another payload than {self.release.version}: it would get that"
-            return broken(Reason.HOST_PAYLOAD_MISMATCH, told)
         facts = look.facts(vm)
-        management = facts.observed.management if facts is not None and facts.observed is not None else None
+        if facts is None:
+            return not_yet(Reason.NOT_OBSERVED, f"{vm.name} was not looked at")
+        installs = would_install(facts, self.release)
+        if installs.checksum is None:
+            refuse = broken if installs.known else not_yet
+            return refuse(Reason.HOST_PAYLOAD_MISMATCH if installs.known else Reason.NOT_OBSERVED, installs.why_not)
+        management = facts.observed.management if facts.observed is not None else None
         call = management.api_patch if management is not None else None
         if call is not None and call.patches > self.most_patches:
             told = f"the call would patch {vm.name} {call.patches} times, more than {self.most_patches}"
@@ -129,7 +126,7 @@ class ApiPatch:
                 software_version=vm.software_version,
                 gate=gate_of(vm, self.zones.get(vm.zone_id), self.server),
             ),
-            signature=self.release.signature.value,
+            signature=would_install(facts, self.release).checksum or self.release.signature.value,
             server_version=self.server_version,
             router=vm.type.is_router,
         )

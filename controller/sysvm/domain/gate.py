@@ -18,6 +18,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedManagement
 from sysvm.domain.cloud import CloudVM, CloudZone, Snapshot
 from sysvm.domain.conditions import bounded
+from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.versions import is_older, parse_version
 
 VERSION_CHECK = "router_version_check.py"
@@ -53,33 +54,44 @@ class ServerPayload:
     """How it is known, or why not: the end of a sentence."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """A hypervisor host whose payload was seen."""
+
+    host: str
+    version: str | None
+    """Release of CloudStack's agent on it."""
+    checksum: str
+    """Of its cloud-scripts.tgz."""
+    holds_release: bool
+    """Its content is that of the release."""
+
+
 def server_payload(
-    origin: PayloadOrigin,
-    checksum: str,
-    *,
-    server_version: str,
-    host_versions: frozenset[str],
-    hosts_have: frozenset[str],
+    origin: PayloadOrigin, checksum: str, witnesses: Iterable[Witness], *, server_version: str
 ) -> ServerPayload:
     """What is known of it from a release with this checksum.
 
     Read on the server itself it is a fact. Otherwise the hypervisor hosts are the witnesses: hosts that run the
-    server's own version and hold exactly the release's archive were installed from the same package
-    `cloudstack-common` as the server. That a server has another build of it than all of its hosts cannot be seen.
-
-    `host_versions`: releases of the agents of all hosts, `hosts_have`: checksums of the archives seen on them.
+    server's own version and hold one and the same archive, with the release's content, were installed from the same
+    package `cloudstack-common` as the server. That a server has another build of it than all of its hosts cannot be
+    seen.
     """
     if origin is PayloadOrigin.MANAGEMENT_SERVER:
         return ServerPayload(checksum, "the release's payload was read on it")
-    if not hosts_have:
+    seen = sorted(witnesses, key=lambda each: each.host)
+    if not seen:
         return ServerPayload(None, "no hypervisor host's payload was seen")
-    if hosts_have != {checksum}:
-        return ServerPayload(None, "hypervisor hosts have another payload than the release")
-    strangers = sorted(host_versions - {server_version})
-    if strangers or not host_versions:
-        versions = ", ".join(strangers[:3]) or "no known version"
-        return ServerPayload(None, f"hypervisor hosts run {versions} and the management server {server_version}")
-    return ServerPayload(checksum, f"the hypervisor hosts run {server_version} like it and hold the release's payload")
+    for each in seen:
+        if not each.holds_release:
+            return ServerPayload(None, f"hypervisor host {each.host} has another payload than the release")
+        if each.version != server_version:
+            has = each.version or "an unknown version"
+            return ServerPayload(None, f"hypervisor host {each.host} runs {has} and the server {server_version}")
+    builds = {bare_hex(each.checksum) for each in seen}
+    if len(builds) > 1:
+        return ServerPayload(None, "the hypervisor hosts have several builds of the release's payload")
+    return ServerPayload(builds.pop(), f"{len(seen)} hypervisor hosts run {server_version} like it and have one build")
 
 
 # The gate
@@ -211,7 +223,19 @@ def _names(vms: Iterable[CloudVM]) -> tuple[str, ...]:
     return tuple(sorted(vm.name for vm in vms))[:16]
 
 
-# What the status keeps
+# What the status keeps, and what follows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installs:
+    """Which archive CloudStack's own live patch would put on a VM."""
+
+    checksum: str | None = None
+    """Hex digits; None: not one of the release."""
+    why_not: str = ""
+    """Why not, as the end of a sentence."""
+    known: bool = False
+    """It was seen what it would be."""
 
 
 def management_of(vm: CloudVM, snapshot: Snapshot, server: ServerPayload, *, at: datetime) -> ObservedManagement:
@@ -227,12 +251,39 @@ def management_of(vm: CloudVM, snapshot: Snapshot, server: ServerPayload, *, at:
         scripts_version=bare_hex(vm.scripts_version),
         software_version=vm.software_version,
         requires_upgrade=vm.requires_upgrade,
+        server_scripts_version=bare_hex(server.checksum),
         gate_closed=gate.closed,
         gate=bounded(gate.sentence),
         recreating_checks=tuple(name[:128] for name in checks)[:32] if checks is not None else None,
         api_patch=call if isinstance(call, ApiPatchCall) else None,
         api_patch_refused=call[:512] if isinstance(call, str) else "",
     )
+
+
+def would_install(facts: VMFacts, release: Release) -> Installs:
+    """What CloudStack's own live patch would install on a VM: what lies on its hypervisor host, or for VMware on the
+    server (CloudStack 4.21 LibvirtPatchSystemVmCommandWrapper, VmwareResource). By content, as everywhere."""
+    observed = facts.observed
+    hypervisor = facts.identity.hypervisor if facts.identity else None
+    if (hypervisor or "").casefold() == "vmware":
+        management = observed.management if observed is not None else None
+        own = management.server_scripts_version if management is not None else None
+        if own is None:
+            return Installs(
+                why_not=f"CloudStack would install the server's own payload on {facts.vm}, and nobody saw it"
+            )
+        if own != bare_hex(release.signature.value):
+            return Installs(why_not=f"the server's own payload is another build than {release.version}", known=True)
+        return Installs(checksum=own, known=True)
+    found = observed.host_payload if observed is not None else None
+    if found is None:
+        return Installs(why_not=f"CloudStack would install the payload of the host of {facts.vm}, and nobody saw it")
+    if found.revision is None or found.revision != release.scripts_revision:
+        told = (
+            f"host {found.host} of {facts.vm} holds another payload than {release.version}, and that would be installed"
+        )
+        return Installs(why_not=told, known=True)
+    return Installs(checksum=bare_hex(found.checksum), known=True)
 
 
 def names_version_check(management: ObservedManagement) -> bool:

@@ -22,7 +22,7 @@ from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, DriftKind, ObservedManagement
 from sysvm.domain.drift import Drift, drift_of
 from sysvm.domain.facts import Release, VMFacts
-from sysvm.domain.gate import names_version_check
+from sysvm.domain.gate import names_version_check, would_install
 from sysvm.domain.host_payload import host_mismatch
 from sysvm.domain.lifecycle import why_impossible
 from sysvm.domain.running import failed_services
@@ -461,6 +461,9 @@ def _why_not_by_api(context: Context) -> tuple[Reason, str] | None:
             f"livePatch.maxApiPatchesPerRouter is {options.max_api_patches_per_router}"
         )
         return Reason.TOO_MANY_API_PATCHES, why
+    installs = would_install(context.facts, context.release)
+    if installs.checksum is None:
+        return Reason.HOST_PAYLOAD_MISMATCH if installs.known else Reason.API_PATCH_IMPOSSIBLE, installs.why_not
     if len(call.vms) > 1 and not context.may_fail_over:
         why = (
             f"{call.command} patches {' and '.join(call.vms)} one right after the other and restarts keepalived on "

@@ -17,6 +17,7 @@ from sysvm.domain.gate import (
     Gate,
     PayloadOrigin,
     ServerPayload,
+    Witness,
     api_patch,
     gate_of,
     management_of,
@@ -115,28 +116,36 @@ def test_a_checksum_is_the_same_however_it_is_written(written: str) -> None:
 # What is known of the server's own payload
 
 
+def witness(host: str = "kvm-1", **values: Any) -> Witness:
+    known: dict[str, Any] = {"host": host, "version": "4.21.0.0", "checksum": f"sha512:{THEIRS}", "holds_release": True}
+    return Witness(**{**known, **values})
+
+
+@pytest.mark.parametrize("origin", [each for each in PayloadOrigin if each is not PayloadOrigin.MANAGEMENT_SERVER])
 @pytest.mark.parametrize(
-    ("origin", "hosts", "versions", "known"),
+    ("witnesses", "why"),
     [
-        (PayloadOrigin.MANAGEMENT_SERVER, set(), set(), True),
-        (PayloadOrigin.MANAGEMENT_SERVER, {THEIRS}, {"4.19.3.0"}, True),
-        (PayloadOrigin.PACKAGE, {OURS}, {"4.21.0.0"}, True),
-        (PayloadOrigin.HOST, {OURS}, {"4.21.0.0"}, True),
-        (PayloadOrigin.FILES, {OURS}, {"4.21.0.0"}, True),
-        (PayloadOrigin.PACKAGE, set(), {"4.21.0.0"}, False),
-        (PayloadOrigin.PACKAGE, {OURS, THEIRS}, {"4.21.0.0"}, False),
-        (PayloadOrigin.HOST, {OURS}, {"4.21.0.0", "4.20.2.0"}, False),
-        (PayloadOrigin.HOST, {OURS}, set(), False),
+        ((witness(), witness("kvm-2")), ""),
+        ((), "no hypervisor host's payload was seen"),
+        ((witness(), witness("kvm-2", holds_release=False)), "kvm-2 has another payload than the release"),
+        ((witness(version="4.20.2.0"),), "kvm-1 runs 4.20.2.0 and the server 4.21.0.0"),
+        ((witness(version=None),), "kvm-1 runs an unknown version"),
+        ((witness(), witness("kvm-2", checksum=f"sha512:{OURS}")), "several builds"),
     ],
 )
-def test_the_servers_checksum_is_read_there_or_witnessed_by_all_hosts(
-    origin: PayloadOrigin, hosts: set[str], versions: set[str], *, known: bool
+def test_hosts_are_witnesses_if_they_all_say_the_same(
+    origin: PayloadOrigin, witnesses: tuple[Witness, ...], why: str
 ) -> None:
-    found = server_payload(
-        origin, OURS, server_version="4.21.0.0", host_versions=frozenset(versions), hosts_have=frozenset(hosts)
-    )
-    assert found.checksum == (OURS if known else None)
-    assert found.why
+    """The checksum is that of their build, which need not be the one that the release was read from."""
+    found = server_payload(origin, OURS, witnesses, server_version="4.21.0.0")
+    assert found.checksum == (None if why else THEIRS)
+    assert why in found.why
+
+
+@pytest.mark.parametrize("witnesses", [(), (witness(holds_release=False, version="4.19.3.0"),)])
+def test_what_was_read_on_the_server_needs_no_witness(witnesses: tuple[Witness, ...]) -> None:
+    found = server_payload(PayloadOrigin.MANAGEMENT_SERVER, OURS, witnesses, server_version="4.21.0.0")
+    assert found.checksum == OURS
 
 
 # CloudStack's own patch

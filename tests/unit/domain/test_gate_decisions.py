@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tests.unit.domain.kstatus import kstatus
 from sysvm.api.base import ConditionStatus
 from sysvm.api.policy import AllowedMethod, LivePatchOptions, Method, Route
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedManagement, SystemVM
+from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, SystemVM
 from sysvm.domain import conditions
 from sysvm.domain.facts import Reach, VMFacts, facts_of
 from sysvm.domain.method import Decision, decide
@@ -28,7 +29,7 @@ UNKNOWN = "whether the management server sends commands to r-101-VM is not known
 NETWORK = ApiPatchCall(command=ApiCommand.RESTART_NETWORK, id="n1", name="blue", vms=("r-101-VM",))
 PAIR = NETWORK.model_copy(update={"vms": ("r-101-VM", "r-102-VM")})
 TIERS = ApiPatchCall(command=ApiCommand.RESTART_VPC, id="v1", name="shop", patches=3, vms=("r-101-VM",))
-IMPOSSIBLE = {"api_patch": None, "api_patch_refused": "VPC shop has no tier"}
+IMPOSSIBLE: dict[str, Any] = {"api_patch": None, "api_patch_refused": "VPC shop has no tier"}
 
 
 def books(closed: bool | None, **values: Any) -> ObservedManagement:
@@ -37,13 +38,18 @@ def books(closed: bool | None, **values: Any) -> ObservedManagement:
     return ObservedManagement(**{**known, "gate_closed": closed, "gate": gate, **values})
 
 
-def seen(closed: bool | None, *, right: bool, **values: Any) -> VMFacts:
+RELEASE = b.release().model_copy(update={"scripts_revision": b.NEW})
+HOST = ObservedHostPayload(host="kvm-1", checksum=f"sha512:{'bb' * 64}", revision=b.NEW)
+
+
+def seen(closed: bool | None, *, right: bool, host: ObservedHostPayload | None = HOST, **values: Any) -> VMFacts:
     observed = b.up_to_date() if right else b.observed()
-    return b.facts(observed=observed.model_copy(update={"management": books(closed, **values)}))
+    known = {"management": books(closed, **values), "host_payload": host}
+    return b.facts(observed=observed.model_copy(update=known), hypervisor="KVM")
 
 
 def decided(vm: VMFacts, route: str = "Auto", **options: Any) -> Decision:
-    return decide(vm, b.release(), live_patch=LivePatchOptions.model_validate({"route": route, **options}))
+    return decide(vm, RELEASE, live_patch=LivePatchOptions.model_validate({"route": route, **options}))
 
 
 HOLD, PATCH, NONE = Method.HOLD, Method.LIVE_PATCH, Method.NONE
@@ -91,6 +97,7 @@ def test_gate_and_route_decide_how_a_vm_is_patched(
     [
         (IMPOSSIBLE, Reason.API_PATCH_IMPOSSIBLE, "VPC shop has no tier"),
         ({"api_patch": TIERS}, Reason.TOO_MANY_API_PATCHES, "once for each of its 3 tiers"),
+        ({"host": None}, Reason.API_PATCH_IMPOSSIBLE, "nobody saw it"),
         ({"api_patch": PAIR}, Reason.FAILOVER_NOT_ALLOWED, "r-101-VM and r-102-VM one right after the other"),
     ],
 )
@@ -114,7 +121,7 @@ def test_where_the_api_route_cannot_work_a_gated_router_is_held(
 def test_else_the_server_starts_the_router_itself_if_that_is_allowed(methods: tuple[str, ...], route: str) -> None:
     found = decide(
         seen(True, right=True, **IMPOSSIBLE),
-        b.release(),
+        RELEASE,
         methods=tuple(map(AllowedMethod, methods)),
         live_patch=LivePatchOptions.model_validate({"route": route}),
     )
@@ -125,9 +132,24 @@ def test_else_the_server_starts_the_router_itself_if_that_is_allowed(methods: tu
 def test_after_a_patch_over_ssh_a_start_by_the_server_opens_the_gate() -> None:
     methods = (AllowedMethod.LIVE_PATCH, AllowedMethod.REBOOT)
     options = LivePatchOptions.model_validate({"route": "SSH"})
-    assert decide(seen(True, right=False), b.release(), methods=methods, live_patch=options).route is SSH
-    found = decide(seen(True, right=True), b.release(), methods=methods, live_patch=options)
+    assert decide(seen(True, right=False), RELEASE, methods=methods, live_patch=options).route is SSH
+    found = decide(seen(True, right=True), RELEASE, methods=methods, live_patch=options)
     assert (found.method, found.reason) == (Method.REBOOT, GATED)
+
+
+@pytest.mark.parametrize("rule", ["Require", "Warn"])
+def test_the_api_route_is_never_taken_where_the_host_holds_another_payload(rule: str) -> None:
+    other = HOST.model_copy(update={"revision": b.OLD})
+    found = decided(seen(True, right=True, host=other), "API", hostPayload=rule)
+    assert (found.method, found.reason) == (HOLD, Reason.HOST_PAYLOAD_MISMATCH)
+
+
+@pytest.mark.parametrize(("own", "route"), [("bb" * 64, API), ("aa" * 64, None), (None, None)])
+def test_on_vmware_the_server_installs_its_own_payload(own: str | None, route: Route | None) -> None:
+    vm = seen(True, right=True, host=None, server_scripts_version=own)
+    assert vm.identity is not None
+    there = replace(vm, identity=vm.identity.model_copy(update={"hypervisor": "VMware"}))
+    assert decided(there, "API").route is route
 
 
 def test_leave_makes_the_api_route_possible() -> None:
@@ -136,7 +158,7 @@ def test_leave_makes_the_api_route_possible() -> None:
 
 
 def test_a_policy_without_live_patch_never_asks_for_one() -> None:
-    found = decide(seen(True, right=False), b.release(), methods=())
+    found = decide(seen(True, right=False), RELEASE, methods=())
     assert (found.method, found.reason) == (HOLD, GATED)
     assert "does not list LivePatch" in found.message
 
