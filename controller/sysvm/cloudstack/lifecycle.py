@@ -6,15 +6,15 @@ whether it was" is made here, because nobody above sees what became of a request
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.rollout import GroupOperation
+from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
-from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, OutcomeUnknown
+from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, NotAllowed, OutcomeUnknown
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
 from sysvm.cloudstack.transport import Param
 from sysvm.domain import group_operation
@@ -31,6 +31,7 @@ from sysvm.domain.group_operation import (
     Refused,
     Submitted,
 )
+from sysvm.domain.templates import ROUTING, SYSTEM, CloudTemplates
 
 _STATES: Mapping[JobStatus, JobState] = {
     JobStatus.PENDING: JobState.PENDING,
@@ -88,6 +89,7 @@ class CloudJobs:
                 answers.host(entry)
                 async for entry in self._client.list_all("listHosts", "host", type="Routing", zoneid=operation.zone_id)
             ]
+            templates = await self._templates(operation, vms) if operation.phase is GroupPhase.PREPARING else None
         except CloudStackError as error:
             return NotTold(str(error))
         return Looked(
@@ -97,6 +99,7 @@ class CloudJobs:
                 jobs=tuple(_told(job) for job in jobs if _concerns(job, operation, vms)),
                 zone=zone,
                 hosts=_sorted(hosts),
+                templates=templates,
             )
         )
 
@@ -136,6 +139,28 @@ class CloudJobs:
     async def _zone(self, zone_id: str) -> CloudZone | None:
         zones = [answers.zone(entry) async for entry in self._client.list_all("listZones", "zone", id=zone_id)]
         return zones[0] if zones else None
+
+    async def _templates(self, operation: GroupOperation, vms: Sequence[CloudVM]) -> CloudTemplates:
+        """What new VMs of the group could be started from."""
+        found = [
+            answers.template(entry)
+            for kind in (SYSTEM, ROUTING)
+            async for entry in self._client.list_all(
+                "listTemplates", "template", templatefilter="all", templatetype=kind, zoneid=operation.zone_id
+            )
+        ]
+        names: dict[tuple[str, str], str | None] = {}
+        for hypervisor in sorted({vm.hypervisor.lower() for vm in vms if vm.hypervisor}):
+            name = f"router.template.{hypervisor}"
+            try:
+                entries = self._client.list_all(
+                    "listConfigurations", "configuration", name=name, zoneid=operation.zone_id
+                )
+                settings = dict([answers.setting(entry) async for entry in entries])
+            except NotAllowed:
+                continue
+            names[operation.zone_id, hypervisor] = settings.get(name)
+        return CloudTemplates(taken_at=self._clock(), templates=tuple(found), router_names=names)
 
 
 def _concerns(job: Job, operation: GroupOperation, vms: tuple[CloudVM, ...]) -> bool:

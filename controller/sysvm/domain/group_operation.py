@@ -29,6 +29,7 @@ from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
 from sysvm.api.systemvm import OperationResult
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts
+from sysvm.domain.templates import CloudTemplates
 
 QUIET = timedelta(minutes=3)
 """So long nothing may move before an unknown call is judged. A management server that was restarted is back after 40 to
@@ -91,6 +92,8 @@ class Look:
     zone: CloudZone | None = None
     hosts: tuple[CloudHost, ...] = ()
     """Hypervisor hosts of the zone."""
+    templates: CloudTemplates | None = None
+    """What VMs could be started from; only looked at before the call."""
     known: tuple[VMFacts, ...] = ()
     """What was seen on these VMs over SSH. `identity.name` is the VM's name."""
 

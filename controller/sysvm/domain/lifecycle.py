@@ -9,11 +9,12 @@ A guest's own reboot is never used: on KVM it loses the router's rules, because 
 brings them (CloudStack 4.21 VirtualNetworkApplianceManagerImpl.finalizeStart).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from sysvm.api.endpoint import SystemVMType
+from sysvm.api.images import Images
 from sysvm.api.policy import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
@@ -22,6 +23,7 @@ from sysvm.domain.facts import ZONE_TYPES, VMFacts
 from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet
 from sysvm.domain.pairs import Trouble, primary_now
 from sysvm.domain.running import failed_services, router_of
+from sysvm.domain.templates import place_of, wrong_template
 from sysvm.domain.versions import is_older
 
 ROUTER_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMType.DHCPSRVR})
@@ -29,9 +31,6 @@ ROUTER_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMT
 
 SETTLING = timedelta(seconds=60)
 """After a job has ended the server still removes what it replaced; what is left then stays."""
-
-TemplateChoice = Callable[[CloudVM], Verdict]
-"""Whether the template that the server would start this VM from is the declared one, and ready where it would start."""
 
 _FLAGS: dict[tuple[Method, Command], tuple[str, ...]] = {
     (Method.REBOOT, Command.REBOOT_SYSTEM_VM): ("forced",),  # stop and start: without it no new template
@@ -143,20 +142,22 @@ class _Common:
 
     version: str | None = None
     """Template version that the VMs must have afterwards; None: any."""
-    template: TemplateChoice | None = None
-    """None: which template the server would start is not known."""
+    images: Images | None = None
+    """The images of the release; a VM is not started anew where none is declared for it."""
 
     def call(self, operation: GroupOperation) -> Call:
         command = Command(operation.command)
         return Call(command, operation.target, flags_of(operation.method, command))
 
-    def _choice(self, vm: CloudVM) -> Verdict:
+    def _choice(self, look: Look, vm: CloudVM) -> Verdict:
+        """The template that the server would start the VM from is the declared one, and ready in the zone."""
         if self.version is None:
             return HOLDS
-        if self.template is None:
-            told = f"it is not known from which template {vm.name} would be started"
-            return not_yet(Reason.WRONG_TEMPLATE_WOULD_BE_USED, told)
-        return self.template(vm)
+        place = place_of(vm, {host.id: host for host in look.hosts})
+        if place is None:
+            return not_yet(Reason.WRONG_TEMPLATE_WOULD_BE_USED, f"the hypervisor of {vm.name} is not known")
+        wrong = wrong_template(place, self.images, look.templates)
+        return HOLDS if wrong is None else not_yet(wrong.reason, wrong.message)
 
     def _runs_well(self, operation: GroupOperation, vm: CloudVM, facts: VMFacts | None) -> Verdict:
         """Running, booted, its agent Up, seen over SSH after the job ended, from the declared template."""
@@ -191,7 +192,7 @@ class Reboot(_Common):
         facts = look.facts(vm)
         if facts is None or facts.observed is None or facts.observed.boot_id is None:
             return not_yet(Reason.NOT_OBSERVED, f"{vm.name} must be looked at first: its boot is not known")
-        return _first(_placed(look, [vm], elsewhere=True), self._choice(vm))
+        return _first(_placed(look, [vm], elsewhere=True), self._choice(look, vm))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         vm = _find(look.vms, operation.target)
@@ -227,7 +228,7 @@ class RecreateRouters(_Common):
         twice = duplicates(look.vms)
         if twice:
             return broken(Reason.DUPLICATE_GATEWAY, duplicate_sentence(twice))
-        choices = [self._choice(vm) for vm in look.vms]
+        choices = [self._choice(look, vm) for vm in look.vms]
         return _first(_placed(look, running, elsewhere=True), *choices)
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
@@ -264,7 +265,7 @@ class RecreateSystemVM(_Common):
         vm = _find(look.vms, operation.target)
         if vm is None:
             return broken(Reason.VM_GONE, f"the VM with id {operation.target} is not there any more")
-        return _first(_placed(look, [vm], elsewhere=True), self._choice(vm))
+        return _first(_placed(look, [vm], elsewhere=True), self._choice(look, vm))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return _find(look.vms, operation.target) is None
@@ -284,14 +285,14 @@ class RecreateSystemVM(_Common):
 
 
 def judge_of(
-    operation: GroupOperation, *, version: str | None, template: TemplateChoice | None
+    operation: GroupOperation, *, version: str | None, images: Images | None
 ) -> Reboot | RecreateRouters | RecreateSystemVM:
     """The judge of a Reboot or Recreate. `version`: the template version that the policy requires, if it does."""
     if operation.method is Method.REBOOT:
-        return Reboot(version=version, template=template)
+        return Reboot(version=version, images=images)
     if operation.command == Command.DESTROY_SYSTEM_VM:
-        return RecreateSystemVM(version=version, template=template)
-    return RecreateRouters(version=version, template=template)
+        return RecreateSystemVM(version=version, images=images)
+    return RecreateRouters(version=version, images=images)
 
 
 def _find(vms: Iterable[CloudVM], id_: str) -> CloudVM | None:

@@ -25,7 +25,7 @@ from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.cloud_changed import CloudFacts
 from sysvm.domain.facts import Release, VMFacts
-from sysvm.domain.lifecycle import interruption
+from sysvm.domain.lifecycle import ROUTER_TYPES, interruption
 from sysvm.domain.limits import rounded_up
 from sysvm.domain.method import Decision, decide
 
@@ -274,7 +274,7 @@ def _changed_together(
 
 def _routers_of(facts: VMFacts) -> str | None:
     """The group that CloudStack changes as a whole; None for a VM that is changed alone."""
-    return facts.identity.group if facts.identity is not None and not facts.is_zone_type else None
+    return facts.identity.group if facts.identity is not None and facts.identity.type in ROUTER_TYPES else None
 
 
 def _must_stay(facts: VMFacts, entry: PlannedVM | None) -> tuple[Reason, str] | None:

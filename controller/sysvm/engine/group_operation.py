@@ -30,7 +30,7 @@ from sysvm.domain import group_operation as machine
 from sysvm.domain.cloud import CloudVM
 from sysvm.domain.facts import facts_of
 from sysvm.domain.group_operation import Event, Judge, Limits, Looked, NotMade, NotTold, Refused, Todo
-from sysvm.domain.lifecycle import Aim, TemplateChoice, aim_of, judge_of
+from sysvm.domain.lifecycle import ROUTER_TYPES, Aim, aim_of, judge_of
 from sysvm.engine.board import Board
 from sysvm.engine.notices import Notices
 from sysvm.engine.ports import Clock, Clouds, SnapshotOf
@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 Leads = Callable[[], Awaitable[bool]]
 """Whether the Lease, as the server has it now, is still this process's with its epoch. Raises `KubeError`."""
+
+_OF_GROUPS = frozenset({machine.Command.RESTART_NETWORK, machine.Command.RESTART_VPC})
+"""Commands that change all routers of a network or VPC."""
 
 STARTED_ANEW = frozenset({GroupPhase.UNKNOWN, GroupPhase.VERIFYING})
 """Phases in which a VM may have been started by our own call."""
@@ -128,6 +131,12 @@ class GroupOperations:
         if not isinstance(event, Looked):
             return event
         endpoint = endpoint_of(rollout)
+        if op.phase in STARTED_ANEW:
+            gone = {vm.id for vm in op.before} - {vm.id for vm in event.look.vms}
+            new = {vm.id for vm in event.look.vms} - {vm.id for vm in op.before}
+            known_ids = {vm.status.identity.id for vm in self._stores.vms_of(endpoint) if vm.status.identity}
+            if gone & known_ids or new - known_ids:
+                self._clouds.explain(endpoint, gone)
         scan = self._stores.endpoints.get(endpoint)
         names = {vm.name for vm in event.look.vms}
         known = tuple(
@@ -306,7 +315,7 @@ class GroupOperations:
 
     def _without_order(self, rollout: Rollout, op: GroupOperation) -> str:
         """Names of VMs that the call would change without having been given to it."""
-        if op.command not in (machine.Command.RESTART_NETWORK, machine.Command.RESTART_VPC):
+        if op.command not in _OF_GROUPS:
             return ""
         given = {vm.metadata.name for vm, order in self._open_orders(rollout) if order.id in op.orders}
         members = [vm for vm in self._stores.vms_of(endpoint_of(rollout)) if self.concerns(op, vm)]
@@ -314,10 +323,12 @@ class GroupOperations:
 
     def _cloud_vm(self, vm: SystemVM) -> CloudVM | None:
         snapshot = self._snapshot_of(endpoint_of(vm))
-        name = vm.status.identity.name if vm.status.identity is not None else None
-        if snapshot is None or name is None:
+        identity = vm.status.identity
+        if snapshot is None or identity is None:
             return None
-        return next((each for each in snapshot.vms.values() if each.name == name), None)
+        if identity.id is not None:
+            return snapshot.vms.get(identity.id)
+        return next((each for each in snapshot.vms.values() if each.name == identity.name), None)
 
     def _aim(self, vm: SystemVM, order: OperationOrder) -> Aim | None:
         cloud_vm = self._cloud_vm(vm)
@@ -346,13 +357,15 @@ class GroupOperations:
         if op.command == machine.Command.DESTROY_SYSTEM_VM:
             old = {each.name for each in op.before}
             return bool(old) and identity.type is op.vm_type and identity.name not in old
-        return identity.group == op.group or identity.name == op.group
+        if op.command in _OF_GROUPS:
+            return identity.group == op.group and identity.type in ROUTER_TYPES
+        return identity.name == op.group
 
     def _judge(self, rollout: Rollout, op: GroupOperation) -> Judge:
         template = self._stores.templates.get(Key(rollout.metadata.namespace, rollout.spec.template_ref.name))
         version = template.spec.version if template is not None else None
-        choice: TemplateChoice | None = self._clouds.template_choice(endpoint_of(rollout), template)
-        return judge_of(op, version=version, template=choice)
+        images = template.spec.images if template is not None else None
+        return judge_of(op, version=version, images=images)
 
     def _ask_for_looks(self, rollout: Rollout, op: GroupOperation) -> None:
         keys = [key_of(vm) for vm in self._stores.vms_of(endpoint_of(rollout)) if self.concerns(op, vm)]

@@ -3,15 +3,13 @@
 Tests replace them; the engine never learns which implementation it talks to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Protocol
 
 from sysvm.api.rollout import GroupOperation
-from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.cloud import Snapshot
 from sysvm.domain.group_operation import Call, JobTold, Looked, NoAnswer, NotTold, Refused, Submitted
-from sysvm.domain.lifecycle import TemplateChoice
 from sysvm.kube.events import EventType
 from sysvm.kube.objects import Key, ObjectRef
 from sysvm.patching.payload import Payload
@@ -86,8 +84,8 @@ class Clouds(Protocol):
         """None: the endpoint has no management server, or cannot be used now."""
         ...
 
-    def template_choice(self, endpoint: Key, template: SystemVMTemplate | None) -> TemplateChoice | None:
-        """Whether the template that the server would start a VM from is the declared one; None: that is not known."""
+    def explain(self, endpoint: Key, vm_ids: Collection[str]) -> None:
+        """A call of ours replaced these VMs: they are to be looked for again soon, and not missed."""
         ...
 
 
@@ -97,8 +95,8 @@ class NoClouds:
     def jobs(self, endpoint: Key) -> CloudJobs | None:
         return None
 
-    def template_choice(self, endpoint: Key, template: SystemVMTemplate | None) -> TemplateChoice | None:
-        return None
+    def explain(self, endpoint: Key, vm_ids: Collection[str]) -> None:
+        return
 
 
 class EngineObserver(Protocol):
