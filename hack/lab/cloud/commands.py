@@ -334,6 +334,25 @@ def _version_in(name: str, world: World) -> str:
     return words[0] if words else world.setting("minreq.sysvmtemplate.version")
 
 
+def _update_template(context: Context, parameters: Parameters) -> Fields:
+    """Of what it can change only the type: what an administrator does to make a template the system VMs'."""
+    world = context.world
+    template = world.templates[parameters["id"]]
+    template.kind = parameters.get("templatetype", template.kind).upper()
+    return {"template": answers.template(template, next(iter(world.zones.values())))}
+
+
+_OS_TYPES = {"Debian GNU/Linux 11 (64-bit)": "d11", "Debian GNU/Linux 12 (64-bit)": "d12"}
+
+
+def _list_os_types(context: Context, parameters: Parameters) -> Fields:
+    wanted = parameters.get("description")
+    found = [(text, key) for text, key in _OS_TYPES.items() if wanted in (None, text)]
+    return listing.page(
+        found, parameters, "ostype", lambda each: {"id": each[1], "description": each[0]}, context.world
+    )
+
+
 def _update_configuration(context: Context, parameters: Parameters) -> Fields:
     name, value = parameters["name"], parameters.get("value", "")
     if name not in context.world.settings:
@@ -484,6 +503,8 @@ COMMANDS: tuple[Command, ...] = (
         | {"checksum": Kind.STRING, "arch": Kind.STRING, "ostypeid": Kind.STRING, "displaytext": Kind.STRING},
         _register_template,
     ),
+    Command("updateTemplate", {"id*": Kind.TEMPLATE, "templatetype": Kind.STRING}, _update_template),
+    Command("listOsTypes", _PAGE | {"description": Kind.STRING}, _list_os_types),
     Command(
         "updateConfiguration",
         {"name*": Kind.STRING, "value": Kind.STRING, "zoneid": Kind.ZONE},
