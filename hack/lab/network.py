@@ -68,7 +68,7 @@ def _nic(spec: VMSpec, segment: Segment, position: int, *, network: int, hosted:
         address = IPv4Interface(f"172.20.1.{spec.index}/16")
     elif segment is Segment.PUBLIC:
         gateway = PUBLIC_GATEWAY.ip
-        address = IPv4Interface(f"198.18.1.{spec.index}/16")
+        address = IPv4Interface(f"{spec.public_address or f'198.18.1.{spec.index}'}/16")
         if spec.redundant:
             address, virtual = None, IPv4Interface(f"198.18.2.{network}/16")
     else:

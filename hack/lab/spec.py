@@ -85,8 +85,8 @@ class VMSpec:
     addresses of the VM end in. VMs of one `group` share a guest network, and two with `redundant` set are a pair whose
     higher `priority` (VRRP, 1 to 254) becomes PRIMARY. `host` is the hypervisor host the VM is said to run on; where
     the lab has a host of that name, the VM's control address can be reached from there only, and `link_local` may
-    give it one that another host's VM has too. `tmpfs_mib` puts the VM's disk on a tmpfs of that size, which is how a
-    full disk is made.
+    give it one that another host's VM has too. `public_address` (within 198.18.0.0/16) is one that a network keeps
+    whichever router serves it. `tmpfs_mib` puts the VM's disk on a tmpfs of that size, so that it can be filled.
     """
 
     name: str
@@ -98,6 +98,7 @@ class VMSpec:
     host: str = "host-1"
     tmpfs_mib: int | None = None
     link_local: str | None = None
+    public_address: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > 60:

@@ -204,7 +204,7 @@ def system_vm(vm: VM) -> Fields:
         "created": stamp(vm.created),
         "state": vm.state.value,
     }
-    if vm.agent_state is not None:
+    if vm.agent_state is not None and vm.state in _ON:
         told |= {"agentstate": vm.agent_state, "version": vm.software_version or ""}
     if not is_storage:
         told["activeviewersessions"] = vm.viewer_sessions

@@ -53,7 +53,8 @@ class Lifecycle:
                 self._world.faults.start_fails -= 1
                 await asyncio.sleep(self._pace)
                 raise MachineError("a host said no")
-            vm.host = vm.host or self._world.hosts_for(vm.zone)[0]
+            able = self._world.hosts_for(vm.zone)
+            vm.host = vm.host if vm.host in able else able[0]
             told = await self._machines.start(vm, new_disk=new_disk)
         except MachineError as problem:
             starting = describe(vm)

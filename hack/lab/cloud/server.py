@@ -12,7 +12,7 @@ import contextlib
 import json
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from aiohttp import web
@@ -28,8 +28,9 @@ from lab.cloud.machines import InMemoryMachines, Machines
 from lab.cloud.world import Call, World
 
 PATH = "/client/api"
-FAULTS_PATH = "/lab/faults"
+CONTROL_PATH = "/lab"
 _JSON = "application/json"
+Control = Callable[[dict[str, object]], Awaitable[dict[str, object]]]
 _LOGIN_PAGE = "<!DOCTYPE html><html><head><title>CloudStack</title></head><body><div id='app'></div></body></html>"
 
 
@@ -111,22 +112,29 @@ class ManagementServer:
         except ApiError as refused:
             return refused.code, {wrapper if refused.in_command else "errorresponse": refused.body()}
 
-    async def set_faults(self, request: web.Request) -> web.Response:
+    async def set_faults(self, values: dict[str, object]) -> dict[str, object]:
         """`POST /lab/faults` with switches as JSON (`Faults`), or {} to heal; `{"restart": seconds}` restarts."""
-        values = await request.json()
-        restart = values.pop("restart", None)
-        try:
-            if not values and restart is None:
-                self.world.faults.heal()
-            self.world.faults.set_from(values)
-        except ValueError as problem:
-            return web.json_response({"error": str(problem)}, status=400)
-        if restart is not None:
-            self._background.start(self.restart(down_seconds=float(restart)), name="restart of the server")
-        return web.json_response({})
+        switches = {name: value for name, value in values.items() if name != "restart"}
+        if not values:
+            self.world.faults.heal()
+        self.world.faults.set_from(switches)
+        if "restart" in values:
+            seconds = float(str(values["restart"]))
+            self._background.start(self.restart(down_seconds=seconds), name="restart of the server")
+        return {}
 
 
 _ENVELOPE = frozenset({"command", "apikey", "signature", "signatureversion", "expires", "response"})
+
+
+def _controlled(control: Control) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(await control(await request.json()))
+        except (ValueError, LookupError) as problem:
+            return web.json_response({"error": str(problem)}, status=400)
+
+    return handle
 
 
 def _reset(request: web.Request) -> web.StreamResponse:
@@ -154,11 +162,13 @@ async def management_server(
     port: int = 0,
     host: str = "127.0.0.1",
     role_interval: float = 0.0,
+    controls: Mapping[str, Control] | None = None,
 ) -> AsyncIterator[ManagementServer]:
     """Serves a world on a loopback port until the block ends; jobs that run then are stopped.
 
     `pace` is the length of a short step in seconds (a job's start, a stop); without `machines` nothing is real.
     `role_interval` seconds pass between two looks at redundancy roles (CloudStack: 30); 0: only after changes.
+    `controls` answer `POST /lab/<name>` beside the faults: JSON in, JSON out, ValueError or LookupError is a 400.
     """
     async with asyncio.TaskGroup() as tasks:
         background = Background(tasks)
@@ -166,7 +176,8 @@ async def management_server(
         app = web.Application()
         app.router.add_get(PATH, server.handle)
         app.router.add_post(PATH, server.handle)
-        app.router.add_post(FAULTS_PATH, server.set_faults)
+        for name, control in ({"faults": server.set_faults} | dict(controls or {})).items():
+            app.router.add_post(f"{CONTROL_PATH}/{name}", _controlled(control))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         listener = socket.create_server((host, port))
