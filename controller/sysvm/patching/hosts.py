@@ -60,9 +60,10 @@ class _Known:
 @dataclass
 class HostPayloads:
     """The payloads of all hosts; one for the operator, for hosts of a cloud have the same few archives: each is fetched
-    once, not once a host."""
+    once, not once a host. `folder`: where KVM hosts keep theirs."""
 
     jumps: Jumps
+    folder: str = _FOLDER
 
     def __post_init__(self) -> None:
         self._known: dict[tuple[HostPlace, HostLogin, str], _Known] = {}
@@ -76,13 +77,13 @@ class HostPayloads:
 
         Raises `HostUnreachable`, or `PatchingError` if its answer makes no sense.
         """
-        folder = _FOLDERS.get((hypervisor or "").casefold(), _FOLDER)
+        folder = _FOLDERS.get((hypervisor or "").casefold(), self.folder)
         known = self._known.setdefault((place, login, folder), _Known())
         clock = asyncio.get_running_loop().time
         async with known.asking:
             if clock() - known.asked_at > max_age_seconds:
                 async with self.jumps.to(place, login) as hop:
-                    said = await _run(hop, f"sh -c {shlex.quote(_ASK)} sh {folder} {shlex.quote(known.stat)}")
+                    said = await _run(hop, shlex.join(["sh", "-c", _ASK, "sh", folder, known.stat]))
                 known.stat, known.files = _read(hop, folder, said, known)
                 known.asked_at = clock()
             return known.files
