@@ -88,7 +88,8 @@ class Access:
         problem = url_problem(self.url)
         if problem is not None:
             raise AccessInvalid(problem)
-        self.ssl_context()
+        if self.ca_bundle is not None:
+            self.ssl_context()
 
     def ssl_context(self) -> ssl.SSLContext:
         """Certificates and host names are always checked."""
