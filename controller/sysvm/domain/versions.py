@@ -54,6 +54,7 @@ def parse_range(text: str) -> SpecifierSet:
     return found
 
 
+@lru_cache(maxsize=4096)
 def in_range(version: Version, range_: str) -> bool:
     """Whether the version lies in the range. Raises ValueError on a bad range."""
     return parse_range(range_).contains(version, prereleases=True)
