@@ -11,7 +11,6 @@ from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import Identity
 from sysvm.domain.cloud import CloudHost, Snapshot
 from sysvm.domain.conditions import bounded
-from sysvm.domain.facts import short
 from sysvm.domain.source_status import Problem
 
 NAMED = 10
@@ -119,11 +118,11 @@ def chosen(builds: Sequence[Build], expect: str | None) -> Build | Problem:
     return Problem(Reason.DIGEST_MISMATCH, f"cloud-scripts.tgz must have the digest {expect}, and it has {held}")
 
 
-def warning_of(build: Build, builds: Sequence[Build], left_out: Sequence[str]) -> tuple[str, ...]:
+def warnings_of(build: Build, builds: Sequence[Build], left_out: Sequence[str]) -> tuple[str, ...]:
     """What to know though all agree."""
-    other = sum(len(each.machines) for each in builds if each is not build)
-    builds_told = f"{other} machines hold another build of the same files ({short(build.revision or '')})"
-    return (*((builds_told,) if other else ()), *((_left_out(left_out).removeprefix("; "),) if left_out else ()))
+    others = [machine for each in builds if each is not build for machine in each.machines]
+    warnings = [f"another build of the same files is on {named(others)}"] if others else []
+    return (*warnings, *([_left_out(left_out).removeprefix("; ")] if left_out else ()))
 
 
 def named(machines: Sequence[str]) -> str:

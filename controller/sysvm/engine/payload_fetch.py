@@ -15,7 +15,7 @@ from sysvm.api.base import KeyRef
 from sysvm.api.payload import ManagementServerSource, PayloadFile, PinnedPayload
 from sysvm.api.reasons import Reason
 from sysvm.api.template import SystemVMTemplate
-from sysvm.domain.payload_hosts import MOST_BUILDS, Build, chosen, disagreement, named, warning_of
+from sysvm.domain.payload_hosts import MOST_BUILDS, Build, chosen, disagreement, named, warnings_of
 from sysvm.domain.source_status import Problem
 from sysvm.engine.ports import Clock
 from sysvm.engine.resources import CONFIG_MAP, SECRET
@@ -115,7 +115,7 @@ class PayloadFetcher:
             from_=build.machines[:16],
             at=self._clock(),
         )
-        warnings = warning_of(replace(build, revision=payload.revision), builds, machines.left_out)
+        warnings = warnings_of(build, builds, machines.left_out)
         return Fetched(payload, pin, warnings)
 
     async def _pinned(self, source: MachineSource, pinned: PinnedPayload, machines: Machines) -> PayloadPaths:

@@ -1,6 +1,7 @@
 """Files behind URLs, in pieces, and what it means when they do not come."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -15,9 +16,15 @@ _TIMEOUT = aiohttp.ClientTimeout(total=900, connect=15, sock_read=60)
 
 
 @asynccontextmanager
-async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """For one file. Takes what comes as it is: a server that calls a .tgz compressed must not have it unpacked."""
-    async with aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False, trust_env=True) as session:
+async def http_session(tls: ssl.SSLContext | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """For one file. Takes what comes as it is: a server that calls a .tgz compressed must not have it unpacked.
+
+    `tls`: whom to trust; without it those whom the machine trusts.
+    """
+    connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+    async with aiohttp.ClientSession(
+        timeout=_TIMEOUT, auto_decompress=False, trust_env=True, connector=connector
+    ) as session:
         yield session
 
 

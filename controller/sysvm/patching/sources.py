@@ -6,6 +6,7 @@ name, are in `host_source`; all of them end in the same cache.
 
 import asyncio
 import os
+import ssl
 import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -42,12 +43,13 @@ class PayloadPaths:
 class PayloadSources:
     """Fetches payload files and keeps them in `cache`, of which `cache_bytes` are kept beyond what is in use.
 
-    `mounted` is the folder below which `mounted` sources lie.
+    `mounted` is the folder below which `mounted` sources lie; `tls` says whom to trust instead of the machine's own.
     """
 
     cache: Path
     mounted: Path
     cache_bytes: int = 4 << 30
+    tls: ssl.SSLContext | None = None
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -144,13 +146,13 @@ class PayloadSources:
         return found
 
     async def _download(self, url: str, digest: str) -> None:
-        async with http_session() as session:
+        async with http_session(self.tls) as session:
             with self.kept.arriving(url, digest) as arrival:
                 await download(session, url, arrival)
 
     async def _pull(self, source: OciSource, digest: str, login: oci.RegistryLogin | None) -> None:
         reference = oci.OciReference.parse(source.ref)
-        async with http_session() as session:
+        async with http_session(self.tls) as session:
             with self.kept.arriving(reference.shown, digest) as arrival:
                 await oci.pull(session, reference, digest, login, arrival)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from tests.unit.patching import made_packages as made
 
+from sysvm.api.payload import PackageSource, PayloadFile
 from sysvm.api.reasons import Reason
-from sysvm.api.template import PayloadFile
 from sysvm.patching import payload_cache
 from sysvm.patching.errors import PayloadError
 from sysvm.patching.sources import PayloadSources
@@ -194,3 +196,73 @@ async def test_the_cache_stays_small_and_keeps_what_is_used(store: PayloadSource
     left = {path.name for path in store.cache.iterdir()}
     assert files[0].digest.replace(":", "-") not in left
     assert files[3].digest.replace(":", "-") in left
+
+
+def package(packed: bytes, url: str) -> PackageSource:
+    return PackageSource.model_validate({"url": url, "digest": digest(packed)})
+
+
+@pytest.mark.parametrize("make", [made.deb, made.rpm])
+async def test_the_payload_of_a_package_is_fetched_once_also_by_the_next_process(
+    store: PayloadSources, site: Site, make: Callable[[], bytes]
+) -> None:
+    site.content = make()
+    wanted = package(site.content, f"{site.url}/cloudstack-common")
+    paths = await store.fetch_package(wanted)
+    assert paths.agent is not None
+    assert (paths.scripts.read_bytes(), paths.agent.read_bytes()) == (made.scripts(), made.agent())
+    sizes = {path.stat().st_size for path in store.cache.iterdir()}
+    assert len(site.content) not in sizes, "the package itself is not kept"
+    next_process = PayloadSources(cache=store.cache, mounted=store.mounted)
+    assert await next_process.fetch_package(wanted) == paths
+    assert len(site.asked) == 1
+
+
+async def test_a_package_is_read_again_if_one_of_its_files_was_damaged(store: PayloadSources, site: Site) -> None:
+    site.content = made.deb()
+    wanted = package(site.content, f"{site.url}/x.deb")
+    (await store.fetch_package(wanted)).scripts.write_bytes(b"half")
+    assert (await store.fetch_package(wanted)).scripts.read_bytes() == made.scripts()
+    assert len(site.asked) == 2
+
+
+async def test_a_process_that_ends_while_a_package_is_read_costs_no_second_download(
+    store: PayloadSources, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.content = made.deb()
+    wanted = package(site.content, f"{site.url}/x.deb")
+
+    def end(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patched, pytest.raises(asyncio.CancelledError):
+        patched.setattr(store.kept, "keep_contents", end)
+        await store.fetch_package(wanted)
+    next_process = PayloadSources(cache=store.cache, mounted=store.mounted)
+    assert (await next_process.fetch_package(wanted)).scripts.read_bytes() == made.scripts()
+    assert len(site.asked) == 1
+
+
+async def test_the_digest_of_a_package_is_proven_before_it_is_read(
+    store: PayloadSources, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysvm.patching.package_files.copy_payload", lambda *_: pytest.fail("was read"))
+    site.content = made.deb()
+    with pytest.raises(PayloadError) as caught:
+        await store.fetch_package(package(b"another", f"{site.url}/x.deb"))
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+async def test_a_package_that_is_none_leaves_nothing_half(store: PayloadSources, site: Site) -> None:
+    site.content = made.deb(name="cloudstack-agent")
+    with pytest.raises(PayloadError, match="cloudstack-agent") as caught:
+        await store.fetch_package(package(site.content, f"{site.url}/x.deb"))
+    assert caught.value.reason is Reason.PAYLOAD_UNREADABLE
+    assert [path.name for path in store.cache.iterdir()] == [digest(site.content).replace(":", "-")]
+
+
+async def test_an_html_page_in_place_of_a_file_is_called_one(store: PayloadSources, site: Site) -> None:
+    site.content = b"\n<!DOCTYPE html><html>log in</html>"
+    with pytest.raises(PayloadError, match="an HTML page") as caught:
+        await store.fetch(file({"http": {"url": f"{site.url}/x.tgz"}}))
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
