@@ -207,6 +207,13 @@ def _with_their_groups(by_name: Mapping[str, VMFacts], entries: Mapping[str, Pla
         identity = by_name[name].identity
         return identity.group if identity is not None else None
 
+    silent = {
+        name: entry
+        for name, entry in entries.items()
+        if by_name[name].unreachable and entry.reason == by_name[name].reach.reason
+    }
+    if not silent:
+        return {}
     working = {group_of(name): entry for name, entry in entries.items() if entry.method.is_work}
     working.pop(None, None)
     return {
@@ -217,8 +224,8 @@ def _with_their_groups(by_name: Mapping[str, VMFacts], entries: Mapping[str, Pla
                 "message": f"{entry.message}; it goes with its group if it answers while the rollout runs",
             }
         )
-        for name, entry in entries.items()
-        if by_name[name].unreachable and entry.reason == by_name[name].reach.reason and group_of(name) in working
+        for name, entry in silent.items()
+        if group_of(name) in working
     }
 
 
@@ -315,8 +322,8 @@ def _note(spec: WaveSpec, taken: Sequence[PlannedVM], room: int) -> str:
 
 
 def is_applicable(facts: VMFacts, excluded: Mapping[str, str]) -> bool:
-    """Whether Ready speaks of the VM and percentages count it: not excluded, not on hold, not going away."""
-    return facts.name not in excluded and facts.hold is None and not facts.deleting
+    """Whether Ready speaks of the VM and percentages count it: Running, not excluded, not on hold, not going away."""
+    return facts.name not in excluded and facts.hold is None and not facts.deleting and facts.away is None
 
 
 DEFAULT_ORDER = (OrderKey.PRIORITY, OrderKey.NAME)
