@@ -174,7 +174,7 @@ def costs(vms: list[SystemVM]) -> tuple[float, float, float, int]:
 
 
 async def list_seconds(server: ControlPlane, vms: list[SystemVM]) -> float:
-    """Processor seconds of one LIST of all of them into objects by the operator's own client; the server's do not count."""
+    """Processor seconds of one LIST of all into objects, by the operator's own client; the server's do not count."""
     async with await Cluster.connect(kubeconfig=server.kubeconfig) as cluster:
 
         async def make(vm: SystemVM) -> None:
