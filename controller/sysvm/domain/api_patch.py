@@ -139,6 +139,26 @@ class ApiPatch:
         return broken(Reason.CLAIM_NOT_VERIFIED, told)
 
 
+@dataclass(frozen=True, slots=True)
+class _NotReady:
+    """Of a release or a cloud that is not known now: nothing is asked for and nothing is judged."""
+
+    def call(self, operation: GroupOperation) -> Call:
+        return call_of(Command(operation.command), operation.target)
+
+    def before(self, operation: GroupOperation, look: Look) -> Verdict:
+        return not_yet(Reason.TEMPLATE_NOT_READY, "the release, or the management server, is not known yet")
+
+    def changed(self, operation: GroupOperation, look: Look) -> bool | None:
+        return None
+
+    def after(self, operation: GroupOperation, look: Look) -> Verdict:
+        return self.before(operation, look)
+
+
+NOT_READY = _NotReady()
+
+
 def _matches(facts: VMFacts) -> bool:
     content = facts.observed.content if facts.observed is not None else None
     return content is not None and content.state is ContentState.MATCHES

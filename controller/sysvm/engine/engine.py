@@ -10,6 +10,7 @@ from sysvm.domain.group_operation import Event
 from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.approval import ApprovalReconciler
 from sysvm.engine.board import Board
+from sysvm.engine.books import Books
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.endpoint import EndpointReconciler
 from sysvm.engine.group_operation import GroupOperations, Leads, nobody_leads, rollout_of
@@ -105,6 +106,7 @@ class Engine:
             clock,
         )
         policy = PolicyReconciler(cluster, stores, plans, notices, clock, snapshot_of=snapshot_of)
+        books = Books(stores, snapshot_of)
         groups = GroupOperations(
             cluster,
             stores,
@@ -115,6 +117,7 @@ class Engine:
             notices,
             lambda key: wake(Role.SYSTEM_VM, key),
             leads,
+            books,
             clock,
         )
         rollout = RolloutReconciler(
@@ -130,6 +133,7 @@ class Engine:
             Looks(stores, board, vms, self._looks, notices, observer),
             self._operations,
             groups,
+            books,
             notices,
             observer,
             lambda key: wake(Role.ADMISSION, key),

@@ -22,16 +22,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sysvm.api.endpoint import CloudStackEndpoint, Management
-from sysvm.api.policy import Method
+from sysvm.api.policy import Method, Route
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import DesiredState, GroupOperation, GroupPhase, Rollout
-from sysvm.api.systemvm import OperationOrder, OperationResult, SystemVM
+from sysvm.api.systemvm import ApiPatchCall, OperationOrder, OperationResult, SystemVM
+from sysvm.api.template import SystemVMTemplate
+from sysvm.domain import api_patch as api_patches
 from sysvm.domain import group_operation as machine
+from sysvm.domain.api_patch import ApiPatch
 from sysvm.domain.cloud import CloudVM
-from sysvm.domain.facts import facts_of
+from sysvm.domain.facts import facts_of, release_of
+from sysvm.domain.gate import api_patch
 from sysvm.domain.group_operation import Event, Judge, Limits, Looked, NotMade, NotTold, Refused, Todo
 from sysvm.domain.lifecycle import ROUTER_TYPES, Aim, aim_of, judge_of
 from sysvm.engine.board import Board
+from sysvm.engine.books import Books
 from sysvm.engine.notices import Notices
 from sysvm.engine.ports import Clock, Clouds, SnapshotOf
 from sysvm.engine.resources import ENDPOINT, ROLLOUT, SYSTEM_VM
@@ -82,6 +87,7 @@ class GroupOperations:
         notices: Notices,
         wake_vm: Callable[[Key], None],
         leads: Leads,
+        books: Books,
         clock: Clock,
     ) -> None:
         self._cluster = cluster
@@ -93,6 +99,7 @@ class GroupOperations:
         self._notices = notices
         self._wake_vm = wake_vm
         self._leads = leads
+        self._books = books
         self._clock = clock
         self._asked_at: dict[Key, tuple[GroupPhase, datetime]] = {}
 
@@ -333,7 +340,13 @@ class GroupOperations:
     def _aim(self, vm: SystemVM, order: OperationOrder) -> Aim | None:
         cloud_vm = self._cloud_vm(vm)
         group = vm.status.identity.group if vm.status.identity is not None else None
-        return aim_of(order.method, cloud_vm, group) if cloud_vm is not None else None
+        if cloud_vm is None:
+            return None
+        if order.route is not Route.API:
+            return aim_of(order.method, cloud_vm, group)
+        snapshot = self._snapshot_of(endpoint_of(vm))
+        call = api_patch(cloud_vm, snapshot) if snapshot is not None else None
+        return api_patches.aim_of(call, cloud_vm.name, group) if isinstance(call, ApiPatchCall) else None
 
     def why_never(self, vm: SystemVM, order: OperationOrder) -> tuple[Reason, str] | None:
         """Why no operation will ever be begun for an order; None: one is, or will be."""
@@ -363,9 +376,25 @@ class GroupOperations:
 
     def _judge(self, rollout: Rollout, op: GroupOperation) -> Judge:
         template = self._stores.templates.get(Key(rollout.metadata.namespace, rollout.spec.template_ref.name))
+        if op.method is Method.LIVE_PATCH:
+            return self._judge_of_patch(rollout, template)
         version = template.spec.version if template is not None else None
         images = template.spec.images if template is not None else None
         return judge_of(op, version=version, images=images)
+
+    def _judge_of_patch(self, rollout: Rollout, template: SystemVMTemplate | None) -> Judge:
+        endpoint = endpoint_of(rollout)
+        snapshot = self._snapshot_of(endpoint)
+        release = release_of(template) if template is not None else None
+        if snapshot is None or release is None:
+            return api_patches.NOT_READY
+        return ApiPatch(
+            release=release,
+            server=self._books.server_payload(endpoint, snapshot, template, release, self._clock()),
+            server_version=snapshot.server_version,
+            zones=snapshot.zones,
+            most_patches=rollout.spec.snapshot.live_patch.max_api_patches_per_router,
+        )
 
     def _ask_for_looks(self, rollout: Rollout, op: GroupOperation) -> None:
         keys = [key_of(vm) for vm in self._stores.vms_of(endpoint_of(rollout)) if self.concerns(op, vm)]
@@ -410,7 +439,7 @@ class GroupOperations:
 
 def is_group_order(order: OperationOrder) -> bool:
     """Whether the management server carries it out, not the VM."""
-    return order.method in (Method.REBOOT, Method.RECREATE)
+    return machine.is_call(order.method, order.route)
 
 
 def rollout_of(step: Key) -> Key:

@@ -45,6 +45,7 @@ def observed_from(
         boot_id=found.boot_id or None,
         host_payload=_host_payload(found),
         booted=found.booted,
+        management=old.management if old is not None else None,
     )
     if old is None or force_time or found.at - old.at >= refresh or (ended is not None and old.at <= ended):
         return new

@@ -105,6 +105,7 @@ def begun(order: OperationOrder, now: datetime) -> OperationStatus:
         id=order.id,
         rollout=order.rollout,
         method=order.method,
+        route=order.route,
         revision=order.revision,
         attempt=order.attempt,
         takes_back=order.takes_back,

@@ -34,6 +34,7 @@ from sysvm.api.systemvm import (
     SystemVMStatus,
     VMState,
 )
+from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
 from sysvm.domain.method import Decision, decide
 from sysvm.domain.running import in_pairs
@@ -41,6 +42,7 @@ from sysvm.domain.selection import exclusion, owner_of
 from sysvm.domain.system_vm_status import as_allowed, plan_entry, system_vm_truth
 from sysvm.engine import operations
 from sysvm.engine.board import Board
+from sysvm.engine.books import Books
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.group_operation import STARTED_ANEW, GroupOperations, is_group_order
 from sysvm.engine.inventory import entry_for, identity_of, target_of
@@ -69,6 +71,7 @@ class _Owner:
     """The policy that decides about a VM, and what it wants."""
 
     policy: PatchPolicy
+    template: SystemVMTemplate | None
     release: Release | None
     payload: Payload | None
 
@@ -87,6 +90,7 @@ class SystemVMReconciler:
         looks: Looks,
         running: Pool[OperationReport, OperationReport],
         groups: GroupOperations,
+        books: Books,
         notices: Notices,
         observer: EngineObserver,
         wake_admission: Callable[[Key], None],
@@ -101,6 +105,7 @@ class SystemVMReconciler:
         self._looks = looks
         self._running = running
         self._groups = groups
+        self._books = books
         self._notices = notices
         self._observer = observer
         self._wake_admission = wake_admission
@@ -167,7 +172,7 @@ class SystemVMReconciler:
             return None
         template = self._stores.templates.get(template_of(policy))
         release = release_of(template, policy.spec) if template is not None else None
-        return _Owner(policy, release, self._payloads.get(template))
+        return _Owner(policy, template, release, self._payloads.get(template))
 
     async def _report(
         self,
@@ -180,6 +185,8 @@ class SystemVMReconciler:
         memory = self._looks.memory(key, vm, now)
         endpoint = self._stores.endpoints.get(endpoint_of(vm))
         reach = memory.reach or NEVER_TRIED
+        template, release = (owner.template, owner.release) if owner is not None else (None, None)
+        status = self._books.noted(vm, status, template, release, now)
         told = vm.model_copy(update={"status": status})
         scan = endpoint.spec.scan if endpoint is not None else None
         facts = self._in_pair(replace(facts_of(told, now=now, scan=scan), reach=reach), told, now)
@@ -188,7 +195,7 @@ class SystemVMReconciler:
         truth = system_vm_truth(
             vm.model_copy(update={"status": status}),
             reach=reach,
-            release=owner.release if owner is not None else None,
+            release=release,
             decision=decision,
             now=now,
             pair_trouble=facts.pair_trouble,
