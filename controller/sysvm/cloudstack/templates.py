@@ -149,3 +149,20 @@ async def carry_out(cloud: Changes, changes: Iterable[Change]) -> None:
         if change.setting is not None:
             zone_id, name, value = change.setting
             await cloud.change("updateConfiguration", name=name, value=value, zoneid=zone_id)
+
+
+class CloudImages:
+    """The images of one cloud through its client. Implements `engine.ports.CloudImages`."""
+
+    def __init__(self, client: Changes, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+
+    async def read(self, snapshot: Snapshot, names: Collection[str]) -> CloudTemplates:
+        return await read_templates(self._client, snapshot, names, self._clock)
+
+    async def register(self, image: Image, version: str, zones: Sequence[CloudZone]) -> None:
+        await register(self._client, image, version, zones)
+
+    async def carry_out(self, changes: Sequence[Change]) -> None:
+        await carry_out(self._client, changes)

@@ -3,13 +3,15 @@
 Tests replace them; the engine never learns which implementation it talks to.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from sysvm.api.rollout import GroupOperation
-from sysvm.domain.cloud import Snapshot
+from sysvm.api.images import Image
+from sysvm.domain.cloud import CloudZone, Snapshot
 from sysvm.domain.group_operation import Call, JobTold, Looked, NoAnswer, NotTold, Refused, Submitted
+from sysvm.domain.templates import Change, CloudTemplates
 from sysvm.kube.events import EventType
 from sysvm.kube.objects import Key, ObjectRef
 from sysvm.patching.payload import Payload
@@ -77,6 +79,23 @@ class CloudJobs(Protocol):
         ...
 
 
+class CloudImages(Protocol):
+    """The system VM templates of one cloud. Implemented by `sysvm.cloudstack.templates.CloudImages`; raises the classes
+    of `sysvm.cloudstack.errors`."""
+
+    async def read(self, snapshot: Snapshot, names: Collection[str]) -> CloudTemplates:
+        """All of every zone, those of these names whatever their type is."""
+        ...
+
+    async def register(self, image: Image, version: str, zones: Sequence[CloudZone]) -> None:
+        """As ROUTING, in these zones. `version`: of the release."""
+        ...
+
+    async def carry_out(self, changes: Sequence[Change]) -> None:
+        """A promotion."""
+        ...
+
+
 class Clouds(Protocol):
     """The management servers behind endpoints, as far as they may be asked for changes."""
 
@@ -88,6 +107,10 @@ class Clouds(Protocol):
         """A call of ours replaced these VMs: they are to be looked for again soon, and not missed."""
         ...
 
+    def images(self, endpoint: Key) -> CloudImages | None:
+        """None: the endpoint has no management server, or cannot be used now."""
+        ...
+
 
 class NoClouds:
     """Endpoints whose VMs people list: no management server is asked for anything."""
@@ -97,6 +120,9 @@ class NoClouds:
 
     def explain(self, endpoint: Key, vm_ids: Collection[str]) -> None:
         return
+
+    def images(self, endpoint: Key) -> CloudImages | None:
+        return None
 
 
 class EngineObserver(Protocol):
