@@ -30,6 +30,8 @@ CATEGORY = "cloudstack"
 
 OPERATION_FINALIZER = "sysvm.io/operation"
 REQUESTED_AT_ANNOTATION = "sysvm.io/requestedAt"
+PREDECESSOR_ANNOTATION = "sysvm.io/predecessor"
+"""On a SystemVM: name of the VM whose place it took. Set when its object is made, or when that one is given up."""
 ENDPOINT_LABEL = "sysvm.io/endpoint"
 POLICY_LABEL = "sysvm.io/policy"
 

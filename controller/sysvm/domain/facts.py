@@ -136,13 +136,23 @@ class VMFacts:
         return self.operation is None or self.operation.id != self.order.id or self.operation.result is None
 
     @property
+    def away(self) -> str | None:
+        """Why it can neither be looked at nor changed now, as the end of a sentence that begins with its name: by what
+        CloudStack says of it. None: nothing is known against it."""
+        if self.identity is None or self.identity.state is None:
+            return None
+        if self.identity.state != "Running":
+            return f"is {self.identity.state} in CloudStack"
+        return "has no address in CloudStack" if self.identity.address is None else None
+
+    @property
     def reachable(self) -> bool:
-        return self.reach.reachable is True
+        return self.reach.reachable is True and self.away is None
 
     @property
     def unreachable(self) -> bool:
         """It was tried and did not answer; a VM that was never tried is neither reachable nor unreachable."""
-        return self.reach.reachable is False
+        return self.reach.reachable is False and self.away is None
 
     @property
     def role(self) -> RedundancyRole | None:
@@ -257,6 +267,8 @@ class VMFacts:
             return "is inconsistent after a failed rollback"
         if self.deleting:
             return "is being removed"
+        if self.away:
+            return self.away
         if not self.reachable:
             return "cannot be reached" if self.unreachable else "was never reached"
         if self.observed is None:

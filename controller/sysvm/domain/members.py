@@ -229,10 +229,10 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
             return "retrying"
         if facts.unreachable:
             return "retrying" if facts.moment < gives_up_at(retry, operation) else "failed"
-        return "skipped" if facts.hold or facts.inconsistent or facts.deleting else "waiting"
+        return "skipped" if facts.hold or facts.away or facts.inconsistent or facts.deleting else "waiting"
     if is_converged(facts, plan.release) and not facts.gate_closed:
         return "done"
-    if facts.hold or facts.inconsistent or facts.deleting:
+    if facts.hold or facts.away or facts.inconsistent or facts.deleting:
         return "skipped"
     method = method_of(rollout, plan, facts)
     if facts.unreachable and method is not Method.RECREATE:

@@ -174,6 +174,15 @@ def is_inconsistent(context: Context) -> Finding | None:
     )
 
 
+def is_away(context: Context) -> Finding | None:
+    """What CloudStack says does not run cannot be looked at, and what is on its way must not be touched."""
+    away = context.facts.away
+    if away is None:
+        return None
+    reason = Reason.NO_ADDRESS if away.startswith("has no address") else Reason.VM_NOT_RUNNING
+    return Finding(Method.HOLD, reason, f"{context.facts.vm} {away}")
+
+
 def is_unreachable(context: Context) -> Finding | None:
     facts = context.facts
     if not facts.unreachable:
@@ -409,6 +418,7 @@ CHECKERS: tuple[Checker, ...] = (
     is_going_away,
     is_on_hold,
     is_inconsistent,
+    is_away,
     is_unreachable,
     is_not_known_yet,
     would_be_undone_by_its_host,

@@ -116,6 +116,8 @@ class _Sorted:
     """Applicable, but no allowed method closes the difference."""
     on_hold: tuple[VMFacts, ...] = ()
     excluded: tuple[VMFacts, ...] = ()
+    away: tuple[VMFacts, ...] = ()
+    """Stopped, on their way, or without an address, as CloudStack has it."""
     total: int = 0
     applicable: int = 0
 
@@ -146,6 +148,7 @@ class _Sorted:
                 (self.held, "held"),
                 (self.on_hold, "on hold"),
                 (self.excluded, "excluded"),
+                (self.away, "not running"),
             )
             if bucket
         )
@@ -172,6 +175,8 @@ def _bucket(facts: VMFacts, decision: Decision | None, release: Release | None, 
         return "inconsistent"
     if facts.hold or facts.deleting:
         return "on_hold"
+    if facts.away:
+        return "away"
     if facts.unreachable:
         return "unreachable"
     if decision is None or release is None or decision.undecided:

@@ -8,6 +8,7 @@ from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, End
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.template import PinnedPayload, Signature, SystemVMTemplate, SystemVMTemplateStatus
 from sysvm.domain import conditions
+from sysvm.domain.cloud_status import CloudFacts, authorized, minimum_versions, notes
 from sysvm.domain.conditions import Wanted, bounded
 from sysvm.domain.facts import VMFacts, short
 
@@ -38,25 +39,42 @@ class PayloadFound:
 
 
 def endpoint_status(
-    endpoint: CloudStackEndpoint, vms: Sequence[VMFacts], *, problem: Problem | None, now: datetime
+    endpoint: CloudStackEndpoint,
+    vms: Sequence[VMFacts],
+    *,
+    problem: Problem | None,
+    now: datetime,
+    cloud: CloudFacts | None = None,
 ) -> CloudStackEndpointStatus:
-    """`problem`: what keeps the operator from looking at any VM (Secret missing, key unreadable, a name taken)."""
+    """`problem`: what keeps the operator from looking at any VM (Secret missing, key unreadable, a name taken, nobody
+    answers for the cloud). `cloud`: None for a Static inventory."""
     unreachable = [facts for facts in vms if facts.unreachable]
+    snapshot = cloud.snapshot if cloud is not None else None
     return CloudStackEndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=conditions.merged(
             endpoint.status.conditions,
-            [*_endpoint_says(endpoint, vms, unreachable, problem), *_weakened(endpoint)],
+            [
+                *_endpoint_says(endpoint, vms, unreachable, problem, cloud),
+                *(authorized(cloud) if cloud is not None else ()),
+                *_weakened(endpoint),
+            ],
             generation=endpoint.metadata.generation,
             now=now,
         ),
         last_handled_reconcile_at=endpoint.status.last_handled_reconcile_at,
         counts=EndpointCounts(system_vms=len(vms), unreachable=len(unreachable)),
+        management_server_version=snapshot.server_version[:64] if snapshot is not None else None,
+        minimum_template_version=minimum_versions(snapshot) if snapshot is not None else (),
     )
 
 
 def _endpoint_says(
-    endpoint: CloudStackEndpoint, vms: Sequence[VMFacts], unreachable: Sequence[VMFacts], problem: Problem | None
+    endpoint: CloudStackEndpoint,
+    vms: Sequence[VMFacts],
+    unreachable: Sequence[VMFacts],
+    problem: Problem | None,
+    cloud: CloudFacts | None,
 ) -> list[Wanted]:
     if endpoint.spec.suspend:
         told = "spec.suspend is true: VMs are neither looked at nor changed"
@@ -70,7 +88,8 @@ def _endpoint_says(
             conditions.false(ConditionType.REACHABLE, problem.reason, problem.message),
             _hindered(problem),
         ]
-    untried = sum(facts.reach.reachable is None for facts in vms)
+    untried = sum(facts.reach.reachable is None and facts.away is None for facts in vms)
+    away = sum(facts.away is not None for facts in vms)
     if vms and len(unreachable) == len(vms):
         told = f"none of {len(vms)} VMs answers: {_why_unreachable(unreachable)}"
         return [
@@ -78,16 +97,21 @@ def _endpoint_says(
             conditions.false(ConditionType.REACHABLE, Reason.VMS_UNREACHABLE, told),
             conditions.true(ConditionType.RECONCILING, Reason.VMS_UNREACHABLE, told),
         ]
-    if untried or not vms:
+    swept = cloud is not None and cloud.snapshot is not None
+    if untried or (not vms and not swept):
         told = f"{untried} of {len(vms)} VMs were not looked at yet" if vms else "its VMs are being listed"
         return [
             conditions.unknown(ConditionType.READY, Reason.DISCOVERING, told),
             conditions.unknown(ConditionType.REACHABLE, Reason.DISCOVERING, told),
             conditions.true(ConditionType.RECONCILING, Reason.DISCOVERING, told),
         ]
-    told = f"{len(vms) - len(unreachable)} of {len(vms)} VMs answer"
+    told = f"{len(vms) - len(unreachable) - away} of {len(vms)} VMs answer"
     if unreachable:
         told = f"{told}; not {_why_unreachable(unreachable)}"
+    if away:
+        told = f"{told}; {away} cannot be looked at now: stopped, on their way, or without an address"
+    if cloud is not None and cloud.snapshot is not None and (more := notes(cloud.snapshot)):
+        told = f"{told}; {more}"
     return [
         conditions.true(ConditionType.READY, Reason.REACHABLE, told),
         conditions.true(ConditionType.REACHABLE, Reason.REACHABLE, told),

@@ -59,6 +59,9 @@ def _state(facts: VMFacts, release: Release | None, decision: Decision | None) -
         return VMState.UPDATING, _working(Reason.IN_WORK, _work(facts))
     if facts.inconsistent:
         return VMState.FAILED, _stalled(Reason.INCONSISTENT, failure_of(facts))
+    if facts.away:
+        told = f"{facts.vm} {facts.away}: it is looked at when it runs and has an address"
+        return VMState.UNKNOWN, [conditions.unknown(READY, Reason.VM_NOT_RUNNING, told)]
     if facts.unreachable:
         told = f"{facts.vm} cannot be reached: {facts.reach.message or facts.reach.reason}"
         needs_a_person = facts.reach.reason in NEEDS_A_PERSON
@@ -117,6 +120,8 @@ def _sent(operation: OperationStatus | None) -> str:
 
 def _reachable(facts: VMFacts) -> Wanted:
     reach = facts.reach
+    if facts.away:
+        return conditions.unknown(ConditionType.REACHABLE, Reason.VM_NOT_RUNNING, f"{facts.vm} {facts.away}")
     if reach.reachable is None:
         return conditions.unknown(ConditionType.REACHABLE, reach.reason, reach.message)
     status = conditions.true if reach.reachable else conditions.false

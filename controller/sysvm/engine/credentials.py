@@ -1,4 +1,4 @@
-"""SSH logins of the endpoints, read from Secrets that the operator may get but neither list nor watch.
+"""SSH logins and API keys of the endpoints, read from Secrets that the operator may get but neither list nor watch.
 
 A Secret is read when its endpoint is looked at and the last reading is older than `MAX_AGE`, so a rotated key is in
 use a little later without a restart and a burst of events costs one request. Private keys stay in memory and are never
@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from sysvm.api.base import KeyRef
 from sysvm.api.endpoint import CloudStackEndpoint, HostKeyPolicy, Route
 from sysvm.api.reasons import Reason
+from sysvm.cloudstack.errors import AccessInvalid
+from sysvm.cloudstack.transport import Access, Credentials
 from sysvm.engine.resources import CONFIG_MAP, SECRET
 from sysvm.engine.stores import key_of
 from sysvm.kube.client import Cluster
@@ -39,12 +41,20 @@ class _Reading:
     account: SSHAccount | NoAccount
 
 
+@dataclass(frozen=True, slots=True)
+class _AccessReading:
+    at: datetime
+    generation: int
+    access: Access | NoAccount
+
+
 class Accounts:
     """How to log in, by endpoint."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._readings: dict[Key, _Reading] = {}
+        self._accesses: dict[Key, _AccessReading] = {}
 
     def get(self, endpoint: Key) -> SSHAccount | NoAccount | None:
         """What the last reading gave; None before the first."""
@@ -53,6 +63,7 @@ class Accounts:
 
     def forget(self, endpoint: Key) -> None:
         self._readings.pop(endpoint, None)
+        self._accesses.pop(endpoint, None)
 
     async def read(self, endpoint: CloudStackEndpoint, now: datetime) -> tuple[SSHAccount | NoAccount, bool]:
         """The login as it is now, and whether it differs from the last reading. Raises `KubeError`."""
@@ -64,6 +75,47 @@ class Accounts:
         account = await self._read(endpoint)
         self._readings[key] = _Reading(now, endpoint.metadata.generation, account)
         return account, known is None or known.account != account
+
+    async def read_access(self, endpoint: CloudStackEndpoint, now: datetime) -> Access | NoAccount:
+        """How its management server is asked, as it is now. Raises `KubeError`."""
+        key = key_of(endpoint)
+        known = self._accesses.get(key)
+        fresh = known is not None and known.generation == endpoint.metadata.generation and now - known.at < MAX_AGE
+        if known is not None and fresh and isinstance(known.access, Access):
+            return known.access
+        access = await self._read_access(endpoint)
+        self._accesses[key] = _AccessReading(now, endpoint.metadata.generation, access)
+        return access
+
+    async def _read_access(self, endpoint: CloudStackEndpoint) -> Access | NoAccount:
+        api, namespace = endpoint.spec.api, endpoint.metadata.namespace
+        if api is None:
+            return NoAccount(Reason.INVALID_SPEC, "spec.api is missing: inventory CloudStack needs it")
+        keys: list[str] = []
+        for name in ("apiKey", "secretKey"):
+            ref = KeyRef(name=api.credentials_secret_ref.name, key=name)
+            value = await self._secret_value(namespace, ref, "the key of a CloudStack user")
+            if isinstance(value, NoAccount):
+                return value
+            # An editor's newline at the end is no part of a key. Bytes that are no text become one that is refused.
+            keys.append(value.decode("utf-8", "replace").strip())
+        ca_bundle: str | None = None
+        if api.ca_bundle_ref is not None:
+            text = await self._known_hosts(namespace, api.ca_bundle_ref, Reason.CREDENTIALS_MISSING)
+            if isinstance(text, NoAccount):
+                return text
+            ca_bundle = text
+        try:
+            return Access(
+                url=api.url,
+                credentials=Credentials(*keys),
+                ca_bundle=ca_bundle,
+                timeout=api.timeout,
+                requests_per_second=api.limits.requests_per_second,
+                burst=api.limits.burst,
+            )
+        except AccessInvalid as error:
+            return NoAccount(error.reason, str(error))
 
     async def _read(self, endpoint: CloudStackEndpoint) -> SSHAccount | NoAccount:
         ssh = endpoint.spec.ssh
@@ -150,18 +202,16 @@ class Accounts:
         except binascii.Error:
             return NoAccount(Reason.CREDENTIALS_UNREADABLE, f"key {ref.key} of {what} is not valid base64")
 
-    async def _known_hosts(self, namespace: str, ref: KeyRef) -> str | NoAccount:
+    async def _known_hosts(
+        self, namespace: str, ref: KeyRef, missing: Reason = Reason.KNOWN_HOSTS_MISSING
+    ) -> str | NoAccount:
         try:
             config_map = await self._cluster.get(CONFIG_MAP, namespace, ref.name)
         except NotFound:
-            return NoAccount(
-                Reason.KNOWN_HOSTS_MISSING, f"ConfigMap {ref.name} does not exist in namespace {namespace}"
-            )
+            return NoAccount(missing, f"ConfigMap {ref.name} does not exist in namespace {namespace}")
         except Forbidden as error:
-            return NoAccount(
-                Reason.KNOWN_HOSTS_MISSING, f"the operator may not read ConfigMap {ref.name}: {error.message}"
-            )
+            return NoAccount(missing, f"the operator may not read ConfigMap {ref.name}: {error.message}")
         text = (config_map.get("data") or {}).get(ref.key)
         if not isinstance(text, str):
-            return NoAccount(Reason.KNOWN_HOSTS_MISSING, f"ConfigMap {ref.name} has no key {ref.key}")
+            return NoAccount(missing, f"ConfigMap {ref.name} has no key {ref.key}")
         return text

@@ -1,0 +1,66 @@
+"""What an endpoint says of its cloud: may the operator ask it, which release runs there, what it had to do without."""
+
+from dataclasses import dataclass
+
+from sysvm.api.endpoint import ZoneTemplateVersion
+from sysvm.api.reasons import ConditionType, Reason
+from sysvm.domain import conditions
+from sysvm.domain.cloud import Snapshot
+from sysvm.domain.conditions import Wanted
+
+DENIED = frozenset({Reason.UNAUTHORIZED, Reason.MISSING_PERMISSIONS})
+"""Reasons of a failed sweep that speak of the user and not of the server."""
+NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CloudFacts:
+    """One cloud at one moment."""
+
+    snapshot: Snapshot | None
+    failure: Reason | None = None
+    """Why the last sweep brought nothing; None: it did, or none has ended."""
+    failure_message: str = ""
+    lacking: str = ""
+    """Which permissions the role lacks, as a sentence; empty: none, as far as is known."""
+    not_allowed: tuple[str, ...] = ()
+    """Lists that the sweep had to do without."""
+
+
+def authorized(facts: CloudFacts) -> list[Wanted]:
+    """The condition Authorized; nothing before the server has said a word."""
+    if facts.failure in DENIED and facts.failure is not None:
+        return [conditions.false(ConditionType.AUTHORIZED, facts.failure, facts.failure_message)]
+    if facts.lacking:
+        return [conditions.false(ConditionType.AUTHORIZED, Reason.MISSING_PERMISSIONS, facts.lacking)]
+    if facts.snapshot is None:
+        return []
+    told = f"not read: {', '.join(facts.not_allowed)}" if facts.not_allowed else ""
+    return [conditions.true(ConditionType.AUTHORIZED, Reason.AUTHORIZED, told)]
+
+
+def minimum_versions(snapshot: Snapshot) -> tuple[ZoneTemplateVersion, ...]:
+    """By name of the zone; of two zones of one name (which CloudStack refuses) the first."""
+    found: dict[str, ZoneTemplateVersion] = {}
+    for zone in sorted(snapshot.zones.values(), key=lambda zone: (zone.name, zone.id)):
+        if zone.min_template_version:
+            told = ZoneTemplateVersion(zone=zone.name, version=zone.min_template_version[:64])
+            found.setdefault(zone.name, told)
+    return tuple(found.values())[:128]
+
+
+def notes(snapshot: Snapshot) -> str:
+    """What a person should know of the cloud although nothing is wrong with the endpoint; empty: nothing."""
+    said: list[str] = []
+    disabled = sorted(zone.name for zone in snapshot.zones.values() if not zone.enabled)
+    if disabled:
+        said.append(f"disabled in CloudStack, so that nothing is deployed there: zone {_named(disabled)}")
+    unset = sorted(zone.name for zone in snapshot.zones.values() if not zone.min_template_version)
+    if unset:
+        said.append(f"minreq.sysvmtemplate.version is not known of zone {_named(unset)}")
+    return "; ".join(said)
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

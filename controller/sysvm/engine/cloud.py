@@ -1,0 +1,253 @@
+"""The clouds behind the endpoints: one client and the last whole sweep of each, kept in memory.
+
+Sweeps run in a bounded pool beside the reconcilers. The endpoint's reconciler says with which access its cloud is asked
+(`follow`), starts a sweep when one is due, and is called again when it ended. A sweep that fails leaves the former
+snapshot: what was true then is better than nothing, and nobody is forgotten by it.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Protocol, Self
+
+from sysvm.api.endpoint import Management
+from sysvm.api.reasons import Reason
+from sysvm.cloudstack.client import CloudStack, MayChange
+from sysvm.cloudstack.errors import CloudStackError
+from sysvm.cloudstack.inventory import Sweep, sweep
+from sysvm.cloudstack.lifecycle import CloudJobs
+from sysvm.cloudstack.preflight import Feature, Permissions, missing_permissions
+from sysvm.cloudstack.transport import Access
+from sysvm.domain.cloud import Snapshot
+from sysvm.engine.ports import Clock
+from sysvm.engine.work import Pool
+from sysvm.kube.objects import Key
+
+SWEEPS = 4
+FIRST_RETRY = timedelta(seconds=10)
+PERMISSIONS_FOR = timedelta(hours=1)
+"""What the role may do is asked again this often, and whenever more is needed."""
+EXPLAINED_AT_MOST = 1000
+RETIRED_FOR = timedelta(minutes=11)
+"""A client that is no longer used may still wait for an answer, the longest `api.timeout` long."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFailed:
+    """Why the last sweep brought nothing."""
+
+    reason: Reason
+    message: str
+    transient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Swept:
+    """What a sweep brought."""
+
+    outcome: Sweep | SweepFailed
+    permissions: Permissions | None
+
+
+@dataclass(slots=True)
+class _Cloud:
+    """One endpoint's."""
+
+    access: Access
+    management: Management
+    client: CloudStack
+    next_sweep: datetime
+    snapshot: Snapshot | None = None
+    failure: SweepFailed | None = None
+    failures: int = 0
+    not_allowed: tuple[str, ...] = ()
+    features: frozenset[Feature] = frozenset()
+    permissions: Permissions | None = None
+    permissions_at: datetime | None = None
+    explained: dict[str, None] = field(default_factory=dict)
+    rival: Key | None = None
+
+
+class Connect(Protocol):
+    """Makes a client; it is opened and closed here."""
+
+    def __call__(self, access: Access, may_change: MayChange | None) -> CloudStack: ...
+
+
+def connect(access: Access, may_change: MayChange | None) -> CloudStack:
+    return CloudStack(access, may_change=may_change)
+
+
+class ManagedClouds:
+    """By endpoint. `engine.ports.Clouds`. Use as a context manager."""
+
+    def __init__(
+        self, wake: Callable[[Key], None], clock: Clock, *, connect: Connect = connect, sweeps: int = SWEEPS
+    ) -> None:
+        self._clock = clock
+        self._connect = connect
+        self._clouds: dict[Key, _Cloud] = {}
+        self._retired: list[tuple[datetime, CloudStack]] = []
+        self._pool: Pool[None, _Swept] = Pool(sweeps, lambda key, end: wake(key))
+
+    async def __aenter__(self) -> Self:
+        await self._pool.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._pool.__aexit__(kind, error, trace)
+        finally:
+            for client in [*(cloud.client for cloud in self._clouds.values()), *(one for _, one in self._retired)]:
+                await client.close()
+
+    # Reading
+
+    def snapshot(self, endpoint: Key) -> Snapshot | None:
+        """The last whole sweep. None: there was none yet, or the cloud belongs to another endpoint."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.snapshot if cloud is not None and cloud.rival is None else None
+
+    def failure(self, endpoint: Key) -> SweepFailed | None:
+        """Why the last sweep failed; None if it did not, or none has ended."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.failure if cloud is not None else None
+
+    def permissions(self, endpoint: Key) -> Permissions | None:
+        """What the role may not do, of what is needed; None: not asked yet."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.permissions if cloud is not None else None
+
+    def not_allowed(self, endpoint: Key) -> tuple[str, ...]:
+        """Lists that the last sweep had to do without."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.not_allowed if cloud is not None else ()
+
+    def explained(self, endpoint: Key) -> Collection[str]:
+        """Ids of VMs that a job of ours destroyed."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.explained.keys() if cloud is not None else ()
+
+    def rival(self, endpoint: Key) -> Key | None:
+        """The endpoint whose cloud this one's is, too, and which keeps it."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.rival if cloud is not None else None
+
+    def jobs(self, endpoint: Key) -> CloudJobs | None:
+        """The way to change it; None: there is none now."""
+        cloud = self._clouds.get(endpoint)
+        if cloud is None or cloud.rival is not None or cloud.snapshot is None:
+            return None
+        return CloudJobs(cloud.client, self._clock)
+
+    def seconds_to_next(self, endpoint: Key, now: datetime) -> float:
+        """Until a sweep is due."""
+        cloud = self._clouds.get(endpoint)
+        return max(0.0, (cloud.next_sweep - now).total_seconds()) if cloud is not None else 0.0
+
+    def swept(self) -> Iterator[tuple[Key, Snapshot]]:
+        """All that have a snapshot, rivals included."""
+        for key, cloud in self._clouds.items():
+            if cloud.snapshot is not None:
+                yield key, cloud.snapshot
+
+    # Changing what is known
+
+    async def follow(self, endpoint: Key, access: Access, management: Management) -> None:
+        """From now on the cloud is asked with this access. Another one means another client, and a sweep at once."""
+        known = self._clouds.get(endpoint)
+        if known is not None and known.access == access and known.management is management:
+            return
+        client = self._connect(access, MayChange.of(management))
+        await client.open()
+        cloud = _Cloud(access, management, client, self._clock())
+        if known is not None:
+            cloud.snapshot, cloud.explained, cloud.rival = known.snapshot, known.explained, known.rival
+            if known.access.url != access.url:
+                cloud.snapshot = None
+            self._retired.append((self._clock(), known.client))
+        self._clouds[endpoint] = cloud
+        await self._close_retired()
+
+    async def forget(self, endpoint: Key) -> None:
+        """The endpoint is gone, or nobody can ask its cloud."""
+        cloud = self._clouds.pop(endpoint, None)
+        self._pool.forget(endpoint)
+        if cloud is not None:
+            self._retired.append((self._clock(), cloud.client))
+        await self._close_retired()
+
+    async def _close_retired(self) -> None:
+        due = [each for each in self._retired if self._clock() - each[0] >= RETIRED_FOR]
+        self._retired = [each for each in self._retired if each not in due]
+        for _, client in due:
+            await client.close()
+
+    def explain(self, endpoint: Key, vm_ids: Collection[str]) -> None:
+        """A job of ours destroyed these VMs: they may be forgotten with the next sweep, which is due now."""
+        cloud = self._clouds.get(endpoint)
+        if cloud is None:
+            return
+        cloud.explained |= dict.fromkeys(vm_ids)
+        while len(cloud.explained) > EXPLAINED_AT_MOST:
+            del cloud.explained[next(iter(cloud.explained))]
+        cloud.next_sweep = self._clock()
+
+    def yield_to(self, endpoint: Key, rival: Key | None) -> None:
+        """The cloud belongs to this other endpoint; None: to this one."""
+        cloud = self._clouds.get(endpoint)
+        if cloud is not None:
+            cloud.rival = rival
+
+    # Sweeping
+
+    def sweep_if_due(self, endpoint: Key, features: Collection[Feature], now: datetime) -> None:
+        """Begins a sweep if one is due and none runs. `features`: what the role is to be able to do."""
+        cloud = self._clouds.get(endpoint)
+        if cloud is None or self._pool.get(endpoint) is not None:
+            return
+        wanted = frozenset(features)
+        ask = cloud.permissions_at is None or now - cloud.permissions_at >= PERMISSIONS_FOR
+        if now < cloud.next_sweep and wanted <= cloud.features:
+            return
+        ask = ask or wanted != cloud.features
+        cloud.features = wanted
+        self._pool.start(endpoint, "sweep", lambda _: self._sweep(cloud.client, wanted if ask else None))
+
+    def take_note(self, endpoint: Key, interval: timedelta, now: datetime) -> bool:
+        """Takes what a sweep that ended has brought. Returns whether there is a new snapshot."""
+        handle = self._pool.get(endpoint)
+        cloud = self._clouds.get(endpoint)
+        if handle is None or not handle.done:
+            return False
+        self._pool.forget(endpoint)
+        if cloud is None or handle.result is None:
+            return False
+        if handle.result.permissions is not None:
+            cloud.permissions, cloud.permissions_at = handle.result.permissions, now
+        outcome = handle.result.outcome
+        if isinstance(outcome, SweepFailed):
+            cloud.failure = outcome
+            cloud.next_sweep = now + min(FIRST_RETRY * 2 ** min(cloud.failures, 8), max(interval, FIRST_RETRY))
+            cloud.failures += 1
+            return False
+        cloud.failure, cloud.failures = None, 0
+        cloud.snapshot, cloud.not_allowed = outcome.snapshot, outcome.not_allowed
+        cloud.next_sweep = now + interval
+        return True
+
+    async def _sweep(self, client: CloudStack, features: Collection[Feature] | None) -> _Swept:
+        """`features`: ask for permissions first; None: they are known."""
+        permissions: Permissions | None = None
+        try:
+            if features is not None:
+                permissions = await missing_permissions(client, features)
+            return _Swept(await sweep(client, self._clock), permissions)
+        except CloudStackError as error:
+            return _Swept(SweepFailed(error.reason, str(error), error.retryable), permissions)
+
+
+__all__ = ["Connect", "ManagedClouds", "SweepFailed", "connect"]
