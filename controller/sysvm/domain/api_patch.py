@@ -63,9 +63,9 @@ class ApiPatch:
         moving = what_moves(look.vms, look.jobs)
         if moving is not None:
             return not_yet(Reason.JOB_RUNNING, moving)
-        return _worst([self._may_be_patched(vm, look) for vm in look.vms])
+        return _worst([self._may_be_patched(operation, look, vm) for vm in look.vms])
 
-    def _may_be_patched(self, vm: CloudVM, look: Look) -> Verdict:
+    def _may_be_patched(self, operation: GroupOperation, look: Look, vm: CloudVM) -> Verdict:
         if vm.state is not CloudVMState.RUNNING:
             # A forced live patch of a stopped router starts it (CloudStack 4.21, recorded).
             return broken(Reason.VM_NOT_RUNNING, f"{vm.name} is {vm.state}")
@@ -74,13 +74,13 @@ class ApiPatch:
             state = host.state if host is not None else "not listed"
             return not_yet(Reason.HOST_NOT_READY, f"host {vm.host or 'unknown'} of {vm.name} is {state}")
         facts = look.facts(vm)
-        if facts is None:
-            return not_yet(Reason.NOT_OBSERVED, f"{vm.name} was not looked at")
+        if facts is None or facts.observed is None or facts.observed.at <= operation.since:
+            return not_yet(Reason.NOT_OBSERVED, f"{vm.name} and its host must be looked at first")
         installs = would_install(facts, self.release)
         if installs.checksum is None:
             refuse = broken if installs.known else not_yet
             return refuse(Reason.HOST_PAYLOAD_MISMATCH if installs.known else Reason.NOT_OBSERVED, installs.why_not)
-        management = facts.observed.management if facts.observed is not None else None
+        management = facts.observed.management
         call = management.api_patch if management is not None else None
         if call is not None and call.patches > self.most_patches:
             told = f"the call would patch {vm.name} {call.patches} times, more than {self.most_patches}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sysvm.api.base import Condition
-from sysvm.api.policy import Databags, Method
+from sysvm.api.policy import Databags, Method, Route
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import (
     Blocker,
@@ -184,6 +184,14 @@ AT_NEXT_COMMAND = "AtNextCommand"
 applies what changed."""
 
 
+EVERY_SERVICE = PlannedAction(
+    name="every enabled service",
+    action="Restart",
+    expected_loss="load-balanced connections are cut; DNS, DHCP and metadata pause",
+)
+"""What CloudStack's own live patch does, whatever files differ."""
+
+
 def as_allowed(actions: Sequence[PlannedAction], databags: Databags) -> tuple[PlannedAction, ...]:
     """The actions with what this policy does about data bags."""
     if databags is Databags.NEEDED:
@@ -210,6 +218,6 @@ def plan_entry(
         route=decision.route,
         reason=str(decision.reason),
         message=conditions.bounded(told),
-        services=tuple(services)[:32],
+        services=(EVERY_SERVICE,) if decision.route is Route.API else tuple(services)[:32],
         blocked_by=tuple(blocked_by)[:16],
     )

@@ -255,7 +255,7 @@ class GroupOperations:
             job_id = op.job_id or ""
             self._pool.start(key, _purpose(op), lambda _: jobs.job(job_id))
             return
-        if op.phase is not GroupPhase.PREPARING or op.method is Method.REBOOT:
+        if op.phase is not GroupPhase.PREPARING or op.method is not Method.RECREATE:
             self._ask_for_looks(rollout, op)
         self._pool.start(key, _purpose(op), lambda _: jobs.look(op))
 

@@ -19,6 +19,7 @@ from sysvm.api.policy import (
     Heal,
     HostPayloadRule,
     LivePatchOptions,
+    Method,
     PatchPolicy,
     PlannedFailover,
     Timeouts,
@@ -308,7 +309,8 @@ class SystemVMReconciler:
         if group is not None and group.result is not None:
             return await self._end_group_order(key, vm, operations.of_group(current, group), now)
         mirror = operations.of_group(current, group) if group is not None else current
-        anew = group.submitted_at if group is not None and group.phase in STARTED_ANEW else None
+        starts = group is not None and group.method is not Method.LIVE_PATCH and group.phase in STARTED_ANEW
+        anew = group.submitted_at if group is not None and starts else None
         again = await self._observe(key, vm, endpoint, mirror, started_anew=anew)
         return Again(min(5.0, again.after_seconds)) if again is not None and group is None else again
 
