@@ -1,12 +1,14 @@
 """What a SystemVMTemplate says of its images: zone by zone, in one condition, and what promotion would do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sysvm.api.base import Condition
 from sysvm.api.images import ImageStatus
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.template import SystemVMTemplateStatus
 from sysvm.domain import conditions
-from sysvm.domain.conditions import Wanted, bounded
+from sysvm.domain.conditions import Wanted
 from sysvm.domain.templates import Promotion
 
 ROWS_LIMIT, UNUSED_LIMIT, NAMED = 256, 64, 5
@@ -26,8 +28,28 @@ class ImagesSeen:
     """Why a cloud could not be asked, or an image not be registered or promoted."""
 
 
-def images_say(seen: ImagesSeen) -> Wanted:
-    """The condition ImagesReady."""
+class NotAskedYet:
+    """The clouds were not asked since the operator began: what is stored stands."""
+
+
+Images = ImagesSeen | NotAskedYet | None
+"""None: the release has no images, or no policy uses it in a cloud with a management server."""
+
+
+def image_conditions(stored: Sequence[Condition], images: Images) -> list[Wanted]:
+    """The condition ImagesReady, where there is anything to say."""
+    if images is None:
+        return []
+    if isinstance(images, ImagesSeen):
+        return [_said(images)]
+    last = conditions.find(stored, ConditionType.IMAGES_READY)
+    if last is None:
+        told = "the clouds are being asked for their templates"
+        return [conditions.unknown(ConditionType.IMAGES_READY, Reason.IMAGES_NOT_SEEN, told)]
+    return [Wanted(ConditionType.IMAGES_READY, last.status, Reason(last.reason), last.message)]
+
+
+def _said(seen: ImagesSeen) -> Wanted:
     late = [row.message for row in seen.rows if not row.ready]
     if seen.problems:
         return conditions.unknown(ConditionType.IMAGES_READY, Reason.IMAGES_NOT_SEEN, _few(seen.problems))
@@ -44,14 +66,16 @@ def images_say(seen: ImagesSeen) -> Wanted:
     return conditions.true(ConditionType.IMAGES_READY, Reason.IMAGES_READY, told)
 
 
-def with_images(status: SystemVMTemplateStatus, seen: ImagesSeen | None) -> SystemVMTemplateStatus:
-    """The status with what was seen; None: the release has no images, or no cloud with a management server."""
-    rows = tuple(row.model_copy(update={"message": bounded(row.message, 253)}) for row in seen.rows) if seen else ()
+def with_images(status: SystemVMTemplateStatus, images: Images) -> SystemVMTemplateStatus:
+    """The status with what was seen."""
+    if isinstance(images, NotAskedYet):
+        return status
+    seen = images or ImagesSeen()
     return status.model_copy(
         update={
-            "images": rows[:ROWS_LIMIT] or None,
-            "unused": seen.unused[:UNUSED_LIMIT] or None if seen else None,
-            "promotion": seen.promotion.status() if seen and seen.promotion else None,
+            "images": seen.rows[:ROWS_LIMIT] or None,
+            "unused": seen.unused[:UNUSED_LIMIT] or None,
+            "promotion": seen.promotion.status() if seen.promotion else None,
         }
     )
 

@@ -11,6 +11,7 @@ from sysvm.domain import conditions
 from sysvm.domain.cloud_status import CloudFacts, authorized, minimum_versions, notes
 from sysvm.domain.conditions import Wanted, bounded
 from sysvm.domain.facts import VMFacts, short
+from sysvm.domain.image_status import Images, image_conditions, with_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,10 @@ def _hindered(problem: Problem) -> Wanted:
 
 
 def template_status(
-    template: SystemVMTemplate, outcome: PayloadFound | Problem | None, *, now: datetime
+    template: SystemVMTemplate, outcome: PayloadFound | Problem | None, *, now: datetime, images: Images = None
 ) -> SystemVMTemplateStatus:
     """`outcome`: None while the payload is being fetched. What was once found is kept beside a later problem."""
-    status = template.status
+    status = with_images(template.status, images)
     if isinstance(outcome, PayloadFound):
         status = status.model_copy(
             update={
@@ -158,7 +159,8 @@ def template_status(
             }
         )
     generation = template.metadata.generation
-    said = conditions.merged(status.conditions, _template_says(template, outcome), generation=generation, now=now)
+    wanted = [*_template_says(template, outcome), *image_conditions(status.conditions, images)]
+    said = conditions.merged(status.conditions, wanted, generation=generation, now=now)
     return status.model_copy(update={"observed_generation": generation, "conditions": said})
 
 

@@ -18,6 +18,7 @@ from sysvm.cloudstack.errors import CloudStackError
 from sysvm.cloudstack.inventory import Sweep, sweep
 from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.cloudstack.preflight import Feature, Permissions, missing_permissions
+from sysvm.cloudstack.templates import CloudImages
 from sysvm.cloudstack.transport import Access
 from sysvm.domain.cloud import Snapshot
 from sysvm.engine.ports import Clock
@@ -142,6 +143,13 @@ class ManagedClouds:
         if cloud is None or cloud.rival is not None or cloud.snapshot is None:
             return None
         return CloudJobs(cloud.client, self._clock)
+
+    def images(self, endpoint: Key) -> CloudImages | None:
+        """The way to its templates; None: there is none now."""
+        cloud = self._clouds.get(endpoint)
+        if cloud is None or cloud.rival is not None or cloud.snapshot is None:
+            return None
+        return CloudImages(cloud.client, self._clock)
 
     def seconds_to_next(self, endpoint: Key, now: datetime) -> float:
         """Until a sweep is due."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from sysvm.api.window import MaintenanceWindow
 from sysvm.domain.group_operation import Event
+from sysvm.domain.image_status import ImagesSeen
 from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.approval import ApprovalReconciler
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.endpoint import EndpointReconciler
+from sysvm.engine.images import ImageWatch
 from sysvm.engine.group_operation import GroupOperations, Leads, nobody_leads, rollout_of
 from sysvm.engine.looking import Looks
 from sysvm.engine.notices import Notices
@@ -86,6 +88,7 @@ class Engine:
         """What the last run of each counting job took."""
         wake = self._wake
         self._fetches: Pool[None, Fetched] = Pool(FETCHES, lambda key, end: wake(Role.TEMPLATE, key))
+        self._image_looks: Pool[None, ImagesSeen] = Pool(FETCHES, lambda key, end: wake(Role.TEMPLATE, key))
         self._looks: Pool[None, Observation] = Pool(sizes.looks, lambda key, end: wake(Role.SYSTEM_VM, key))
         self._operations: Pool[OperationReport, OperationReport] = Pool(
             sizes.operations, lambda key, end: wake(Role.SYSTEM_VM, key)
@@ -101,6 +104,7 @@ class Engine:
             SelectedHosts(stores, accounts, snapshot_of, clock),
             payloads,
             self._fetches,
+            ImageWatch(cluster, stores, clouds, snapshot_of, leads, self._image_looks, clock),
             notices,
             self._payload_changed,
             clock,
@@ -170,7 +174,7 @@ class Engine:
         """Reconciles until `stop`. Looks and operations that run then are cut: their VMs end them alone."""
         self._look_at_everything()
         async with AsyncExitStack() as stack:
-            for pool in (self._fetches, self._looks, self._operations, self._steps):
+            for pool in (self._fetches, self._image_looks, self._looks, self._operations, self._steps):
                 await stack.enter_async_context(pool)
             await self.queue.run(self._reconcile, workers=self._sizes.workers)
 

@@ -11,23 +11,20 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.images import Images
+from sysvm.api.endpoint import CloudStackEndpoint, Management
+from sysvm.api.images import Image, ImageMode, Images
 from sysvm.api.template import SystemVMTemplate
 from sysvm.cloudstack.errors import CloudStackError
-from sysvm.domain.image_status import ImagesSeen
-from sysvm.domain.templates import (
-    image_statuses,
-    places,
-    promotion,
-    undeclared,
-    unused,
-)
+from sysvm.domain.cloud import CloudZone, Snapshot
+from sysvm.domain.image_status import ImagesSeen, NotAskedYet
+from sysvm.domain.templates import CloudTemplates, image_statuses, places, promotion, undeclared, unused, zones_of
 from sysvm.engine.group_operation import Leads
-from sysvm.engine.ports import Clock, Clouds, SnapshotOf
+from sysvm.engine.ports import Clock, CloudImages, Clouds, SnapshotOf
+from sysvm.engine.resources import ENDPOINT, TEMPLATE
 from sysvm.engine.stores import Stores, endpoint_of, key_of
 from sysvm.engine.work import Pool
 from sysvm.kube.client import Cluster
+from sysvm.kube.errors import KubeError
 from sysvm.kube.objects import Key
 
 INTERVAL = timedelta(minutes=5)
@@ -61,9 +58,9 @@ class ImageWatch:
         self._seen.pop(template, None)
         self._looks.forget(template)
 
-    def look(self, template: SystemVMTemplate) -> tuple[ImagesSeen | None, float | None]:
+    def look(self, template: SystemVMTemplate) -> tuple[ImagesSeen | NotAskedYet | None, float | None]:
         """What was seen last, and after how many seconds to come again. Starts a look when one is due; the pool tells
-        when it ends. (None, None): there is nothing to look at."""
+        when it ends."""
         key = key_of(template)
         endpoints = self._endpoints(template)
         if template.spec.images is None or not endpoints:
@@ -84,7 +81,7 @@ class ImageWatch:
                 return known[1], wait
         images = template.spec.images
         self._looks.start(key, purpose, lambda _: self._visit(template, images, endpoints))
-        return known[1] if known is not None else None, None
+        return known[1] if known is not None else NotAskedYet(), None
 
     def _endpoints(self, template: SystemVMTemplate) -> list[CloudStackEndpoint]:
         """Of the policies that name this release, those whose cloud was swept."""

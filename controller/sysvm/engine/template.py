@@ -7,7 +7,9 @@ from sysvm.api.base import REQUESTED_AT_ANNOTATION, ConditionStatus
 from sysvm.api.reasons import ConditionType, EventReason
 from sysvm.api.template import Signature, SystemVMTemplate, SystemVMTemplateStatus
 from sysvm.domain.conditions import find
+from sysvm.domain.image_status import Images
 from sysvm.domain.source_status import PayloadFound, Problem, template_status
+from sysvm.engine.images import ImageWatch
 from sysvm.engine.notices import Notices
 from sysvm.engine.payload_fetch import Fetched, Machines, PayloadFetcher
 from sysvm.engine.payloads import Payloads
@@ -42,6 +44,7 @@ class TemplateReconciler:
         machines_of: MachinesOf,
         payloads: Payloads,
         fetches: Pool[None, Fetched],
+        images: ImageWatch,
         notices: Notices,
         changed: Callable[[Key], None],
         clock: Clock,
@@ -52,6 +55,7 @@ class TemplateReconciler:
         self._machines_of = machines_of
         self._payloads = payloads
         self._fetches = fetches
+        self._images = images
         self._notices = notices
         self._changed = changed
         self._clock = clock
@@ -61,9 +65,13 @@ class TemplateReconciler:
         if template is None or template.metadata.deletion_timestamp is not None:
             self._payloads.forget(key)
             self._fetches.forget(key)
+            self._images.forget(key)
             return None
         fetched, outcome, again = self._look(key, template)
-        reported = await self._report(template, outcome)
+        images, wait = self._images.look(template)
+        if wait is not None and (again is None or again.after_seconds > wait):
+            again = Again(wait)
+        reported = await self._report(template, outcome, images)
         if fetched is None:
             return again
         if fetched.pinned is not None and not reported:
@@ -98,11 +106,11 @@ class TemplateReconciler:
             return None, _problem(handle.error), Again(wait + 0.1)
         return None, None, None
 
-    async def _report(self, template: SystemVMTemplate, outcome: PayloadFound | Problem | None) -> bool:
+    async def _report(self, template: SystemVMTemplate, outcome: PayloadFound | Problem | None, images: Images) -> bool:
         """Whether the status in the cluster says so now."""
         if outcome is None and _is_known_good(template):
             return True  # read again after a restart: what a former process found stands until it is proven otherwise
-        status = template_status(template, outcome, now=self._clock())
+        status = template_status(template, outcome, now=self._clock(), images=images)
         requested = template.metadata.annotations.get(REQUESTED_AT_ANNOTATION)
         status = status.model_copy(update={"last_handled_reconcile_at": requested})
         if not await write_status(self._cluster, TEMPLATE, template.metadata, template.status, status):
