@@ -179,6 +179,11 @@ class Stores:
             if change.old is not None and change.new is not None and _says_other(change.old.value, change.new.value):
                 for policy in self.policies_of(key):
                     yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+            if change.old is not None and change.new is not None and _is_another_cloud(change.old.value, change.new.value):
+                yield Job(Role.ADMISSION, key), 0
+                for rollout in self.rollouts_on(key):
+                    if rollout.status.result is None:
+                        yield Job(Role.ROLLOUT, key_of(rollout)), 0
             return
         yield Job(Role.ADMISSION, key), BATCH_SECONDS
         for vm in self.vms_of(key):
@@ -287,6 +292,15 @@ def _only_status(change: Change[CloudStackEndpoint] | Change[PatchPolicy]) -> bo
 def _says_other(old: CloudStackEndpoint, new: CloudStackEndpoint) -> bool:
     """Whether what policies read of an endpoint's status changed: why nobody reaches it, were its VMs ever counted."""
     return (old.status.counts is None, _trouble(old)) != (new.status.counts is None, _trouble(new))
+
+
+def _is_another_cloud(old: CloudStackEndpoint, new: CloudStackEndpoint) -> bool:
+    """Whether rollouts that run there must stop and ask (`cloud_changed`)."""
+
+    def told(endpoint: CloudStackEndpoint) -> tuple[object, object]:
+        return endpoint.status.management_server_version, endpoint.status.minimum_template_version
+
+    return told(old) != told(new)
 
 
 def _trouble(endpoint: CloudStackEndpoint) -> str | None:
