@@ -31,11 +31,11 @@ class CloudFacts(ApiModel):
     minimum_template_versions: dict[str, str] = Field(default_factory=dict)
     """Zone name -> `minreq.sysvmtemplate.version`."""
     host_payloads: dict[str, str] = Field(default_factory=dict)
-    """Name of a hypervisor host -> checksum of its payload, as the looks at its VMs found it."""
+    """Name of a hypervisor host -> revision of the scripts that it keeps, as the looks at its VMs found it."""
 
 
 def cloud_facts(snapshot: Snapshot | None, payloads: Mapping[str, str]) -> CloudFacts | None:
-    """The facts of a cloud; None of a Static inventory, and before the first sweep. `payloads`: host -> checksum."""
+    """The facts of a cloud; None of a Static inventory, and before the first sweep. `payloads`: host -> revision."""
     if snapshot is None:
         return None
     zones = {zone.name: zone.min_template_version for zone in snapshot.zones.values()}

@@ -312,8 +312,19 @@ def reach_of(conditions: tuple[Condition, ...]) -> Reach:
 
 
 def host_payloads(vms: Iterable[VMFacts]) -> dict[str, str]:
-    """Hypervisor host -> checksum of its payload, by the newest look at one of its VMs."""
-    return {}
+    """Hypervisor host -> revision of the scripts that it keeps, by the newest look at one of its VMs.
+
+    By content: the checksum comes in the algorithm of the VM that was looked at, and two VMs of a host may differ in
+    that.
+    """
+    newest: dict[str, tuple[datetime, str]] = {}
+    for facts in vms:
+        found = facts.observed.host_payload if facts.observed is not None else None
+        if facts.observed is None or found is None or found.revision is None:
+            continue
+        seen = (facts.observed.at, found.revision)
+        newest[found.host] = max(newest.get(found.host, seen), seen)
+    return {host: revision for host, (_, revision) in newest.items()}
 
 
 def facts_of(vm: SystemVM, *, now: datetime, scan: Scan | None = None) -> VMFacts:
