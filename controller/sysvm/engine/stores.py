@@ -4,6 +4,7 @@ One table says who has to look again when an object of a kind changed. It is the
 which facts travel: endpoint and release toward VMs, VMs toward rollouts and policies, everything toward admission.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
@@ -122,6 +123,18 @@ class Stores:
         )
         self.windows: Store[MaintenanceWindow] = Store(resources.WINDOW, _read(MaintenanceWindow.model_validate))
 
+        self._vms_versions: Counter[Key] = Counter()
+        self.system_vms.subscribe(self._count_version)
+
+    def vms_version(self, endpoint: Key) -> int:
+        """Another one, whenever a VM of the endpoint came, went, or is counted or named otherwise."""
+        return self._vms_versions[endpoint]
+
+    def _count_version(self, change: Change[SystemVM]) -> None:
+        if _counts_otherwise(change):
+            vm = (change.new or change.old).value  # type: ignore[union-attr]
+            self._vms_versions[endpoint_of(vm)] += 1
+
     @property
     def all(self) -> tuple[Store[Any], ...]:
         return (
@@ -179,7 +192,11 @@ class Stores:
             if change.old is not None and change.new is not None and _says_other(change.old.value, change.new.value):
                 for policy in self.policies_of(key):
                     yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
-            if change.old is not None and change.new is not None and _is_another_cloud(change.old.value, change.new.value):
+            if (
+                change.old is not None
+                and change.new is not None
+                and _is_another_cloud(change.old.value, change.new.value)
+            ):
                 yield Job(Role.ADMISSION, key), 0
                 for rollout in self.rollouts_on(key):
                     if rollout.status.result is None:
@@ -317,7 +334,16 @@ def _counts_otherwise(change: Change[SystemVM]) -> bool:
         old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
         or old.status.identity != new.status.identity
         or reach_of(old.status.conditions) != reach_of(new.status.conditions)
+        or open_id(old) != open_id(new)
     )
+
+
+def open_id(vm: SystemVM) -> str | None:
+    """Of the order that no result answers yet."""
+    order, operation = vm.spec.operation, vm.status.operation
+    if order is None or (operation is not None and operation.id == order.id and operation.result is not None):
+        return None
+    return order.id
 
 
 def _all(enqueue: Enqueue, jobs: Iterable[tuple[Job, float]]) -> None:

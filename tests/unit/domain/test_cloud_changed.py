@@ -10,15 +10,17 @@ import pytest
 from sysvm.api.endpoint import Management
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import CloudStatus, Rollout, RolloutStatus
+from sysvm.api.systemvm import ObservedHostPayload
 from sysvm.domain import admission, gates
 from sysvm.domain.admission import EndpointState, RunningRollout
 from sysvm.domain.cloud import CloudHost, CloudZone, Snapshot
 from sysvm.domain.cloud_changed import CloudFacts, cloud_facts, cloud_status, differences, warnings, word_of
+from sysvm.domain.facts import VMFacts, host_payloads
 from sysvm.domain.members import classify, wave_digests
 from sysvm.domain.planner import Plan
 from sysvm.domain.rollout import Live, outcome
 
-from .builders import ENDPOINT, NOW, facts, plan_for, rollout
+from .builders import ENDPOINT, NOW, ago, facts, observed, plan_for, rollout
 
 PLANNED = CloudFacts(
     server_version="4.20.1.0",
@@ -232,3 +234,25 @@ def test_a_cloud_in_order_warns_of_nothing() -> None:
         taken_at=NOW, server_version="4.20.2.0", zones={}, hosts={"h1": host("h1")}, vms={}, networks={}, vpcs={}
     )
     assert warnings(snapshot, {"h1": "aa", "h2": "aa"}) == ()
+
+
+# What hosts keep
+
+
+def seen_on(host_name: str, revision: str | None, *, minutes: float = 5, checksum: str = "ab") -> VMFacts:
+    """A look at a VM of this host."""
+    found = observed(at=ago(minutes=minutes)).model_copy(
+        update={"host_payload": ObservedHostPayload(host=host_name, checksum=checksum, revision=revision)}
+    )
+    return facts(host=host_name, observed=found)
+
+
+def test_the_newest_look_says_what_a_host_keeps() -> None:
+    looks = [seen_on("h1", "bb", minutes=1), seen_on("h1", "aa", minutes=9), seen_on("h2", "aa"), seen_on("h3", None)]
+    assert host_payloads(looks) == {"h1": "bb", "h2": "aa"}
+
+
+def test_another_algorithm_of_the_checksum_is_no_other_payload() -> None:
+    """The checksum comes in that of the VM's signature, which a patch may change."""
+    before, after = seen_on("h1", "aa", checksum="ab" * 16), seen_on("h1", "aa", checksum="cd" * 64)
+    assert host_payloads([before]) == host_payloads([after])
