@@ -14,7 +14,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
-from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, NotAllowed, OutcomeUnknown
+from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, NotAllowed, OutcomeUnknown, Throttled, Unavailable
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
 from sysvm.cloudstack.transport import Param
 from sysvm.domain import group_operation
@@ -27,6 +27,7 @@ from sysvm.domain.group_operation import (
     Look,
     Looked,
     NoAnswer,
+    NotMade,
     NotTold,
     Refused,
     Submitted,
@@ -62,13 +63,15 @@ class CloudJobs:
         self._client = client
         self._clock = clock
 
-    async def submit(self, call: Call) -> Submitted | Refused | NoAnswer:
+    async def submit(self, call: Call) -> Submitted | Refused | NoAnswer | NotMade:
         """Makes the call, once."""
         flags: dict[str, Param] = dict.fromkeys(call.flags, True)
         try:
             return Submitted(await self._client.submit(str(call.command), id=call.id, **flags))
         except OutcomeUnknown as error:
             return NoAnswer(str(error))
+        except (Throttled, Unavailable) as error:
+            return NotMade(str(error))
         except CloudStackError as error:
             return Refused(error.reason, str(error))
 

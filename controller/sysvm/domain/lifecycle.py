@@ -228,7 +228,7 @@ class RecreateRouters(_Common):
         twice = duplicates(look.vms)
         if twice:
             return broken(Reason.DUPLICATE_GATEWAY, duplicate_sentence(twice))
-        choices = [self._choice(look, vm) for vm in look.vms]
+        choices = [self._choice(look, vm) for vm in running]
         return _first(_placed(look, running, elsewhere=True), *choices)
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:

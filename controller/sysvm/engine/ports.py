@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from sysvm.api.rollout import GroupOperation
 from sysvm.api.images import Image
+from sysvm.api.rollout import GroupOperation
 from sysvm.domain.cloud import CloudZone, Snapshot
-from sysvm.domain.group_operation import Call, JobTold, Looked, NoAnswer, NotTold, Refused, Submitted
+from sysvm.domain.group_operation import Call, JobTold, Looked, NoAnswer, NotMade, NotTold, Refused, Submitted
 from sysvm.domain.templates import Change, CloudTemplates
 from sysvm.kube.events import EventType
 from sysvm.kube.objects import Key, ObjectRef
@@ -68,7 +68,7 @@ class CloudJobs(Protocol):
     Nothing is raised for what the server says or does not say: every answer is an event.
     """
 
-    async def submit(self, call: Call) -> Submitted | Refused | NoAnswer:
+    async def submit(self, call: Call) -> Submitted | Refused | NoAnswer | NotMade:
         """Makes the call, once."""
         ...
 

@@ -1,0 +1,311 @@
+"""Reboot and Recreate against the stand-in management server: machine, judges and client, without a cluster.
+
+Everything goes over HTTP. What a look over SSH would find is taken from the stand-in's machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from tests.unit.domain.builders import facts, observed, redundancy
+
+from lab.cloud import Answer, CutJob, ManagementServer, VMState, World, management_server
+from sysvm.api.endpoint import Management, SystemVMType
+from sysvm.api.images import Images
+from sysvm.api.policy import Method
+from sysvm.api.reasons import Reason
+from sysvm.api.rollout import GroupOperation, GroupPhase
+from sysvm.api.systemvm import OperationResult, RedundancyRole
+from sysvm.cloudstack.client import Access, CloudStack, Credentials, MayChange
+from sysvm.cloudstack.lifecycle import CloudJobs
+from sysvm.domain import group_operation as machine
+from sysvm.domain import lifecycle
+from sysvm.domain.cloud import CloudVM
+from sysvm.domain.facts import VMFacts
+from sysvm.domain.group_operation import Event, Limits, Looked, Todo
+from sysvm.domain.lifecycle import aim_of, judge_of
+
+LIMITS = Limits(step=timedelta(seconds=2), vm=timedelta(seconds=5))
+IMAGES = Images.model_validate({"items": [{"hypervisor": "KVM", "name": "systemvm-kvm-4.20.2-x86_64"}]})
+CHANGES = {"restartNetwork", "restartVPC", "destroySystemVm", "rebootRouter", "rebootSystemVm"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits three minutes here; the stand-in's steps take hundredths of a second."""
+    monkeypatch.setattr(machine, "QUIET", timedelta(seconds=0.5))
+    monkeypatch.setattr(machine, "FIRST_POLL", timedelta(seconds=0.02))
+    monkeypatch.setattr(machine, "LONGEST_POLL", timedelta(seconds=0.05))
+    monkeypatch.setattr(lifecycle, "SETTLING", timedelta(seconds=0.5))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class Cloud:
+    """One zone with two hosts, after an upgrade: what is started anew gets the new template."""
+
+    world: World
+    server: ManagementServer
+    jobs: CloudJobs
+    began: list[GroupPhase] = field(default_factory=list)
+
+    @property
+    def calls(self) -> list[str]:
+        return [call.command for call in self.world.calls if call.command in CHANGES]
+
+    def known(self, vms: tuple[CloudVM, ...]) -> tuple[VMFacts, ...]:
+        """What looks over SSH would have found a moment ago."""
+        found = []
+        for vm in vms:
+            inside = self.world.vms.get(vm.id)
+            if inside is None or inside.state is not VMState.RUNNING:
+                continue
+            look = observed(at=now() + timedelta(seconds=1), version=inside.inside.template_version)
+            look = look.model_copy(update={"boot_id": f"boot-{inside.inside.boots}", "booted": True})
+            role = RedundancyRole(inside.role) if inside.redundant else None
+            known = facts(vm.name, type=vm.type, observed=look)
+            found.append(replace(known, redundancy=redundancy(role)) if role is not None else known)
+        return tuple(found)
+
+    async def do(self, method: Method, name: str, *, restart_operator_at: GroupPhase | None = None) -> GroupOperation:
+        """From the order to the result, as the driver does it."""
+        vm = self.world.vm(name)
+        listed = CloudVM(
+            id=vm.id, name=vm.name, type=SystemVMType(vm.type), state="Running",  # type: ignore[arg-type]
+            zone_id=vm.zone.id, zone=vm.zone.name, network_id=vm.network.id if vm.network else None,
+            vpc_id=vm.vpc.id if vm.vpc else None,
+        )  # fmt: skip
+        aim = aim_of(method, listed, "group")
+        assert aim is not None
+        stored = machine.begun(aim.group, method, aim.call, listed, ["op-1"], now())
+        judge = judge_of(stored, version="4.20.2", images=IMAGES)
+        async with asyncio.timeout(30):
+            while stored.result is None:
+                self.began.append(stored.phase)
+                if stored.phase is restart_operator_at:
+                    restart_operator_at = None
+                    if stored.phase is GroupPhase.SUBMITTING:
+                        await self.jobs.submit(judge.call(stored))  # and its answer dies with the process
+                    stored = machine.after_restart(stored, now())
+                    continue
+                event: Event
+                match machine.todo(stored):
+                    case Todo.SUBMIT:
+                        event = await self.jobs.submit(judge.call(stored))
+                    case Todo.ASK_JOB:
+                        event = await self.jobs.job(stored.job_id or "")
+                    case _:
+                        event = await self.jobs.look(stored)
+                if isinstance(event, Looked):
+                    event = Looked(replace(event.look, known=self.known(event.look.vms)))
+                stored = machine.apply(stored, event, judge, LIMITS, now())
+                await asyncio.sleep(machine.pause(stored, now()).total_seconds() if machine.todo(stored) else 0)
+        return stored
+
+
+@contextlib.asynccontextmanager
+async def cloud_of(management: Management = Management.FULL) -> AsyncIterator[Cloud]:
+    world = World(version="4.21.0.0", template_version="4.20.1")
+    zone = world.add_zone("ams-1")
+    for name in ("kvm-1", "kvm-2"):
+        world.add_host(zone, name)
+    single, pair = world.add_network(zone, "single"), world.add_network(zone, "pair", redundant=True)
+    vpc = world.add_vpc(zone, "vpc", redundant=True, tiers=3)
+    for owner in (single, pair, vpc):
+        world.add_routers(owner)
+    world.add_ssvm(zone), world.add_cpvm(zone)
+    for template in world.templates.values():
+        template.created -= timedelta(days=90)
+    world.upgrade("4.21.0.0", template_version="4.20.2")
+    async with management_server(world, pace=0.01) as server:
+        access = Access(
+            url=server.url, credentials=Credentials(api_key=world.users[0].api_key, secret_key=world.users[0].secret),
+            requests_per_second=1000, burst=1000,
+        )  # fmt: skip
+        async with CloudStack(access, may_change=MayChange.of(management)) as client:
+            yield Cloud(world, server, CloudJobs(client, now))
+
+
+@pytest.fixture
+async def cloud() -> AsyncIterator[Cloud]:
+    async with cloud_of() as cloud:
+        yield cloud
+
+
+def routers(cloud: Cloud, network: str) -> list[str]:
+    owner = next(each for each in (*cloud.world.networks.values(), *cloud.world.vpcs.values()) if each.name == network)
+    return [vm.name for vm in cloud.world.routers_of(owner)]
+
+
+def of_type(cloud: Cloud, type_: str) -> str:
+    return next(vm.name for vm in cloud.world.vms.values() if vm.type == type_)
+
+
+@pytest.mark.parametrize(("network", "count"), [("single", 1), ("pair", 2), ("vpc", 2)])
+async def test_the_routers_of_a_network_or_vpc_are_replaced_with_one_call(
+    cloud: Cloud, network: str, count: int
+) -> None:
+    old = routers(cloud, network)
+    ended = await cloud.do(Method.RECREATE, old[0])
+    assert (ended.result, ended.message) == (OperationResult.SUCCEEDED, "")
+    new = routers(cloud, network)
+    assert len(new) == count
+    assert not {*old} & {*new}
+    assert sorted(vm.name for vm in ended.before) == sorted(old)
+    assert {cloud.world.vm(name).inside.template_version for name in new} == {"4.20.2"}
+    assert len(cloud.calls) == 1
+
+
+@pytest.mark.parametrize("type_", ["secstorage", "consoleproxy"])
+async def test_a_system_vm_is_destroyed_and_another_one_works(cloud: Cloud, type_: str) -> None:
+    old = of_type(cloud, type_)
+    ended = await cloud.do(Method.RECREATE, old)
+    assert (ended.result, ended.message) == (OperationResult.SUCCEEDED, "")
+    new = cloud.world.vm(of_type(cloud, type_))
+    assert new.name != old
+    assert (new.inside.template_version, new.agent_state) == ("4.20.2", "Up")
+    assert cloud.calls == ["destroySystemVm"]
+
+
+@pytest.mark.parametrize("kind", ["router", "secstorage"])
+async def test_a_reboot_gives_the_same_vm_another_boot_and_the_current_template(cloud: Cloud, kind: str) -> None:
+    name = routers(cloud, "single")[0] if kind == "router" else of_type(cloud, kind)
+    ended = await cloud.do(Method.REBOOT, name)
+    assert (ended.result, ended.message) == (OperationResult.SUCCEEDED, "")
+    assert cloud.world.vm(name).inside.template_version == "4.20.2"
+    assert cloud.calls == ["rebootRouter" if kind == "router" else "rebootSystemVm"]
+
+
+async def test_success_without_anything_done_is_not_believed(cloud: Cloud) -> None:
+    cloud.world.faults.restart_does_nothing = True
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
+    assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.CLAIM_NOT_VERIFIED)
+
+
+async def test_a_failed_start_leaves_the_old_router_serving_and_names_the_new_one(cloud: Cloud) -> None:
+    cloud.world.faults.start_fails = 1
+    (old,) = routers(cloud, "single")
+    ended = await cloud.do(Method.RECREATE, old)
+    assert ended.reason == Reason.LEFTOVER_ROUTER
+    (left,) = set(routers(cloud, "single")) - {old}
+    assert f"{left} (Stopped) left over" in ended.message
+    assert cloud.world.vm(old).state is VMState.RUNNING
+    assert cloud.calls == ["restartNetwork"], "nothing is deleted by us"
+    again = await cloud.do(Method.RECREATE, old)
+    assert again.result is OperationResult.SUCCEEDED, "a later one mends it"
+
+
+@pytest.mark.parametrize("fault", ["keep_old_router", "second_router"])
+async def test_two_routers_with_one_gateway_are_found_and_named(cloud: Cloud, fault: str) -> None:
+    setattr(cloud.world.faults, fault, True)
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
+    assert ended.reason == Reason.DUPLICATE_GATEWAY
+    assert all(name in ended.message for name in routers(cloud, "single"))
+
+
+async def test_a_system_vm_whose_starts_fail_is_waited_for(cloud: Cloud) -> None:
+    cloud.world.faults.start_fails = 2
+    ended = await cloud.do(Method.RECREATE, of_type(cloud, "secstorage"))
+    assert (ended.result, ended.message) == (OperationResult.SUCCEEDED, "")
+
+
+async def test_a_job_cut_while_its_work_goes_on_is_found_to_have_worked(cloud: Cloud) -> None:
+    cloud.world.faults.cut_job = CutJob.WORK_GOES_ON
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "pair")[0])
+    assert GroupPhase.UNKNOWN in cloud.began
+    assert (ended.result, ended.message) == (OperationResult.SUCCEEDED, "")
+    assert cloud.calls == ["restartNetwork"]
+
+
+async def test_a_job_cut_before_it_did_anything_is_called_once_more_and_never_a_third_time(cloud: Cloud) -> None:
+    cloud.world.faults.cut_job = CutJob.WORK_STOPS
+    ended = await cloud.do(Method.RECREATE, of_type(cloud, "consoleproxy"))
+    assert ended.result is OperationResult.FAILED or len(cloud.calls) == 1
+    assert 1 <= len(cloud.calls) <= machine.SUBMISSIONS
+
+
+async def test_a_restart_of_the_management_server_in_the_middle_is_waited_out(cloud: Cloud) -> None:
+    async def restart() -> None:
+        while not cloud.calls:
+            await asyncio.sleep(0.005)
+        await cloud.server.restart(down_seconds=0.3, work_goes_on=True)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(restart())
+        doing = tasks.create_task(cloud.do(Method.RECREATE, routers(cloud, "single")[0]))
+    assert (doing.result().result, cloud.calls) == (OperationResult.SUCCEEDED, ["restartNetwork"])
+
+
+@pytest.mark.parametrize("answer", [Answer.HALF, Answer.EMPTY, Answer.HTML])
+async def test_a_call_whose_answer_is_lost_is_found_by_looking(cloud: Cloud, answer: Answer) -> None:
+    cloud.world.faults.answer, cloud.world.faults.commands = answer, {"restartNetwork"}
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
+    assert GroupPhase.UNKNOWN in cloud.began
+    assert (ended.result, cloud.calls) == (OperationResult.SUCCEEDED, ["restartNetwork"])
+
+
+@pytest.mark.parametrize("phase", [GroupPhase.PREPARING, GroupPhase.SUBMITTING, GroupPhase.RUNNING])
+async def test_an_operator_that_ends_in_any_phase_leaves_one_call(cloud: Cloud, phase: GroupPhase) -> None:
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "pair")[0], restart_operator_at=phase)
+    assert (ended.result, cloud.calls) == (OperationResult.SUCCEEDED, ["restartNetwork"])
+
+
+async def test_a_throttled_call_was_not_made_and_is_made_later(cloud: Cloud) -> None:
+    cloud.world.faults.throttle, cloud.world.faults.throttle_milliseconds = 1, 20
+    cloud.world.faults.commands = {"rebootRouter"}
+    ended = await cloud.do(Method.REBOOT, routers(cloud, "single")[0])
+    assert ended.result is OperationResult.SUCCEEDED
+
+
+async def test_a_host_in_maintenance_stops_it_before_the_call(cloud: Cloud) -> None:
+    name = routers(cloud, "single")[0]
+    host = cloud.world.vm(name).host
+    assert host is not None
+    host.resource_state = "Maintenance"
+    ended = await cloud.do(Method.RECREATE, name)
+    assert (ended.reason, cloud.calls) == (Reason.HOST_NOT_READY, [])
+    assert ended.message == f"host {host.name} of {name} is Up, Maintenance; nothing was changed"
+
+
+async def test_a_disabled_zone_stops_it_before_the_call(cloud: Cloud) -> None:
+    next(iter(cloud.world.zones.values())).enabled = False
+    ended = await cloud.do(Method.RECREATE, of_type(cloud, "secstorage"))
+    assert (ended.reason, cloud.calls) == (Reason.ZONE_DISABLED, [])
+
+
+async def test_a_template_that_is_not_the_declared_one_stops_it_before_the_call(cloud: Cloud) -> None:
+    newest = cloud.world.upgrade("4.22.0.0", template_version="4.22.0")
+    assert newest is not None
+    newest.created += timedelta(seconds=1)
+    ended = await cloud.do(Method.RECREATE, of_type(cloud, "secstorage"))
+    assert (ended.reason, cloud.calls) == (Reason.WRONG_TEMPLATE_WOULD_BE_USED, [])
+    assert "would be started from systemvm-kvm-4.22.0-x86_64" in ended.message
+
+
+async def test_a_vm_that_migrates_is_waited_for(cloud: Cloud) -> None:
+    vm = cloud.world.vm(routers(cloud, "single")[0])
+    vm.state = VMState.MIGRATING
+
+    async def arrive() -> None:
+        await asyncio.sleep(0.3)
+        assert cloud.calls == []
+        vm.state = VMState.RUNNING
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(arrive())
+        doing = tasks.create_task(cloud.do(Method.RECREATE, vm.name))
+    assert doing.result().result is OperationResult.SUCCEEDED
+
+
+async def test_observing_endpoints_let_no_call_out() -> None:
+    async with cloud_of(Management.OBSERVE) as cloud:
+        ended = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
+        assert (ended.reason, cloud.calls) == (Reason.OBSERVE_ONLY, [])
