@@ -15,7 +15,7 @@ from tests.integration.openssh import OpenSSH, find_sshd, free_port, make_key, s
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
 from sysvm.patching.dialling import SSHTimeouts
-from sysvm.patching.errors import HostKeyRejected, HostUnreachable, Unreachable
+from sysvm.patching.errors import HostKeyRejected, HostUnreachable, PatchingError, Unreachable
 from sysvm.patching.results import HostLogin, HostPlace, SSHAccount, Target, Through
 from sysvm.patching.ssh import SSHTransport
 
@@ -291,6 +291,20 @@ async def test_a_vm_whose_host_nobody_knows_is_told_so(cloud: Cloud) -> None:
             pass
     assert caught.value.reason is Reason.HOST_UNKNOWN
     assert "r-1-VM" in str(caught.value)
+
+
+async def test_a_cloud_that_cannot_be_asked_is_worth_another_try(cloud: Cloud) -> None:
+    async def silent(*, again: bool) -> HostPlace | None:
+        raise PatchingError("the management server does not answer")
+
+    target = cloud.target()
+    target = dataclasses.replace(target, through=Through(cloud.login(), silent))
+    with pytest.raises(HostUnreachable) as caught:
+        async with SSHTransport().connect(target):
+            pass
+    assert caught.value.reason is Reason.HOST_UNKNOWN
+    assert caught.value.retryable
+    assert "the management server does not answer" in str(caught.value)
 
 
 async def test_work_leaves_one_place_for_looks(cloud: Cloud) -> None:

@@ -60,6 +60,8 @@ class App:
         """Until `stop`. Raises what made going on impossible."""
         settings = self._settings
         async with AsyncExitStack() as stack:
+            if isinstance(self._vms, LivePatcher):
+                stack.push_async_callback(self._vms.close)
             probes = await stack.enter_async_context(
                 ProbeServer(
                     settings.http_host,

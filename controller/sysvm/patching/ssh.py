@@ -101,7 +101,14 @@ class SSHTransport:
     ) -> Connection:
         """Through the host that the VM runs on. If it is not found there, it is asked once more where it is: VMs
         migrate, and behind the old host nobody or somebody else has its address."""
-        place = await through.locate(again=moved)
+        try:
+            place = await through.locate(again=moved)
+        except PatchingError as error:
+            raise HostUnreachable(
+                f"{target.name} is reached through its hypervisor host, and nobody can say which one that is now: "
+                f"{error}",
+                reason=Reason.HOST_UNKNOWN,
+            ) from error
         if place is None:
             raise HostUnreachable(
                 f"{target.name} is reached through its hypervisor host, and it is not known which one that is: it may "
