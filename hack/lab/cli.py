@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import time
@@ -19,6 +20,7 @@ from typing import Concatenate, ParamSpec
 import click
 
 from lab import paths
+from lab.cloud.process import CloudProcess
 from lab.controlplane import ControlPlane, ControlPlaneError, Tool, Unavailable, binaries
 from lab.demo import PAYLOADS, DemoError, Story
 from lab.guest import GuestError
@@ -103,8 +105,9 @@ def main(context: click.Context, run_dir: Path | None) -> None:
 )
 @click.option("--release", default="old", show_default=True, help="The release the VMs are laid out with.")
 @click.option("--control-plane/--no-control-plane", default=True, show_default=True, help="Also the API server.")
+@click.option("--cloud", is_flag=True, help="A whole cloud instead of the fleet: hypervisor hosts and their server.")
 @_with_lab
-def up(lab: Lab, names: str, release: str, *, control_plane: bool) -> None:
+def up(lab: Lab, names: str, release: str, *, control_plane: bool, cloud: bool) -> None:
     """Bring the lab up. The first time builds its roots (a minute) and its programs (some minutes)."""
     fleet = {spec.name: spec for spec in DEFAULT_FLEET}
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -112,7 +115,9 @@ def up(lab: Lab, names: str, release: str, *, control_plane: bool) -> None:
         raise click.UsageError(f"not in the fleet: {', '.join(unknown)}; there are {', '.join(fleet)}")
     with ThreadPoolExecutor(1) as beside:
         server = beside.submit(ControlPlane.start, control_plane_dir(lab.run_dir)) if control_plane else None
-        lab.up([fleet[name] for name in wanted], release=release)
+        lab.up([] if cloud else [fleet[name] for name in wanted], release=release)
+        if cloud:
+            CloudProcess.start(lab, release)
         if server is not None:
             click.echo(f"API server at {server.result().url}")
     _print_status(lab)
@@ -199,6 +204,33 @@ def fault(lab: Lab, name: str, kind: str, ms: int) -> None:
     heal     as before
     """
     lab.fault(name, Fault(kind), delay_seconds=ms / 1000)
+
+
+@main.command("cloud")
+@click.argument("control", required=False)
+@click.argument("values", nargs=-1)
+@_with_lab
+def cloud_(lab: Lab, control: str | None, values: Sequence[str]) -> None:
+    """Show the management server's stand-in; or tell it: `faults patch=nothing`, `faults` to heal.
+
+    \b
+    faults    switches by name: patch, cut_job, start_fails, answer, throttle, delay_seconds, restart=SECONDS, ...
+    upgrade   release=NAME: server, template and hosts get another release; hosts=false: not the hosts
+    """
+    running = CloudProcess.attach(lab)
+    if control is None:
+        click.echo(running.describe())
+        return
+    given = {name: _plain(value) for name, _, value in (each.partition("=") for each in values)}
+    click.echo(json.dumps(running.tell(control, given)))
+
+
+def _plain(value: str) -> object:
+    """A number, a truth value or a list where it is written as one, else the word itself."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 @main.command()

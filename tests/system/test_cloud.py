@@ -1,4 +1,4 @@
-"""The management server's stand-in over real system VMs behind real hypervisor hosts: what it says happened, happened."""
+"""The management server's stand-in over real system VMs behind real hosts: what it says happened, happened."""
 
 from __future__ import annotations
 

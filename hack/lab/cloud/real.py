@@ -102,6 +102,8 @@ class LabMachines:
             told = await self._ask(vm)
             if vm.type in AGENT_TYPES:
                 await asyncio.to_thread(self._certify, vm)
+            elif not vm.redundant:
+                await asyncio.to_thread(self._announce, vm)
         except (LabError, GuestError, subprocess.TimeoutExpired) as problem:
             raise MachineError(str(problem)) from problem
         self._remember(vm, told)
@@ -295,6 +297,13 @@ class LabMachines:
 
     async def _on_host(self, host: str, argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
         return await asyncio.to_thread(self._hosts.exec, host, argv, timeout=timeout)
+
+    def _announce(self, vm: VM) -> None:
+        """A router that is alone tells its neighbours where its addresses are now (CloudStack 4.21 CsAddress.py)."""
+        for nic in self._lab.vm(vm.name).nics:
+            if nic.segment in (Segment.GUEST, Segment.PUBLIC) and nic.address is not None:
+                words = ["arping", "-c", "1", "-U", "-I", nic.name, str(nic.address.ip)]
+                self._lab.exec(vm.name, words, check=False)
 
     def _certify(self, vm: VM) -> None:
         """What the server does once an agent is there: a keystore, an identity (CloudStack 4.21 CAManager)."""
