@@ -533,7 +533,9 @@ def _has_no_slot(facts: VMFacts, lane: _Lane, ledger: _Ledger) -> Blocker | None
 
 def _group_has_no_slots(unit: _Unit, lane: _Lane, ledger: _Ledger) -> Blocker | None:
     """maxUnavailable for a group that is never split: as a wave, it may be larger than the limit if it is alone."""
-    others = ledger.holding[lane.name] - {facts.name for facts in unit.vms}
+    group = {peer.name for facts in unit.vms for name in facts.groups for peer in ledger.peers(facts, name)}
+    given = {name for name in group if ledger.together.get(name) == lane.name}  # before a process ended in between
+    others = ledger.holding[lane.name] - {facts.name for facts in unit.vms} - given
     count = lane.budget.slots
     if not others or len(others) + len(unit.vms) <= count:
         return None
