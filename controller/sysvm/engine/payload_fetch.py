@@ -8,7 +8,7 @@ also if the machines hold something else by then.
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sysvm.api.base import KeyRef
@@ -145,14 +145,8 @@ class PayloadFetcher:
     async def _servers(self, namespace: str, source: ManagementServerSource) -> Machines:
         private_key = await self._value(SECRET, namespace, source.key_secret_ref)
         known_hosts = (await self._value(CONFIG_MAP, namespace, source.known_hosts_ref)).decode("utf-8", "replace")
-        try:
-            load_private_key(private_key)
-            load_known_hosts(known_hosts)
-        except PatchingError as error:
-            raise PayloadError(
-                f"the login on the management servers ({_what(SECRET, source.key_secret_ref)}): {error}",
-                reason=error.reason,
-            ) from error
+        _prove_readable(SECRET, source.key_secret_ref, lambda: load_private_key(private_key))
+        _prove_readable(CONFIG_MAP, source.known_hosts_ref, lambda: load_known_hosts(known_hosts))
         login = HostLogin(source.user, source.port, private_key, known_hosts)
         return Machines(tuple(Machine(HostPlace(address, address), login) for address in sorted(source.addresses)))
 
@@ -228,5 +222,8 @@ def _error(problem: Problem) -> PayloadError:
     return PayloadError(problem.message, reason=problem.reason, retryable=problem.transient)
 
 
-def _what(resource: Resource, ref: KeyRef) -> str:
-    return f"key {ref.key} of {resource.kind} {ref.name}"
+def _prove_readable(resource: Resource, ref: KeyRef, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except PatchingError as error:
+        raise PayloadError(f"key {ref.key} of {resource.kind} {ref.name}: {error}", reason=error.reason) from error
