@@ -13,7 +13,8 @@ import json
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 from aiohttp import web
 
@@ -88,15 +89,15 @@ class ManagementServer:
         content = json.dumps(body, separators=(",", ":")).encode()
         if shape is Answer.HALF:
             return await _half(request, status, content)
-        return web.Response(status=status, body=content, content_type=_JSON, charset="utf-8")
+        date = format_datetime(self._now().astimezone(UTC), usegmt=True)
+        return web.Response(status=status, body=content, content_type=_JSON, charset="utf-8", headers={"Date": date})
 
     def _answer(self, name: str, parameters: dict[str, str]) -> tuple[int, dict[str, object]]:
         command = BY_NAME.get(name.lower())
         wrapper = command.response_name if command else "errorresponse"
         world = self.world
         try:
-            now = world.now() + timedelta(seconds=world.faults.clock_ahead_seconds)
-            user = signing.verify(parameters, world.users, now=now)
+            user = signing.verify(parameters, world.users, now=self._now())
             if command is None:
                 raise unverified(in_command=False)
             if world.faults.throttle > 0 and world.faults.concerns(command.name):
@@ -111,6 +112,9 @@ class ManagementServer:
             return 200, {wrapper: command.run(context, plain)}
         except ApiError as refused:
             return refused.code, {wrapper if refused.in_command else "errorresponse": refused.body()}
+
+    def _now(self) -> datetime:
+        return self.world.now() + timedelta(seconds=self.world.faults.clock_ahead_seconds)
 
     async def set_faults(self, values: dict[str, object]) -> dict[str, object]:
         """`POST /lab/faults` with switches as JSON (`Faults`), or {} to heal; `{"restart": seconds}` restarts."""
