@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.unit.domain.builders import facts, observed, redundancy
 
-from lab.cloud import Answer, CutJob, ManagementServer, VMState, World, management_server
+from lab.cloud import Answer, CutJob, ManagementServer, Network, VMState, Vpc, World, management_server
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import Images
 from sysvm.api.policy import Method
@@ -141,8 +141,8 @@ async def cloud() -> AsyncIterator[Cloud]:
 
 
 def routers(cloud: Cloud, network: str) -> list[str]:
-    owner = next(each for each in (*cloud.world.networks.values(), *cloud.world.vpcs.values()) if each.name == network)
-    return [vm.name for vm in cloud.world.routers_of(owner)]
+    owners: list[Network | Vpc] = [*cloud.world.networks.values(), *cloud.world.vpcs.values()]
+    return [vm.name for owner in owners if owner.name == network for vm in cloud.world.routers_of(owner)]
 
 
 def of_type(cloud: Cloud, type_: str) -> str:

@@ -24,7 +24,7 @@ from sysvm.kube.lease import LeaderThread, LeaseTimings
 from sysvm.kube.login import Login
 from sysvm.kube.objects import Object, Resource
 from sysvm.operator.killer import observing
-from sysvm.operator.leading import LedVMs, LedWrites
+from sysvm.operator.leading import LedVMs, LedWrites, reads_its_lease
 from sysvm.operator.probes import ProbeServer
 from sysvm.operator.settings import Settings
 from sysvm.operator.watch import WatchThread
@@ -150,6 +150,7 @@ class App:
             guarded=self._settings.admission_policies,
             sizes=Sizes(settings.workers, settings.operations, settings.looks),
             queue_observer=self._metrics,
+            leads=reads_its_lease(leader, cluster, settings.namespace, LEASE_NAME, epoch),
             machines=self._machines(sources),
         )
         self._count_objects()

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from sysvm.engine.group_operation import Leads
 from sysvm.engine.ports import Progress, SystemVMs
 from sysvm.kube.client import Write, WriteObserver
 from sysvm.kube.errors import KubeError
+from sysvm.kube.lease import LEASE
+from sysvm.kube.objects import Object, Resource
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import Observation, OperationReport, Order, Target
 
@@ -21,7 +24,29 @@ from sysvm.patching.results import Observation, OperationReport, Order, Target
 class Lead(Protocol):
     """`kube.lease.LeaderThread`."""
 
+    @property
+    def identity(self) -> str: ...
+
     def holds(self) -> bool: ...
+
+
+class LeaseReader(Protocol):
+    """`kube.client.Cluster`."""
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object: ...
+
+
+def reads_its_lease(lead: Lead, cluster: LeaseReader, namespace: str, name: str, epoch: int) -> Leads:
+    """Asks the server whose the Lease is now: for what cannot be called back, and carries neither a version that the
+    server compares nor an epoch that the other side remembers."""
+
+    async def leads() -> bool:
+        if not lead.holds():
+            return False
+        spec = (await cluster.get(LEASE, namespace, name)).get("spec") or {}
+        return bool(spec.get("holderIdentity") == lead.identity and spec.get("leaseTransitions") == epoch)
+
+    return leads
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from sysvm.engine.ports import SystemVMs
 from sysvm.kube.client import Verb, Write
 from sysvm.kube.errors import KubeError
 from sysvm.kube.objects import Resource
-from sysvm.operator.leading import LedVMs, LedWrites
+from sysvm.operator.leading import LedVMs, LedWrites, reads_its_lease
 from sysvm.patching.results import Order, Target
 
 WRITE = Write(Verb.CREATE, Resource("", "v1", "configmaps", "ConfigMap"), "ns", "plan")
@@ -26,6 +26,7 @@ def lost(why: str) -> None:
 
 class Lead:
     leads = True
+    identity = "me"
 
     def holds(self) -> bool:
         return self.leads
@@ -84,3 +85,25 @@ async def test_no_operation_begins_without_the_lead_and_looks_are_free() -> None
     await led.observe(target, None)
     await led.report(target, "op-1")
     assert witness.calls == ["patch", "take back", "observe", "report"]
+
+
+@pytest.mark.parametrize(
+    ("holds", "holder", "transitions", "leads"),
+    [
+        (True, "me", 7, True),
+        (False, "me", 7, False),  # not renewed in time, whatever the server says
+        (True, "other", 8, False),
+        (True, "me", 8, False),  # lost and taken again meanwhile: this is another epoch
+    ],
+)
+async def test_before_what_cannot_be_called_back_the_server_is_asked_who_leads(
+    *, holds: bool, holder: str, transitions: int, leads: bool
+) -> None:
+    class Cluster:
+        async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any]:
+            assert (resource.kind, namespace, name) == ("Lease", "ns", "sysvm-operator")
+            return {"spec": {"holderIdentity": holder, "leaseTransitions": transitions}}
+
+    lead = Lead()
+    lead.leads = holds
+    assert await reads_its_lease(lead, Cluster(), "ns", "sysvm-operator", 7)() is leads
