@@ -138,7 +138,70 @@ def window(*edits: tuple[str, object]) -> Manifest:
     return manifest("MaintenanceWindow", *placed)
 
 
+IMAGE = {
+    "hypervisor": "KVM",
+    "name": "systemvm-kvm-4.20.2-x86_64",
+    "url": "https://images.example/systemvm.qcow2.bz2",
+    "checksum": f"sha512:{'a' * 128}",
+}
+
+
+def images(*items: Manifest, **more: object) -> Manifest:
+    """A release with these images."""
+    return manifest("SystemVMTemplate", ("spec.images", {"items": list(items), **more}))
+
+
+def without(image: Manifest, *fields: str) -> Manifest:
+    return {name: value for name, value in image.items() if name not in fields}
+
+
 REFUSED: dict[str, tuple[Manifest, str]] = {
+    "image name that is no system VM template": (
+        images({**IMAGE, "name": "ubuntu-24.04"}),
+        "must be the name of a system VM template, such as systemvm-kvm-4.20.2-x86_64",
+    ),
+    "image of another version": (
+        images({**IMAGE, "name": "systemvm-kvm-4.20.20-x86_64"}),
+        "a name must say hypervisor and version of the release",
+    ),
+    "image of another hypervisor": (
+        images({**IMAGE, "name": "systemvm-vmware-4.20.2"}),
+        "a name must say hypervisor and version of the release",
+    ),
+    "image checksum without algorithm": (
+        images({**IMAGE, "checksum": "a" * 128}),
+        "must be sha256:, sha512: or md5: followed by all hexadecimal digits",
+    ),
+    "two images of one kind": (
+        images(IMAGE, {**IMAGE, "name": "systemvm-kvm-4.20.2-x86_64-b"}),
+        "must hold one image for a hypervisor and architecture, not two",
+    ),
+    "image to register without a place": (
+        images(without(IMAGE, "url"), mode="Register"),
+        "mode Register needs url and checksum of every image",
+    ),
+    "image to register without a checksum": (
+        images(without(IMAGE, "checksum"), mode="Register"),
+        "mode Register needs url and checksum of every image",
+    ),
+    "no images": (images(), "should have at least 1 items"),
+    "promotion that is no word": (images(IMAGE, acceptPromotion="yes"), "the eight characters that status.promotion says"),
+    "policy that follows itself": (
+        manifest("PatchPolicy", ("spec.after", [{"name": "x"}])),
+        "spec.after must not name the policy itself: it would never begin",
+    ),
+    "policy that follows one twice": (
+        manifest("PatchPolicy", ("spec.after", [{"name": "a"}, {"name": "a"}])),
+        "Duplicate value",
+    ),
+    "kind of redundancy that is none": (
+        manifest("PatchPolicy", ("spec.selector.redundancy", "Pair")),
+        'supported values: "Redundant", "Single"',
+    ),
+    "cloud accepted with a sentence": (
+        manifest("Rollout", ("spec.acceptCloud", "go on")),
+        "must be the eight characters that status.cloud.word says",
+    ),
     "unknown field": (manifest("PatchPolicy", ("spec.strategy.wavs", [])), 'unknown field "spec.strategy.wavs"'),
     "misspelt field": (manifest("CloudStackEndpoint", ("spec.managment", "Full")), 'unknown field "spec.managment"'),
     "missing reference": (manifest("PatchPolicy", ("spec.templateRef", UNSET)), "spec.templateRef: Required value"),
@@ -473,6 +536,29 @@ def test_what_may_be_edited_of_a_release_can_be(server: Server) -> None:
     patch = json.dumps({"spec": {"livePatch": {"compatibility": rows}}})
     server.kubectl("patch", "svt", "x", "--type=merge", "-p", patch)
     assert server.get("svt", "x")["spec"]["livePatch"]["compatibility"] == rows
+
+
+def test_images_of_all_hypervisors_stay_within_the_cost_of_their_rules(server: Server) -> None:
+    kinds = [(one, arch) for one in ("KVM", "VMware", "XenServer", "Hyperv", "LXC") for arch in ("x86_64", "aarch64", "s390x")]
+    items = [
+        {**IMAGE, "hypervisor": one, "arch": arch, "name": f"systemvm-{one.lower()}-4.20.2-{arch}-{'x' * 40}"}
+        for one, arch in kinds
+    ]
+    made = server.create(images(*items, {**IMAGE, "hypervisor": "Ovm3", "name": "systemvm-ovm3-4.20.2"}, mode="Register"))
+    assert len(made["spec"]["images"]["items"]) == 16
+
+
+def test_images_can_be_edited_and_the_release_cannot(server: Server) -> None:
+    server.create(images(IMAGE))
+    edited = images({**IMAGE, "arch": "aarch64", "name": "systemvm-kvm-4.20.2-aarch64"}, IMAGE, acceptPromotion="8c1f03ab")
+    server.kubectl("patch", "svt", "x", "--type=merge", "-p", json.dumps({"spec": edited["spec"]}))
+    assert len(server.get("svt", "x")["spec"]["images"]["items"]) == 2
+
+
+def test_a_person_can_accept_another_cloud_for_a_rollout(server: Server) -> None:
+    server.create(manifest("Rollout"))
+    server.kubectl("patch", "svr", "x", "--type=merge", "-p", '{"spec": {"acceptCloud": "8c1f03ab"}}')
+    assert server.get("svr", "x")["spec"]["acceptCloud"] == "8c1f03ab"
 
 
 def test_a_rollout_can_be_paused_and_resumed_but_not_after_it_was_aborted(server: Server) -> None:
