@@ -66,6 +66,12 @@ SPECS: dict[str, Manifest] = {
 }
 
 
+JUMP: Manifest = {
+    "keySecretRef": {"name": "kvm", "key": "id_ed25519"},
+    "knownHostsRef": {"name": "kvm", "key": "known_hosts"},
+}
+
+
 def manifest(kind: str, *edits: tuple[str, object], name: str = "x") -> Manifest:
     """The smallest object of a kind, with `spec...` paths set to other values or removed (UNSET)."""
     found: Manifest = {
@@ -127,7 +133,14 @@ def server(control_plane: ControlPlane, namespace: str) -> Server:
 
 AMOUNT = "must be a whole number from 1, or a percentage from 1% to 100%"
 SOURCE = "spec.payload.files.scripts.source"
-ONE_SOURCE = "exactly one of http, configMapRef and mounted is needed"
+ONE_SOURCE = "exactly one of http, oci, configMapRef and mounted is needed"
+ONE_PAYLOAD = "exactly one of package, host, managementServer and files is needed"
+PACKAGE = {"url": "https://packages.example.com/cloudstack-common_4.20.2.0_all.deb", "digest": DIGEST}
+SERVERS = {
+    "addresses": ["192.0.2.5", "ms-2.example.com"],
+    "keySecretRef": {"name": "ms", "key": "id"},
+    "knownHostsRef": {"name": "ms", "key": "known_hosts"},
+}
 VM = "spec.systemVMs.0"
 ONCE = {"from": "2026-12-01T00:00:00Z", "to": "2026-12-02T00:00:00Z"}
 
@@ -185,7 +198,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         "mode Register needs url and checksum of every image",
     ),
     "no images": (images(), "should have at least 1 items"),
-    "promotion that is no word": (images(IMAGE, acceptPromotion="yes"), "the eight characters that status.promotion says"),
+    "promotion that is no word": (
+        images(IMAGE, acceptPromotion="yes"),
+        "the eight characters that status.promotion says",
+    ),
     "policy that follows itself": (
         manifest("PatchPolicy", ("spec.after", [{"name": "x"}])),
         "spec.after must not name the policy itself: it would never begin",
@@ -230,6 +246,31 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "endpoint name too long": (manifest("CloudStackEndpoint", name="e" * 41), "must not be longer than 40 characters"),
     "no source": (manifest("SystemVMTemplate", (SOURCE, {})), ONE_SOURCE),
     "two sources": (manifest("SystemVMTemplate", (f"{SOURCE}.http", {"url": "https://a.example/s.tgz"})), ONE_SOURCE),
+    "no payload": (manifest("SystemVMTemplate", ("spec.payload", {})), ONE_PAYLOAD),
+    "two payloads": (manifest("SystemVMTemplate", ("spec.payload.host", {})), ONE_PAYLOAD),
+    "package without a digest": (
+        manifest("SystemVMTemplate", ("spec.payload", {"package": {"url": PACKAGE["url"]}})),
+        "spec.payload.package.digest: Required value",
+    ),
+    "artifact without a registry": (
+        manifest("SystemVMTemplate", (SOURCE, {"oci": {"ref": "cloud/agent:4.20.2"}})),
+        "must be registry/repository",
+    ),
+    "artifact with a scheme": (
+        manifest("SystemVMTemplate", (SOURCE, {"oci": {"ref": "http://registry.example.com/agent"}})),
+        "must be registry/repository",
+    ),
+    "management servers nobody can recognise": (
+        manifest(
+            "SystemVMTemplate",
+            ("spec.payload", {"managementServer": {k: v for k, v in SERVERS.items() if k != "knownHostsRef"}}),
+        ),
+        "spec.payload.managementServer.knownHostsRef: Required value",
+    ),
+    "a management server twice": (
+        manifest("SystemVMTemplate", ("spec.payload", {"managementServer": SERVERS | {"addresses": ["a1", "a1"]}})),
+        "Duplicate value",
+    ),
     "way out of the mounted folder": (
         manifest("SystemVMTemplate", (f"{SOURCE}.mounted.path", "a/../../etc/shadow")),
         "path must not contain '..'",
@@ -290,6 +331,25 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "Strict without known hosts": (
         manifest("CloudStackEndpoint", ("spec.ssh.hostKeys", {"policy": "Strict"})),
         "policy Strict needs knownHostsRef",
+    ),
+    "a route through hosts without a login": (
+        manifest("CloudStackEndpoint", ("spec.ssh.routes", [{"via": "Host"}])),
+        "via Host needs jump, and via Direct has none",
+    ),
+    "a direct route with a login": (
+        manifest("CloudStackEndpoint", ("spec.ssh.routes", [{"via": "Direct", "jump": JUMP}])),
+        "via Host needs jump, and via Direct has none",
+    ),
+    "VMs without a route": (
+        manifest("CloudStackEndpoint", ("spec.ssh.routes", [{"hypervisors": ["KVM"], "via": "Host", "jump": JUMP}])),
+        "the last of routes must be for all hypervisors",
+    ),
+    "hosts that anybody could be": (
+        manifest(
+            "CloudStackEndpoint",
+            ("spec.ssh.routes", [{"via": "Host", "jump": {"keySecretRef": JUMP["keySecretRef"]}}]),
+        ),
+        "spec.ssh.routes[0].jump.knownHostsRef: Required value",
     ),
     "port out of range": (manifest("CloudStackEndpoint", ("spec.ssh.port", 70000)), "less than or equal to 65535"),
     "scan too often": (manifest("CloudStackEndpoint", ("spec.scan.interval", "5s")), "must be at least 10s"),
@@ -524,6 +584,39 @@ def test_what_is_decided_cannot_be_edited(server: Server, case: str) -> None:
     assert sentence in server.refusal("replace", manifest(kind, (path, value)))
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"package": PACKAGE},
+        {"host": {}},
+        {"host": {"expect": DIGEST}},
+        {"managementServer": SERVERS},
+        {"files": {"scripts": {"digest": DIGEST, "source": {"oci": {"ref": "registry.example.com:5000/cloud/agent"}}}}},
+        {
+            "files": {
+                "scripts": {
+                    "digest": DIGEST,
+                    "source": {
+                        "oci": {
+                            "ref": f"localhost:5000/agent:4.20.2@{DIGEST}",
+                            "credentialsSecretRef": {"name": "registry"},
+                        }
+                    },
+                }
+            }
+        },
+    ],
+    ids=lambda payload: json.dumps(payload)[:60],
+)
+def test_every_source_of_a_payload_is_accepted_and_then_stays(server: Server, payload: Manifest) -> None:
+    server.create(manifest("SystemVMTemplate", ("spec.payload", payload)))
+    stored = server.get("svt", "x")["spec"]["payload"]
+    assert payload.keys() == stored.keys()
+    other = {"package": PACKAGE | {"url": "https://packages.example.com/other.deb"}}
+    said = server.refusal("replace", manifest("SystemVMTemplate", ("spec.payload", other)))
+    assert "create a new SystemVMTemplate" in said
+
+
 @pytest.mark.parametrize("address", ["192.0.2.11", "2001:db8::11", "r-101.example.com", "edge-1"])
 def test_an_address_may_be_of_either_family_or_a_name(server: Server, address: str) -> None:
     server.create(manifest("CloudStackEndpoint", (f"{VM}.address", address)))
@@ -539,18 +632,26 @@ def test_what_may_be_edited_of_a_release_can_be(server: Server) -> None:
 
 
 def test_images_of_all_hypervisors_stay_within_the_cost_of_their_rules(server: Server) -> None:
-    kinds = [(one, arch) for one in ("KVM", "VMware", "XenServer", "Hyperv", "LXC") for arch in ("x86_64", "aarch64", "s390x")]
+    kinds = [
+        (one, arch)
+        for one in ("KVM", "VMware", "XenServer", "Hyperv", "LXC")
+        for arch in ("x86_64", "aarch64", "s390x")
+    ]
     items = [
         {**IMAGE, "hypervisor": one, "arch": arch, "name": f"systemvm-{one.lower()}-4.20.2-{arch}-{'x' * 40}"}
         for one, arch in kinds
     ]
-    made = server.create(images(*items, {**IMAGE, "hypervisor": "Ovm3", "name": "systemvm-ovm3-4.20.2"}, mode="Register"))
+    made = server.create(
+        images(*items, {**IMAGE, "hypervisor": "Ovm3", "name": "systemvm-ovm3-4.20.2"}, mode="Register")
+    )
     assert len(made["spec"]["images"]["items"]) == 16
 
 
 def test_images_can_be_edited_and_the_release_cannot(server: Server) -> None:
     server.create(images(IMAGE))
-    edited = images({**IMAGE, "arch": "aarch64", "name": "systemvm-kvm-4.20.2-aarch64"}, IMAGE, acceptPromotion="8c1f03ab")
+    edited = images(
+        {**IMAGE, "arch": "aarch64", "name": "systemvm-kvm-4.20.2-aarch64"}, IMAGE, acceptPromotion="8c1f03ab"
+    )
     server.kubectl("patch", "svt", "x", "--type=merge", "-p", json.dumps({"spec": edited["spec"]}))
     assert len(server.get("svt", "x")["spec"]["images"]["items"]) == 2
 

@@ -110,6 +110,7 @@ class RetryReason(StrEnum):
 
     SSH_UNREACHABLE = "SSHUnreachable"
     SSH_TIMEOUT = "SSHTimeout"
+    HOST_UNREACHABLE = "HostUnreachable"
     VM_BUSY = "VMBusy"
     LOCK_HELD = "LockHeld"
     OTHER_ACTOR = "OtherActor"

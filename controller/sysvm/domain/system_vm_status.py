@@ -86,7 +86,7 @@ def _state(facts: VMFacts, release: Release | None, decision: Decision | None) -
 
 READY = ConditionType.READY
 
-NEEDS_A_PERSON = frozenset({Reason.HOST_KEY_CHANGED, Reason.HOST_KEY_UNKNOWN})
+NEEDS_A_PERSON = frozenset({Reason.HOST_KEY_CHANGED, Reason.HOST_KEY_UNKNOWN, Reason.HOST_NOT_TRUSTED})
 """Trying again does not help until somebody says which key is right."""
 
 
