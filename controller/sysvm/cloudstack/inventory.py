@@ -68,7 +68,7 @@ async def sweep(cloud: Lists, clock: Callable[[], datetime]) -> Sweep:
         vms |= await _all(
             cloud,
             "listInternalLoadBalancerVMs",
-            "internalloadbalancervm",
+            "router",
             answers.internal_load_balancer,
             listall=True,
             projectid="-1",
@@ -102,7 +102,7 @@ _LISTS: Mapping[SystemVMType, tuple[str, str, Callable[[Answer], CloudVM]]] = {
     SystemVMType.CONSOLEPROXY: ("listSystemVms", "systemvm", answers.system_vm),
     SystemVMType.ILBVM: (
         "listInternalLoadBalancerVMs",
-        "internalloadbalancervm",
+        "router",
         answers.internal_load_balancer,
     ),
 }

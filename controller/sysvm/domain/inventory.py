@@ -49,7 +49,8 @@ class Newcomer:
 
     name: str
     """Of the object to be made."""
-    vm: CloudVM
+    vm: CloudVM | None = None
+    """None: a person lists it."""
     predecessor: Known | None = None
     """Whose place it took."""
 
@@ -253,6 +254,24 @@ def _without_predecessor(
         for name, vm in present
         if (identity := objects[name].identity) is None or identity.predecessor is None
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What differs between two sweeps: most of a cloud does not, and costs nothing."""
+
+    vms: frozenset[str]
+    """Ids of VMs that came, went, or are told otherwise."""
+    around: bool
+    """The server, a zone or a host is told otherwise: that concerns all VMs."""
+
+
+def delta_of(before: Snapshot | None, after: Snapshot) -> Delta:
+    if before is None:
+        return Delta(frozenset(after.vms), around=True)
+    changed = {vm_id for vm_id, vm in after.vms.items() if before.vms.get(vm_id) != vm}
+    around = (before.server_version, before.zones, before.hosts) != (after.server_version, after.zones, after.hosts)
+    return Delta(frozenset(changed | (before.vms.keys() - after.vms.keys())), around)
 
 
 @dataclass(frozen=True, slots=True)

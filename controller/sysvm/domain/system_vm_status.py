@@ -40,14 +40,18 @@ def system_vm_truth(
     decision: Decision | None,
     now: datetime,
     pair_trouble: Trouble | None = None,
+    absent: str | None = None,
 ) -> VMTruth:
     """State and conditions of a VM whose other status parts (observed, operation, ...) are already the new ones.
 
     `reach`: how the last try to reach it went (not the condition, which is written here). `decision` and `release` are
-    None while no policy owns the VM or its release is not known. `pair_trouble`: see `VMFacts`.
+    None while no policy owns the VM or its release is not known. `pair_trouble`: see `VMFacts`. `absent`: why the
+    object is there although the last sweep did not find its VM.
     """
     facts = replace(facts_of(vm, now=now), reach=reach, pair_trouble=pair_trouble)
     state, said = _state(facts, release, decision)
+    if absent is not None and facts.away is not None and not facts.in_work:
+        said = [conditions.unknown(READY, Reason.VM_GONE, absent)]
     said += [_reachable(facts), *_consistent(facts), *_template_outdated(facts, release, decision), *_view_stale(facts)]
     said += _host_differs(facts, release)
     return VMTruth(state, conditions.merged(vm.status.conditions, said, generation=vm.metadata.generation, now=now))

@@ -15,15 +15,17 @@ from sysvm.api.endpoint import Management
 from sysvm.api.reasons import Reason
 from sysvm.cloudstack.client import CloudStack, MayChange
 from sysvm.cloudstack.errors import CloudStackError
-from sysvm.cloudstack.inventory import Sweep, sweep
+from sysvm.cloudstack.inventory import Sweep, one_vm, sweep
 from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.cloudstack.preflight import Feature, Permissions, missing_permissions
 from sysvm.cloudstack.templates import CloudImages
 from sysvm.cloudstack.transport import Access
-from sysvm.domain.cloud import Snapshot
+from sysvm.domain.cloud import CloudHost, Snapshot
+from sysvm.domain.inventory import Delta, delta_of
 from sysvm.engine.ports import Clock
 from sysvm.engine.work import Pool
 from sysvm.kube.objects import Key
+from sysvm.patching.errors import Unreachable
 
 SWEEPS = 4
 FIRST_RETRY = timedelta(seconds=10)
@@ -151,10 +153,36 @@ class ManagedClouds:
             return None
         return CloudImages(cloud.client, self._clock)
 
+    async def host_of(self, endpoint: Key, vm_id: str, *, ask: bool) -> CloudHost | None:
+        """The host that runs a VM, as the last sweep or (`ask`) the management server says. Raises `Unreachable`."""
+        cloud = self._clouds.get(endpoint)
+        snapshot = cloud.snapshot if cloud is not None else None
+        vm = snapshot.vms.get(vm_id) if snapshot is not None else None
+        if cloud is None or snapshot is None or vm is None:
+            return None
+        host_id = vm.host_id
+        if ask:
+            try:
+                now = await one_vm(cloud.client, vm)
+            except CloudStackError as error:
+                raise Unreachable(
+                    f"CloudStack was asked which host runs {vm.name}, and did not say: {error}", reason=error.reason
+                ) from error
+            host_id = now.host_id if now is not None else None
+        return snapshot.hosts.get(host_id) if host_id is not None else None
+
     def seconds_to_next(self, endpoint: Key, now: datetime) -> float:
         """Until a sweep is due."""
         cloud = self._clouds.get(endpoint)
         return max(0.0, (cloud.next_sweep - now).total_seconds()) if cloud is not None else 0.0
+
+    def state(self, endpoint: Key) -> object:
+        """Another one, whenever anything that is told here has changed."""
+        cloud = self._clouds.get(endpoint)
+        if cloud is None:
+            return None
+        taken_at = cloud.snapshot.taken_at if cloud.snapshot is not None else None
+        return taken_at, cloud.failure, cloud.rival, cloud.permissions_at, len(cloud.explained)
 
     def swept(self) -> Iterator[tuple[Key, Snapshot]]:
         """All that have a snapshot, rivals included."""
@@ -212,6 +240,12 @@ class ManagedClouds:
 
     # Sweeping
 
+    def sweep_now(self, endpoint: Key) -> None:
+        """Somebody asks for a sweep."""
+        cloud = self._clouds.get(endpoint)
+        if cloud is not None:
+            cloud.next_sweep = min(cloud.next_sweep, self._clock())
+
     def sweep_if_due(self, endpoint: Key, features: Collection[Feature], now: datetime) -> None:
         """Begins a sweep if one is due and none runs. `features`: what the role is to be able to do."""
         cloud = self._clouds.get(endpoint)
@@ -225,15 +259,15 @@ class ManagedClouds:
         cloud.features = wanted
         self._pool.start(endpoint, "sweep", lambda _: self._sweep(cloud.client, wanted if ask else None))
 
-    def take_note(self, endpoint: Key, interval: timedelta, now: datetime) -> bool:
-        """Takes what a sweep that ended has brought. Returns whether there is a new snapshot."""
+    def take_note(self, endpoint: Key, interval: timedelta, now: datetime) -> Delta | None:
+        """Takes what a sweep that ended has brought. None: no new snapshot."""
         handle = self._pool.get(endpoint)
         cloud = self._clouds.get(endpoint)
         if handle is None or not handle.done:
-            return False
+            return None
         self._pool.forget(endpoint)
         if cloud is None or handle.result is None:
-            return False
+            return None
         if handle.result.permissions is not None:
             cloud.permissions, cloud.permissions_at = handle.result.permissions, now
         outcome = handle.result.outcome
@@ -241,11 +275,12 @@ class ManagedClouds:
             cloud.failure = outcome
             cloud.next_sweep = now + min(FIRST_RETRY * 2 ** min(cloud.failures, 8), max(interval, FIRST_RETRY))
             cloud.failures += 1
-            return False
+            return None
+        delta = delta_of(cloud.snapshot, outcome.snapshot)
         cloud.failure, cloud.failures = None, 0
         cloud.snapshot, cloud.not_allowed = outcome.snapshot, outcome.not_allowed
         cloud.next_sweep = now + interval
-        return True
+        return delta
 
     async def _sweep(self, client: CloudStack, features: Collection[Feature] | None) -> _Swept:
         """`features`: ask for permissions first; None: they are known."""

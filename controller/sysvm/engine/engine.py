@@ -12,10 +12,12 @@ from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.approval import ApprovalReconciler
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
+from sysvm.engine.cloud import Connect, ManagedClouds, connect
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.endpoint import EndpointReconciler
-from sysvm.engine.images import ImageWatch
 from sysvm.engine.group_operation import GroupOperations, Leads, nobody_leads, rollout_of
+from sysvm.engine.images import ImageWatch
+from sysvm.engine.inventory import Roster
 from sysvm.engine.looking import Looks
 from sysvm.engine.notices import Notices
 from sysvm.engine.payload_fetch import Fetched, PayloadFetcher
@@ -23,7 +25,7 @@ from sysvm.engine.payload_machines import SelectedHosts
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.plans import Plans
 from sysvm.engine.policy import PolicyReconciler
-from sysvm.engine.ports import Clock, Clouds, EngineObserver, NoClouds, Recorder, SnapshotOf, SystemVMs, no_cloud
+from sysvm.engine.ports import Clock, Clouds, EngineObserver, Recorder, SnapshotOf, SystemVMs
 from sysvm.engine.rollout import RolloutReconciler
 from sysvm.engine.stores import Job, Role, Stores, key_of
 from sysvm.engine.system_vm import SystemVMReconciler
@@ -76,8 +78,9 @@ class Engine:
         sizes: Sizes,
         guarded: bool = False,
         queue_observer: QueueObserver | None = None,
-        snapshot_of: SnapshotOf = no_cloud,
-        clouds: Clouds = NoClouds(),  # noqa: B008  # it holds nothing
+        snapshot_of: SnapshotOf | None = None,
+        clouds: Clouds | None = None,
+        connect: Connect = connect,
         leads: Leads = nobody_leads,
         machines: MachineSource | None = None,
     ) -> None:
@@ -96,7 +99,22 @@ class Engine:
         self._steps: Pool[None, Event] = Pool(STEPS, lambda key, end: wake(Role.ROLLOUT, rollout_of(key)))
         accounts, payloads, board, plans = Accounts(cluster), Payloads(), Board(), Plans(cluster)
         notices = Notices(recorder)
-        endpoint = EndpointReconciler(cluster, stores, accounts, notices, self._login_changed, clock)
+        managed = self._clouds = ManagedClouds(lambda key: wake(Role.ENDPOINT, key), clock, connect=connect)
+        snapshot_of, clouds = snapshot_of or managed.snapshot, clouds or managed
+        roster = Roster(stores, managed)
+        endpoint = EndpointReconciler(
+            cluster,
+            stores,
+            accounts,
+            managed,
+            roster,
+            notices,
+            self._login_changed,
+            lambda key: wake(Role.SYSTEM_VM, key),
+            lambda key: wake(Role.ENDPOINT, key),
+            self._cloud_changed,
+            clock,
+        )
         template = TemplateReconciler(
             cluster,
             stores,
@@ -109,7 +127,7 @@ class Engine:
             self._payload_changed,
             clock,
         )
-        policy = PolicyReconciler(cluster, stores, plans, notices, clock, snapshot_of=snapshot_of)
+        policy = PolicyReconciler(cluster, stores, roster, plans, notices, clock, snapshot_of=snapshot_of)
         books = Books(stores, snapshot_of)
         groups = GroupOperations(
             cluster,
@@ -131,6 +149,7 @@ class Engine:
             cluster,
             stores,
             accounts,
+            roster,
             payloads,
             board,
             vms,
@@ -174,6 +193,7 @@ class Engine:
         """Reconciles until `stop`. Looks and operations that run then are cut: their VMs end them alone."""
         self._look_at_everything()
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._clouds)
             for pool in (self._fetches, self._image_looks, self._looks, self._operations, self._steps):
                 await stack.enter_async_context(pool)
             await self.queue.run(self._reconcile, workers=self._sizes.workers)
@@ -214,6 +234,10 @@ class Engine:
             self._wake(Role.POLICY, key_of(policy))
         for vm in self._stores.system_vms.values(template.namespace):
             self._wake(Role.SYSTEM_VM, key_of(vm))
+
+    def _cloud_changed(self, endpoint: Key) -> None:
+        for job, delay in self._stores.around_cloud(endpoint):
+            self._enqueue(job, delay)
 
     def _window_passed(self, window: MaintenanceWindow) -> None:
         for job, delay in self._stores.around_window(window):

@@ -30,7 +30,7 @@ from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import Selection, select
 from sysvm.domain.sequence import waits_for
 from sysvm.domain.starts import Start, finished_to_prune, may_start, spec_digest
-from sysvm.engine.inventory import listed
+from sysvm.engine.inventory import Roster
 from sysvm.engine.notices import Notices, reference
 from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
@@ -70,6 +70,7 @@ class PolicyReconciler:
         self,
         cluster: Cluster,
         stores: Stores,
+        roster: Roster,
         plans: Plans,
         notices: Notices,
         clock: Clock,
@@ -78,6 +79,7 @@ class PolicyReconciler:
     ) -> None:
         self._cluster = cluster
         self._stores = stores
+        self._roster = roster
         self._plans = plans
         self._notices = notices
         self._clock = clock
@@ -198,7 +200,10 @@ class PolicyReconciler:
     def _is_incomplete(self, endpoint: CloudStackEndpoint) -> bool:
         """A VM that the endpoint lists cannot be selected yet: nobody knows its type. Another's VM does not count."""
         key = key_of(endpoint)
-        known = (self._stores.system_vms.get(Key(key.namespace, name)) for name in listed(endpoint))
+        names = self._roster.names(endpoint)
+        if names is None:
+            return True
+        known = (self._stores.system_vms.get(Key(key.namespace, name)) for name in names)
         return any(vm is None or (vm.status.identity is None and endpoint_of(vm) == key) for vm in known)
 
     @staticmethod

@@ -184,6 +184,15 @@ class Stores:
         self.approvals.subscribe(lambda change: _all(enqueue, self._after_approval(change)))
         self.windows.subscribe(lambda change: _all(enqueue, self._after_window(change)))
 
+    def around_cloud(self, endpoint: Key) -> Iterable[tuple[Job, float]]:
+        """Who looks again when a sweep found the cloud changed."""
+        yield Job(Role.ADMISSION, endpoint), BATCH_SECONDS
+        for policy in self.policies_of(endpoint):
+            yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+        for rollout in self.rollouts_on(endpoint):
+            if rollout.status.result is None:
+                yield Job(Role.ROLLOUT, key_of(rollout)), BATCH_SECONDS
+
     def _after_endpoint(self, change: Change[CloudStackEndpoint]) -> Iterable[tuple[Job, float]]:
         key = change.key
         yield Job(Role.ENDPOINT, key), 0

@@ -37,6 +37,7 @@ from sysvm.api.systemvm import (
 )
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
+from sysvm.domain.inventory import news
 from sysvm.domain.method import Decision, decide
 from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import exclusion, owner_of
@@ -46,7 +47,7 @@ from sysvm.engine.board import Board
 from sysvm.engine.books import Books
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.group_operation import STARTED_ANEW, GroupOperations, is_group_order
-from sysvm.engine.inventory import entry_for, identity_of, target_of
+from sysvm.engine.inventory import Place, Roster, missing_identity, target_of
 from sysvm.engine.looking import Looks, Memory
 from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
@@ -59,6 +60,7 @@ from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
 from sysvm.kube.objects import Key
 from sysvm.kube.queue import Again
+from sysvm.patching.errors import Unreachable
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import OperationReport, Order, SSHAccount
 
@@ -85,6 +87,7 @@ class SystemVMReconciler:
         cluster: Cluster,
         stores: Stores,
         accounts: Accounts,
+        roster: Roster,
         payloads: Payloads,
         board: Board,
         vms: SystemVMs,
@@ -100,6 +103,7 @@ class SystemVMReconciler:
         self._cluster = cluster
         self._stores = stores
         self._accounts = accounts
+        self._roster = roster
         self._payloads = payloads
         self._board = board
         self._vms = vms
@@ -147,22 +151,36 @@ class SystemVMReconciler:
         expected."""
         now = self._clock()
         owner = self._owner(vm, endpoint, now)
-        entry = entry_for(endpoint, vm.metadata.name)
+        place = self._roster.place_of(vm)
         account = self._accounts.get(key_of(endpoint))
         status = vm.status if operation is None else vm.status.model_copy(update={"operation": operation})
         if started_anew is not None and status.host_key is not None and status.host_key.seen_at <= started_anew:
             # Another disk, another key: that is what was ordered, and of nobody else's start is it believed.
             status = status.model_copy(update={"host_key": None})
-        if entry is not None:
-            status = status.model_copy(update={"identity": identity_of(entry)})
+        if place is not None:
+            status = status.model_copy(update={"identity": place.identity})
+        elif status.identity is not None and self._roster.why_missing(vm) is not None:
+            status = status.model_copy(update={"identity": missing_identity(status.identity)})
         noted = self._looks.take_note(key, vm, endpoint, status, now)
-        if noted is None and entry is not None and isinstance(account, SSHAccount) and not endpoint.spec.suspend:
-            wants = owner.payload if owner is not None else None
-            told = vm.model_copy(update={"status": status})
-            self._looks.begin_if_due(key, vm, endpoint, target_of(told, entry, account), wants, now)
+        told = vm.model_copy(update={"status": status})
+        away = facts_of(told, now=now).away is not None
+        if noted is None and place is not None and not away and isinstance(account, SSHAccount):
+            target = target_of(told, place, account)
+            if target is not None and not endpoint.spec.suspend:
+                wants = owner.payload if owner is not None else None
+                self._looks.begin_if_due(key, vm, endpoint, target, wants, now)
         if not await self._report(key, vm, noted or status, owner, now):
             return Again(0.1)
-        return Again(self._looks.seconds_to_next(key, vm, now))
+        self._tell_news(vm, place, ours=operation is not None or open_order(vm) is not None)
+        # What is away is waited for: a sweep finds it again and wakes this key.
+        return None if away else Again(self._looks.seconds_to_next(key, vm, now))
+
+    def _tell_news(self, vm: SystemVM, place: Place | None, *, ours: bool) -> None:
+        """What a sweep found changed. Told once the new identity is stored: a restart in between does not tell it."""
+        if place is None:
+            return
+        for each in news(vm.status.identity, place.identity, ours=ours):
+            self._notices.tell(SYSTEM_VM, vm.metadata, each.reason, "Sweep", each.sentence, warning=each.warning)
 
     # Deciding and reporting
 
@@ -200,6 +218,7 @@ class SystemVMReconciler:
             decision=decision,
             now=now,
             pair_trouble=facts.pair_trouble,
+            absent=self._roster.why_missing(vm),
         )
         handled = memory.request or vm.status.last_handled_reconcile_at
         status = status.model_copy(
@@ -332,10 +351,12 @@ class SystemVMReconciler:
         """None: it cannot be reached now, because the endpoint, its list or its login is missing."""
         namespace = vm.metadata.namespace
         endpoint_key = endpoint_of(vm)
-        endpoint = self._stores.endpoints.get(endpoint_key)
-        entry = entry_for(endpoint, vm.metadata.name)
+        place = self._roster.place_of(vm, to_change=True)
         account = self._accounts.get(endpoint_key)
-        if entry is None or not isinstance(account, SSHAccount):
+        if place is None or not isinstance(account, SSHAccount):
+            return None
+        target = target_of(vm, place, account)
+        if target is None:
             return None
         template = self._stores.templates.get(Key(namespace, order.template))
         payload = self._payloads.get(template)
@@ -348,7 +369,7 @@ class SystemVMReconciler:
         else:  # force-removed: the VM has the order, or it begins with the defaults
             options, checks, timeouts = LivePatchOptions(), Checks(), Timeouts()
         return operations.Work(
-            target=target_of(vm, entry, account),
+            target=target,
             payload=payload,
             order=Order(
                 id=order.id,
@@ -373,7 +394,20 @@ class SystemVMReconciler:
         return max(1.0, min(longest, (order.deadline - self._clock()).total_seconds()))
 
     async def _orphaned(self, key: Key, vm: SystemVM, now: datetime) -> Again | None:
-        """An open order that nobody can carry out. Deleted and out of reach for long: let the object go."""
+        """An open order that nobody can carry out. Its VM is no more: it failed. Deleted and out of reach for long: let
+        the object go."""
+        order = open_order(vm)
+        if order is not None and self._roster.is_gone(vm):
+            name = found_name(vm.status, vm)
+            error = Unreachable(f"{name} is not in CloudStack any more", reason=Reason.VM_GONE)
+            told = vm.status.operation
+            current = told if told is not None and told.id == order.id else operations.begun(order, now)
+            final = operations.failed(current, error, now)
+            if not await self._mirror(key, vm, final, now):
+                return Again(0.1)
+            self._tell_end(vm, final)
+            self._wake_admission(endpoint_of(vm))
+            return Again(0)
         deleted = vm.metadata.deletion_timestamp
         if deleted is None or now - deleted < ORPHAN_GRACE:
             return Again(5)

@@ -9,6 +9,8 @@ from typing import Any, cast
 import pytest
 from tests.integration.engine import objects
 
+from sysvm.engine.cloud import ManagedClouds
+from sysvm.engine.inventory import Roster
 from sysvm.engine.notices import Notices
 from sysvm.engine.plans import Plans
 from sysvm.engine.policy import PolicyReconciler
@@ -105,7 +107,8 @@ async def announced(stores: Stores) -> str | None:
     """The name of the rollout that the policy announces."""
     witness = Witness()
     cluster = cast("Cluster", witness)
-    await PolicyReconciler(cluster, stores, Plans(cluster), Notices(Nobody()), lambda: NOW).reconcile(KEY)
+    roster = Roster(stores, ManagedClouds(lambda key: None, lambda: NOW))
+    await PolicyReconciler(cluster, stores, roster, Plans(cluster), Notices(Nobody()), lambda: NOW).reconcile(KEY)
     last = witness.statuses[0].get("lastRollout")
     return None if last is None else str(last["name"])
 
