@@ -211,7 +211,8 @@ class _Worker:
             look = await probe_vm(session, target.type)
             look = await compare_files(session, look, payload, target.type, self.patcher.previous_payloads)
             assert look.difference is not None
-            order = live._order_for_vm(self.order, target, payload, look)  # noqa: SLF001 - the stage as it is
+            archive = live._archive_of(payload)  # noqa: SLF001 - the stage as it is
+            order = live._order_for_vm(self.order, target, payload, look, archive)  # noqa: SLF001
             begin: protocol.BeginArgs = {"order": order}
             begun = await session.request("begin", {**begin}, protocol.BeginResult, timeout=120)
             await ready.wait()

@@ -156,7 +156,7 @@ class LivePatcher:
             yield connection, session
 
     def conversation(
-        self, target: Target, *, moved: bool
+        self, target: Target, *, moved: bool = False
     ) -> contextlib.AbstractAsyncContextManager[tuple[Connection, Session]]:
         """For work. `moved`: contact was lost, so the VM is looked for anew."""
         return self._conversation(target, long=True, moved=moved)
@@ -327,7 +327,7 @@ class _Attempt:
     async def _archive_to_keep(self, work: "_Work") -> "_Archive":
         """The archive whose copy and checksum the VM gets. Where the host's has the same content it is the host's, so
         that a start, the command gate and CloudStack's own patch find what they compare with."""
-        ours = _Archive(self._payload.scripts_archive, self._payload.scripts_sha256, self._payload.signature)
+        ours = _archive_of(self._payload)
         connection = work.connection
         if connection is None or connection.hop is None:
             return ours
@@ -514,6 +514,10 @@ class _Archive:
     content: bytes = field(repr=False)
     sha256: str
     signature: str
+
+
+def _archive_of(payload: Payload) -> _Archive:
+    return _Archive(payload.scripts_archive, payload.scripts_sha256, payload.signature)
 
 
 StepFunction = Callable[[_Attempt, _Work], Awaitable[OperationReport | None]]
