@@ -20,17 +20,19 @@ URL = os.environ.get("CLOUDSTACK_URL", "")
 
 
 def small_cloud() -> World:
-    """What the recorded cloud had: a network, VPCs with one tier, with two routers and with none, SSVM and CPVM."""
+    """What the recorded cloud had, and an internal load balancer: a network, VPCs of several kinds, SSVM and CPVM."""
     world = World()
     zone = world.add_zone("Sandbox")
     for name in ("kvm-1", "kvm-2", "kvm-3"):
         world.add_host(zone, name)
     world.add_routers(world.add_network(zone, "net1"))
-    world.add_routers(world.add_vpc(zone, "vpc1", tiers=1))
+    vpc = world.add_vpc(zone, "vpc1", tiers=1)
+    world.add_routers(vpc)
     world.add_routers(world.add_vpc(zone, "rvpc", redundant=True, tiers=1))
     world.add_routers(world.add_vpc(zone, "empty"))
     world.add_cpvm(zone)
     world.add_ssvm(zone)
+    world.add_internal_lb(next(world.tiers(vpc)))
     return world
 
 

@@ -102,7 +102,7 @@ async def test_every_list_can_be_read(access: Access) -> None:
         assert [answers.system_vm(entry) async for entry in client.list_all("listSystemVms", "systemvm")]
         assert await routers(client)
         lists = {
-            ("listInternalLoadBalancerVMs", "internalloadbalancervm"): answers.internal_load_balancer,
+            ("listInternalLoadBalancerVMs", "router"): answers.internal_load_balancer,
             ("listNetworks", "network"): answers.network,
             ("listVPCs", "vpc"): answers.vpc,
         }

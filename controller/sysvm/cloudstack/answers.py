@@ -233,7 +233,10 @@ def router(entry: Answer) -> CloudVM:
 
 
 def internal_load_balancer(entry: Answer) -> CloudVM:
-    """An entry of `listInternalLoadBalancerVMs`, which has the form of a router. Raises `AnswerInvalid`."""
+    """An entry of `listInternalLoadBalancerVMs`, where it is named `router` too. Raises `AnswerInvalid`.
+
+    Its array has that key by CloudStack 4.21 DomainRouterJoinDaoImpl.java; no answer of it was recorded.
+    """
     return _router(_checked(_Router, "internalloadbalancervm", entry), "internalloadbalancervm")
 
 
