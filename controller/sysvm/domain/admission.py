@@ -188,10 +188,11 @@ def _free_finished_slots(state: EndpointState, lanes: tuple[_Lane, ...]) -> _Led
                 if _is_for_the_group(order.method, order.route):
                     ledger.together[facts.name] = order.rollout
     for lane in lanes:
-        planned = {entry.name for entry in lane.running.plan.entries} | {facts.name for facts in lane.view.in_work}
+        own = {facts.name for facts in lane.view.in_work}
         # A rollout that goes back has nothing left to protect from its failures, and they would hold it up for ever.
         held = frozenset() if lane.returning else holding_slots(lane.name, lane.view)
-        ledger.holding[lane.name] = (planned & ledger.in_work) | held
+        taken = {name for name in ledger.in_work if name in own or name in lane.running.plan.planned}
+        ledger.holding[lane.name] = taken | held
     return ledger
 
 

@@ -181,21 +181,26 @@ class VMFacts:
     @property
     def zone_group(self) -> str | None:
         """`secstorage@zone`: the VMs that serve a zone together; None for routers. No zone counts as one zone."""
-        if self.identity is None or not self.is_zone_type:
+        identity = self.identity
+        if identity is None or identity.type not in ZONE_TYPES:
             return None
-        return f"{self.identity.type}@{self.identity.zone or ''}"
+        return f"{identity.type}@{identity.zone or ''}"
 
     @property
     def group(self) -> str | None:
         """VMs of one group are never in work together: the given group, else the SSVMs or CPVMs of the zone."""
-        if self.identity is not None and self.identity.group:
-            return self.identity.group
-        return self.zone_group
+        identity = self.identity
+        return (identity.group or self.zone_group) if identity is not None else None
 
     @property
     def groups(self) -> frozenset[str]:
         """Every group it belongs to: an SSVM with a group of its own still is one of its zone's SSVMs."""
-        return frozenset(group for group in (self.group, self.zone_group) if group)
+        identity = self.identity
+        if identity is None:
+            return frozenset()
+        zone_group = self.zone_group
+        given = (identity.group,) if identity.group else ()
+        return frozenset((*given, zone_group)) if zone_group else frozenset(given)
 
     def operation_in(self, rollout: str) -> OperationStatus | None:
         """The last operation, if it has ended, belonged to this rollout and nothing newer was ordered."""

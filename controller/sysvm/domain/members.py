@@ -83,10 +83,10 @@ class RolloutView(Buckets):
 
 def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> RolloutView:
     """Sorts the members of the plan, and those that appeared later. `vms`: SystemVM name -> facts, of the endpoint."""
-    uids = {entry.name: entry.uid for entry in plan.entries}
+    planned = plan.planned
     successors = _told_of_failures(rollout, successors_of(rollout, plan, vms))
     waves = tuple(
-        _wave_view(rollout, plan, wave, [(name, uids[name]) for name in wave.members], vms, successors)
+        _wave_view(rollout, plan, wave, [(name, planned[name].uid) for name in wave.members], vms, successors)
         for wave in plan.waves
     )
     failed = [facts for wave in waves for facts in wave.failed]
@@ -107,16 +107,15 @@ def successors_of(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> d
     A recreated VM has another name and another id: what the plan and its approvals said of a router of a network, or of
     a system VM of a zone, they say of the one that took its place.
     """
-    known = {entry.name for entry in plan.entries}
-    known |= {vm.name for wave in rollout.status.waves for vm in wave.appended}
+    planned = plan.planned
     gone: dict[str, list[str]] = defaultdict(list)
-    members = set(plan.members)
-    for entry in plan.entries:
-        facts = vms.get(entry.name)
-        if entry.name in members and entry.group is not None and (facts is None or facts.uid != entry.uid):
-            gone[entry.group].append(entry.name)
+    for name in plan.members:
+        facts, entry = vms.get(name), planned[name]
+        if (facts is None or facts.uid != entry.uid) and entry.group is not None:
+            gone[entry.group].append(name)
     if not gone:
         return {}
+    known = planned.keys() | {vm.name for wave in rollout.status.waves for vm in wave.appended}
     new: dict[str, list[VMFacts]] = defaultdict(list)
     for name in sorted(vms):
         facts = vms[name]
@@ -213,7 +212,7 @@ def _wave_view(
 
 def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
     name = rollout.metadata.name
-    if facts.in_work and facts.order is not None and facts.order.rollout == name:
+    if facts.order is not None and facts.order.rollout == name and facts.in_work:
         return "in_work"
     operation = facts.operation_in(name)
     if operation is not None and operation.result is OperationResult.SUCCEEDED:
