@@ -330,6 +330,8 @@ class ObservedHostPayload(ApiModel):
     """Hypervisor host that was asked."""
     checksum: Annotated[str, Field(max_length=140)]
     """Of its cloud-scripts.tgz, in the algorithm of the VM's signature."""
+    checksums: Annotated[tuple[Annotated[str, Field(max_length=140)], ...], Field(max_length=4)] = ()
+    """The same in every algorithm that CloudStack knows: MD5 up to 4.21, SHA-512 from 4.22 on."""
     revision: Annotated[str, Field(max_length=64)] | None = None
     """Digest of its scripts by content, to compare with scriptsRevision of a release; absent: the archive cannot be
     read."""

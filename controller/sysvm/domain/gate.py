@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedManagement
+from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement
 from sysvm.domain.cloud import CloudVM, CloudZone, Snapshot
 from sysvm.domain.conditions import bounded
 from sysvm.domain.facts import Release, VMFacts
@@ -283,7 +283,13 @@ def would_install(facts: VMFacts, release: Release) -> Installs:
             f"host {found.host} of {facts.vm} holds another payload than {release.version}, and that would be installed"
         )
         return Installs(why_not=told, known=True)
-    return Installs(checksum=bare_hex(found.checksum), known=True)
+    return Installs(checksum=checksum_of(found, release), known=True)
+
+
+def checksum_of(found: ObservedHostPayload, release: Release) -> str | None:
+    """Hex digits of a host's archive as the release computes signatures, whatever the VM's old scripts used."""
+    wanted = f"{release.signature.algorithm}:"
+    return bare_hex(next((each for each in found.checksums if each.startswith(wanted)), found.checksum))
 
 
 def names_version_check(management: ObservedManagement) -> bool:

@@ -7,11 +7,11 @@ wants, and the payloads that looks found on hypervisor hosts. None of it is aske
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sysvm.api.systemvm import ObservedManagement, SystemVM, SystemVMStatus
+from sysvm.api.systemvm import ObservedHostPayload, ObservedManagement, SystemVM, SystemVMStatus
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.cloud import Snapshot
 from sysvm.domain.facts import Release
-from sysvm.domain.gate import PayloadOrigin, ServerPayload, Witness, management_of, server_payload
+from sysvm.domain.gate import PayloadOrigin, ServerPayload, Witness, checksum_of, management_of, server_payload
 from sysvm.engine.ports import SnapshotOf
 from sysvm.engine.stores import Stores, endpoint_of
 from sysvm.kube.objects import Key
@@ -28,8 +28,7 @@ class _Seen:
 
     at: datetime
     taken_at: datetime
-    by_host: tuple[tuple[str, str, str | None], ...]
-    """Host, checksum, revision."""
+    payloads: tuple[ObservedHostPayload, ...]
 
 
 class Books:
@@ -54,12 +53,12 @@ class Books:
         versions = {host.name: host.version for host in snapshot.hosts.values()}
         witnesses = (
             Witness(
-                host=host,
-                version=versions.get(host),
-                checksum=checksum,
-                holds_release=revision is not None and revision == release.scripts_revision,
+                host=found.host,
+                version=versions.get(found.host),
+                checksum=checksum_of(found, release) or "",
+                holds_release=found.revision is not None and found.revision == release.scripts_revision,
             )
-            for host, checksum, revision in self._hosts(endpoint, snapshot, now)
+            for found in self._hosts(endpoint, snapshot, now)
         )
         return server_payload(
             origin_of(template), release.signature.value, witnesses, server_version=snapshot.server_version
@@ -88,24 +87,24 @@ class Books:
             return status
         return status.model_copy(update={"observed": observed.model_copy(update={"management": told})})
 
-    def _hosts(self, endpoint: Key, snapshot: Snapshot, now: datetime) -> tuple[tuple[str, str, str | None], ...]:
+    def _hosts(self, endpoint: Key, snapshot: Snapshot, now: datetime) -> tuple[ObservedHostPayload, ...]:
         known = self._seen.get(endpoint)
         if known is None or known.taken_at != snapshot.taken_at or now - known.at >= WITNESSES_FOR:
             known = _Seen(now, snapshot.taken_at, self._look_through(endpoint))
             self._seen[endpoint] = known
-        return known.by_host
+        return known.payloads
 
-    def _look_through(self, endpoint: Key) -> tuple[tuple[str, str, str | None], ...]:
+    def _look_through(self, endpoint: Key) -> tuple[ObservedHostPayload, ...]:
         """By the newest look at a VM of each host: a host that was upgraded is another witness from then on."""
-        newest: dict[str, tuple[datetime, str, str | None]] = {}
+        newest: dict[str, tuple[datetime, ObservedHostPayload]] = {}
         for vm in self._stores.vms_of(endpoint):
             observed = vm.status.observed
             found = observed.host_payload if observed is not None else None
             if observed is None or found is None:
                 continue
             if found.host not in newest or newest[found.host][0] < observed.at:
-                newest[found.host] = observed.at, found.checksum, found.revision
-        return tuple((host, checksum, revision) for host, (_, checksum, revision) in sorted(newest.items()))
+                newest[found.host] = observed.at, found
+        return tuple(found for _, (_, found) in sorted(newest.items()))
 
 
 def origin_of(template: SystemVMTemplate) -> PayloadOrigin:

@@ -140,6 +140,7 @@ def _host_payload(found: Observation) -> ObservedHostPayload | None:
     return ObservedHostPayload(
         host=kept.host[:253],
         checksum=f"{algorithm}:{kept.files.checksums[algorithm]}",
+        checksums=tuple(f"{name}:{value}" for name, value in sorted(kept.files.checksums.items()))[:4],
         revision=kept.scripts_revision,
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall
+from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload
 from sysvm.domain.cloud import CloudNetwork, CloudVM, CloudVMState, CloudVPC, CloudZone, Snapshot
 from sysvm.domain.gate import (
     Claim,
@@ -19,6 +19,7 @@ from sysvm.domain.gate import (
     ServerPayload,
     Witness,
     api_patch,
+    checksum_of,
     gate_of,
     management_of,
     names_version_check,
@@ -249,3 +250,13 @@ def test_a_claim_of_success_is_believed_only_when_everything_agrees(claim: Claim
 def test_the_books_of_an_ssvm_say_nothing() -> None:
     claim = replace(TRUE, software_version=None)
     assert not unverified(claim, signature=OURS, server_version="4.21.0.0", router=False)
+
+
+@pytest.mark.parametrize("seen_in", ["md5", "sha512"])
+def test_a_hosts_archive_is_known_as_the_release_computes_it_whatever_the_vm_still_uses(seen_in: str) -> None:
+    """CloudStack 4.22 computes SHA-512 where 4.21 had MD5: the VM to be patched still has the old one."""
+    both = ("md5:" + "1" * 32, f"sha512:{OURS}")
+    found = ObservedHostPayload(
+        host="kvm-1", checksum=next(each for each in both if each.startswith(seen_in)), checksums=both, revision=b.NEW
+    )
+    assert checksum_of(found, b.release()) == OURS
