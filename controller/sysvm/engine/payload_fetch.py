@@ -147,8 +147,9 @@ class PayloadFetcher:
         known_hosts = (await self._value(CONFIG_MAP, namespace, source.known_hosts_ref)).decode("utf-8", "replace")
         _prove_readable(SECRET, source.key_secret_ref, lambda: load_private_key(private_key))
         _prove_readable(CONFIG_MAP, source.known_hosts_ref, lambda: load_known_hosts(known_hosts))
-        login = HostLogin(source.user, source.port, private_key, known_hosts)
-        return Machines(tuple(Machine(HostPlace(address, address), login) for address in sorted(source.addresses)))
+        login = HostLogin(source.user, source.port, private_key, known_hosts, field_name="managementServer")
+        places = (HostPlace(address, address, "management server") for address in sorted(source.addresses))
+        return Machines(tuple(Machine(place, login) for place in places))
 
     # Secrets and ConfigMaps
 

@@ -76,9 +76,9 @@ def hypervisor_checker(place: HostPlace, login: HostLogin, offered: Sequence[str
     def explain(seen: SeenHostKey) -> HostUnreachable:
         known = "another key" if listed[0] or listed[1] else "no line"
         return HostUnreachable(
-            f"hypervisor host {place.told(login.port)} showed the host key {seen.fingerprint} ({seen.type}), and the "
-            f"known_hosts of its route has {known} for it; nothing was sent to it. If the key is right, put it under "
-            f"{place.name} or {place.address} there; if not, somebody else answers at this address",
+            f"{place.kind} {place.told(login.port)} showed the host key {seen.fingerprint} ({seen.type}), and "
+            f"{login.field_name}.knownHostsRef has {known} for it; nothing was sent to it. If the key is right, put it "
+            f"under {place.name} or {place.address} there; if not, somebody else answers at this address",
             reason=Reason.HOST_NOT_TRUSTED,
             retryable=False,
         )

@@ -140,7 +140,7 @@ class MachineSource:
             found = await asyncio.to_thread(self.sources.kept.find, digest)
             if found is not None:
                 return found
-            with self.sources.kept.arriving(f"{file.path} of {machine.name}", digest) as arrival:
+            async with self.sources.kept.arriving_slowly(f"{file.path} of {machine.name}", digest) as arrival:
                 async for part in self.machines.read(machine, file):
                     await asyncio.to_thread(arrival.write, part)
             await asyncio.to_thread(self.sources.kept.trim)

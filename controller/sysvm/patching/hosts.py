@@ -122,11 +122,11 @@ class HostPayloads:
 
     async def _fetch(self, place: HostPlace, login: HostLogin, file: HostFile) -> bytes:
         if file.size > archives.SCRIPTS_LIMITS.packed_bytes:
-            raise PayloadError(f"{file.path} of hypervisor host {place.name} has {file.size} bytes: it is no payload")
+            raise PayloadError(f"{file.path} of {place.kind} {place.name} has {file.size} bytes: it is no payload")
         packed = b"".join([piece async for piece in read_file(self.jumps, place, login, file)])
         if hashlib.sha256(packed).hexdigest() != file.sha256:
             raise PayloadError(
-                f"{file.path} of hypervisor host {place.name} was replaced while it was read", retryable=True
+                f"{file.path} of {place.kind} {place.name} was replaced while it was read", retryable=True
             )
         return packed
 
@@ -156,7 +156,7 @@ async def read_file(
             continue
         if offset < file.size:
             raise PayloadError(
-                f"{file.path} of hypervisor host {place.name} ends after {offset} of {file.size} bytes: it was "
+                f"{file.path} of {place.kind} {place.name} ends after {offset} of {file.size} bytes: it was "
                 "replaced while it was read",
                 retryable=True,
             )

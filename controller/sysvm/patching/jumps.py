@@ -68,7 +68,7 @@ class Hop:
 
     @property
     def name(self) -> str:
-        return f"hypervisor host {self.place.told(self.login.port)}"
+        return f"{self.place.kind} {self.place.told(self.login.port)}"
 
 
 _Name = tuple[HostPlace, int, str, str]
@@ -167,7 +167,7 @@ class Jumps:
         try:
             options = await self.dialler.options(login.user, login.private_key)
         except KeyUnreadable as error:
-            raise KeyUnreadable(f"{error} It is the key for hypervisor host {place.name}.") from error
+            raise KeyUnreadable(f"{error} It is the key for {place.kind} {place.name}.") from error
         try:
             return await self.dialler.dial(Door(place.address, login.port), options, checker)
         except (OSError, asyncssh.Error) as error:
@@ -194,13 +194,13 @@ def _explain(
     place: HostPlace, login: HostLogin, checker: HostKeyChecker, error: Exception, seconds: float
 ) -> HostUnreachable:
     """Why a hypervisor host cannot be logged in to: the end of a sentence that begins with the VM."""
-    name = f"hypervisor host {place.told(login.port)}"
+    name = f"{place.kind} {place.told(login.port)}"
     if checker.rejected is not None:
         told = checker.explain(seen_key(checker.rejected))
         return HostUnreachable(str(told), reason=told.reason, retryable=told.retryable)
     if isinstance(error, asyncssh.PermissionDenied):
         return HostUnreachable(
-            f"{name} does not accept the SSH key of its route for user {login.user}: check jump.keySecretRef and the "
+            f"{name} does not accept the SSH key for user {login.user}: check {login.field_name}.keySecretRef and the "
             "host's authorized_keys",
             reason=Reason.HOST_REFUSES,
             retryable=False,

@@ -5,11 +5,12 @@ ninety megabytes again, and so that a file that changes behind a URL, in a mount
 running rollout. A file gets its name only when it is whole.
 """
 
+import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
@@ -120,6 +121,18 @@ class PayloadCache:
             partial.replace(self.path(arrival.digest))
         finally:
             partial.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def arriving_slowly(self, shown: str, digest: str | None = None) -> AsyncIterator[Arrival]:
+        """`arriving` for who must not wait for the disk: syncing a file of ninety megabytes takes a while."""
+        arrivals = self.arriving(shown, digest)
+        arrival = await asyncio.to_thread(arrivals.__enter__)
+        try:
+            yield arrival
+        except BaseException as error:
+            await asyncio.to_thread(arrivals.__exit__, type(error), error, error.__traceback__)
+            raise
+        await asyncio.to_thread(arrivals.__exit__, None, None, None)
 
     def contents_of(self, package_digest: str) -> PackageContents | None:
         """What was found in a package when it was read; None: never read, or not to be understood."""

@@ -17,6 +17,8 @@ class HostPlace:
 
     name: str
     address: str
+    kind: str = "hypervisor host"
+    """What it is, for sentences: management servers are logged in to in the same way."""
 
     def told(self, port: int) -> str:
         return f"{self.name} ({self.address} port {port})"
@@ -33,6 +35,8 @@ class HostLogin:
     """known_hosts text: a host that it does not list is sent nothing."""
     connections: int = 4
     """Open connections to VMs through one host at once."""
+    field_name: str = "jump"
+    """Of the field that holds it, for sentences."""
 
 
 @dataclass(frozen=True, slots=True)

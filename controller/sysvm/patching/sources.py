@@ -146,15 +146,13 @@ class PayloadSources:
         return found
 
     async def _download(self, url: str, digest: str) -> None:
-        async with http_session(self.tls) as session:
-            with self.kept.arriving(url, digest) as arrival:
-                await download(session, url, arrival)
+        async with http_session(self.tls) as session, self.kept.arriving_slowly(url, digest) as arrival:
+            await download(session, url, arrival)
 
     async def _pull(self, source: OciSource, digest: str, login: oci.RegistryLogin | None) -> None:
         reference = oci.OciReference.parse(source.ref)
-        async with http_session(self.tls) as session:
-            with self.kept.arriving(reference.shown, digest) as arrival:
-                await oci.pull(session, reference, digest, login, arrival)
+        async with http_session(self.tls) as session, self.kept.arriving_slowly(reference.shown, digest) as arrival:
+            await oci.pull(session, reference, digest, login, arrival)
 
     def _keep(self, content: bytes, digest: str, shown: str) -> None:
         with self.kept.arriving(shown, digest) as arrival:
