@@ -163,7 +163,8 @@ def test_architecture_counts_the_rules_as_they_are() -> None:
 
 def _word(number: int) -> str:
     words = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    words += "seventeen eighteen nineteen twenty"
+    words += "seventeen eighteen nineteen twenty twenty-one twenty-two "
+    words += "twenty-three twenty-four twenty-five"
     return words.split()[number]
 
 
