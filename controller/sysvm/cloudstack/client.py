@@ -125,7 +125,7 @@ class CloudStack:
             raise ValueError(f"{command} is not one of the commands that only read")
         for attempt in range(1, READ_TRIES + 1):
             try:
-                return await self._once(command, params, self._clock() + READ_EXPIRES)
+                return await self._once(command, params, self._expires(READ_EXPIRES))
             except LostAnswer as lost:
                 error = lost.error
             except Throttled as throttled:
@@ -184,10 +184,8 @@ class CloudStack:
             raise ValueError(f"{command} is not one of the commands that change something")
         if self._may_change is None:
             raise ChangeRefused("not sent: the endpoint has management: Observe", command=command)
-        # By the server's clock, if ours is ahead: a copy of the request that is held up must not be accepted later.
-        ahead = max(self.clock_ahead or timedelta(0), timedelta(0))
         try:
-            return await self._once(command, params, self._clock() - ahead + CHANGE_EXPIRES)
+            return await self._once(command, params, self._expires(CHANGE_EXPIRES))
         except LostAnswer as lost:
             raise OutcomeUnknown(f"no usable answer came: {lost.error.what}", command=command) from lost.error
 
@@ -228,6 +226,14 @@ class CloudStack:
             if not job.ended:
                 found.append(job)
         return tuple(found)
+
+    def _expires(self, lifetime: timedelta) -> datetime:
+        """By the server's clock, if ours is ahead: what is held up must not be accepted later than `lifetime` from now.
+
+        A server with `enforce.post.requests.and.timestamps` refuses what expires too far ahead, besides.
+        """
+        ahead = max(self.clock_ahead or timedelta(0), timedelta(0))
+        return self._clock() - ahead + lifetime
 
     async def _once(self, command: str, params: dict[str, Param], expires: datetime) -> Answer:
         await self._rate.turn()

@@ -11,7 +11,7 @@ from aiohttp import web
 from tests.unit.cloudstack.recorded import FULL, Server, answer, client, cut, recorded
 
 from sysvm.api.endpoint import Management
-from sysvm.cloudstack.client import CHANGE_EXPIRES, MayChange
+from sysvm.cloudstack.client import CHANGE_EXPIRES, READ_EXPIRES, MayChange
 from sysvm.cloudstack.commands import CHANGES, READS
 from sysvm.cloudstack.errors import BadParameter, ChangeRefused, CloudStackError, OutcomeUnknown, ServerError
 from sysvm.domain.group_operation import QUIET
@@ -97,7 +97,9 @@ async def test_a_clock_that_is_ahead_does_not_lengthen_the_life_of_a_change(serv
     async with client(server, may_change=FULL, clock=lambda: NOW) as cloud:
         await cloud.call("listZones")
         await cloud.submit("restartNetwork", id="a")
-    assert expires_of(server) == NOW - timedelta(minutes=30) + CHANGE_EXPIRES
+        assert expires_of(server) == NOW - timedelta(minutes=30) + CHANGE_EXPIRES
+        await cloud.call("listZones")
+        assert expires_of(server) == NOW - timedelta(minutes=30) + READ_EXPIRES
 
 
 async def test_keys_and_signatures_are_never_in_a_url(server: Server) -> None:
