@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sysvm.api.base import REQUESTED_AT_ANNOTATION
+from sysvm.api.base import REQUESTED_AT_ANNOTATION, format_time
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.policy import Route
 from sysvm.api.reasons import EventReason, Reason
-from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
+from sysvm.api.systemvm import Observed, PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
 from sysvm.domain.pairs import SAMPLES
 from sysvm.domain.running import must_look_again
@@ -167,6 +167,25 @@ class Looks:
             return self._failed(vm, endpoint, status, memory, handle, seconds, now)
         return self._found(key, vm, endpoint, status, memory, handle.result, seconds, now)
 
+    def _tell_what_others_did(self, vm: SystemVM, status: SystemVMStatus, now: Observed) -> None:
+        """A start or a patch that no operation of ours explains: by high availability, CloudStack, or a person."""
+        before = status.observed
+        last = status.operation
+        ours = last is not None and (last.finished_at is None or before is None or before.at <= last.finished_at)
+        if before is None or ours:
+            return
+        name = status.identity.name if status.identity else vm.metadata.name
+        if before.boot_id and now.boot_id and before.boot_id != now.boot_id:
+            told = f"{name} was started anew since {format_time(before.at)}, and not by this operator"
+            self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.RESTARTED_OUTSIDE, "Look", told)
+        if before.signature is not None and before.signature != now.signature:
+            value = now.signature.value[:12] if now.signature is not None else "nothing"
+            told = (
+                f"the signature of {name} is {value}, it was {before.signature.value[:12]}: its scripts changed "
+                "without an operation of this operator"
+            )
+            self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.PATCHED_OUTSIDE, "Look", told, warning=True)
+
     def _is_due(self, key: Key, vm: SystemVM, memory: Memory, wants: Payload | None, now: datetime) -> bool:
         ended = vm.status.operation.finished_at if vm.status.operation else None
         if ended is not None and now < ended + AFTER_OPERATION:
@@ -301,6 +320,7 @@ class Looks:
         self._board.looked(key)
         refresh = min(REFRESH, endpoint.spec.scan.content)
         observed = observed_from(status.observed, found, force_time=waited_for, refresh=refresh, ended=ended)
+        self._tell_what_others_did(vm, status, observed)
         if found.content is None and status.observed is not None and observed.signature != status.observed.signature:
             memory.compare_next = True
             memory.next_look = now
