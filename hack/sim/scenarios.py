@@ -306,6 +306,22 @@ async def newcomer(world: World) -> None:
 # What the cloud does
 
 
+async def upgraded(world: World) -> None:
+    world.management_server("4.20.1.0", ams="4.19.1")
+    begin(world, strategy=STAGES, approval={"before": ["rest"]})
+    await world.wait(minutes=5)
+    approve(world, "rest")
+    world.narrator.say("cloud", "the management server is upgraded to 4.20.2.0")
+    world.management_server("4.20.2.0", ams="4.20.1")
+    await world.wait(hours=2)
+    rollout = world.rollouts()[0]
+    world.narrator.say("operations", "accepts what changed")
+    world.apply(ROLLOUT, rollout["metadata"]["name"], {"acceptCloud": rollout["status"]["cloud"]["word"]})
+    await world.wait(minutes=30)
+    approve(world, "rest", "again")
+    await world.until(world.has_ended)
+
+
 async def unreachable(world: World) -> None:
     await begun(world, 10, strategy={"retry": {"limit": 2, "backoff": "1m", "reasons": ["SSHUnreachable"]}})
     world.narrator.say("cloud", "r-3-VM stops answering")
@@ -404,6 +420,23 @@ async def two_rollouts(world: World) -> None:
     world.policy("first", selector={"names": ["r-1-VM", "r-3-VM"]}, strategy={"maxUnavailable": 2})
     world.policy("second", selector={"names": ["r-2-VM", "r-4-VM"]}, strategy={"maxUnavailable": 2})
     await world.until(lambda: world.has_ended("first") and world.has_ended("second"))
+
+
+async def in_order(world: World) -> None:
+    """The set of policies of docs/upgrade.md, the last one made first."""
+    world.endpoint()
+    world.release("new")
+    types = {"types": ["router"]}
+    order: dict[str, dict[str, Any]] = {
+        "single-routers": {"selector": {**types, "redundancy": "Single"}, "after": [{"name": "redundant-routers"}]},
+        "redundant-routers": {"selector": {**types, "redundancy": "Redundant"}, "after": [{"name": "system-vms"}]},
+        "system-vms": {"selector": {"types": ["secstorage", "consoleproxy"]}},
+    }
+    for name, spec in order.items():
+        world.policy(name, strategy={"maxUnavailable": 5}, **spec)
+        await world.wait(minutes=1)
+    await world.until(lambda: world.has_ended("single-routers"))
+    await world.wait(minutes=1)
 
 
 async def operator_dies(world: World) -> None:
@@ -536,6 +569,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("leaves", "A VM leaves in the middle", routers, leaves),
     Scenario("two-policies", "Two policies want one VM", lambda: routers(3), two_policies),
     Scenario("two-rollouts", "Two rollouts share pairs", lambda: [*pair(), *pair(3, "net2")], two_rollouts),
+    Scenario("cloud-changed", "The management server is upgraded in the middle", routers, upgraded),
+    Scenario(
+        "in-order",
+        "System VMs, then pairs, then single routers",
+        lambda: [*storage(2), *storage(1, type_=SystemVMType.CONSOLEPROXY), *pair(), *_more()],
+        in_order,
+    ),
     Scenario("operator-dies", "The operator dies in the middle", routers, operator_dies),
 )
 

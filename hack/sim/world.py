@@ -20,6 +20,7 @@ from sim.narrator import Narrator
 from sim.payloads import archive
 from sim.server import WATCH_SECONDS, Server, SimulatedCluster, Wire, version_of
 from sysvm.api.base import format_time
+from sysvm.domain.cloud import CloudZone, Snapshot
 from sysvm.engine.engine import Engine, Sizes
 from sysvm.engine.resources import CONFIG_MAP, ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE, WATCHED
 from sysvm.engine.stores import Stores
@@ -134,6 +135,8 @@ class World:
         self.epoch = 0
         self.writes = 0
         self.failures: list[str] = []
+        self.cloud: Snapshot | None = None
+        """What the last sweep found; None: the endpoint has no management server."""
         self._killed = asyncio.Event()
         self._changed = asyncio.Event()
         self.server.listen(self._watch)
@@ -195,6 +198,7 @@ class World:
             sizes=Sizes(workers=4, operations=50, looks=50),
             guarded=self.guarded,
             queue_observer=_Failures(self.failures),
+            snapshot_of=lambda endpoint: self.cloud,
         )
         self.life = Life(stores, wire, vms, engine, deaths)
         self.life.task = asyncio.ensure_future(engine.run())
@@ -279,6 +283,18 @@ class World:
 
     def policy(self, name: str = "routers", *, template: str = "new", **spec: Any) -> None:
         self.apply(POLICY, name, {"endpointRef": {"name": "prod"}, "templateRef": {"name": template}, **spec})
+
+    def management_server(self, version: str, **minimum: str) -> None:
+        """From now on the sweeps find this version, and these lowest template versions by zone (`ams="4.19.1"`)."""
+        self.cloud = Snapshot(
+            taken_at=now(),
+            server_version=version,
+            zones={name: CloudZone(id=name, name=name, min_template_version=said) for name, said in minimum.items()},
+            hosts={},
+            vms={},
+            networks={},
+            vpcs={},
+        )
 
     def rollouts(self, policy: str = "routers") -> list[Object]:
         found = [one for one in self.server.all(ROLLOUT) if one["spec"]["policyRef"]["name"] == policy]
