@@ -28,7 +28,7 @@ from sysvm.operator.leading import LedVMs, LedWrites, reads_its_lease
 from sysvm.operator.probes import ProbeServer
 from sysvm.operator.settings import Settings
 from sysvm.operator.watch import WatchThread
-from sysvm.patching.host_source import MachineSource, SSHMachines
+from sysvm.patching.host_source import MachineFiles, MachineSource, SSHMachines
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.sources import PayloadSources
 from sysvm.telemetry.metrics import Metrics
@@ -46,9 +46,11 @@ EXIT_LEADERSHIP_LOST = 3
 class App:
     """One run of the operator. `vms` is the VM layer; None: live patch over SSH."""
 
-    def __init__(self, settings: Settings, vms: SystemVMs | None = None) -> None:
+    def __init__(self, settings: Settings, vms: SystemVMs | None = None, machines: MachineFiles | None = None) -> None:
         self._settings = settings
         self._vms = vms or LivePatcher()
+        # Hosts are read over the connections that lead to their VMs; whoever replaces those brings his own.
+        self._machines = SSHMachines(self._vms.hosts) if isinstance(self._vms, LivePatcher) else machines
         self._metrics = Metrics()
         self._stores = Stores()
         self._engine: Engine | None = None
@@ -151,7 +153,7 @@ class App:
             sizes=Sizes(settings.workers, settings.operations, settings.looks),
             queue_observer=self._metrics,
             leads=reads_its_lease(leader, cluster, settings.namespace, LEASE_NAME, epoch),
-            machines=self._machines(sources),
+            machines=MachineSource(self._machines, sources) if self._machines is not None else None,
         )
         self._count_objects()
         login = Login(kubeconfig=settings.kubeconfig)
@@ -173,10 +175,6 @@ class App:
             recorder.stop()
             await asyncio.wait((watching,), timeout=10.0)
             watching.cancel()
-
-    def _machines(self, sources: PayloadSources) -> MachineSource | None:
-        """Hosts are read over the connections that lead to their VMs; whoever replaces those has none."""
-        return MachineSource(SSHMachines(self._vms.hosts), sources) if isinstance(self._vms, LivePatcher) else None
 
     async def _list(self, relisters: list[Relister[object]]) -> None:
         for relister in relisters:

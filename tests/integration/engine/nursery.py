@@ -9,27 +9,57 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 from tests.integration.engine.simulated_vms import Fleet, SimulatedVMs
 
+from sysvm.domain import group_operation
 from sysvm.operator.app import App
 from sysvm.operator.main import until_told
 from sysvm.operator.settings import Settings
+from sysvm.patching.host_source import Machine
+from sysvm.patching.results import HostFile, HostFiles
 from sysvm.telemetry import logs
 
 FLEET = "SYSVM_TEST_FLEET"
+MACHINES = "SYSVM_TEST_MACHINES"
+"""Folder with a folder for each machine that holds a payload."""
+QUIET = "SYSVM_TEST_QUIET_SECONDS"
+"""How long nothing may move before an unknown call is judged, instead of three minutes."""
+
+
+class FolderMachines:
+    """Machines whose files lie in folders of this one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def files(self, machine: Machine) -> HostFiles | None:
+        path = self._folder / machine.name / "cloud-scripts.tgz"
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+        return HostFiles(HostFile(str(path), len(content), hashlib.sha256(content).hexdigest()), None, {})
+
+    async def read(self, machine: Machine, file: HostFile) -> AsyncIterator[bytes]:
+        yield Path(file.path).read_bytes()
 
 
 def live(environment: dict[str, str]) -> None:
     """One life of the operator."""
     os.environ.update(environment)
+    if QUIET in environment:
+        group_operation.QUIET = timedelta(seconds=float(environment[QUIET]))
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format)
-    asyncio.run(until_told(App(settings, SimulatedVMs(Fleet(Path(environment[FLEET]))))))
+    machines = FolderMachines(Path(environment[MACHINES])) if MACHINES in environment else None
+    asyncio.run(until_told(App(settings, SimulatedVMs(Fleet(Path(environment[FLEET]))), machines)))
 
 
 def main() -> None:
