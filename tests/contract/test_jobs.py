@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.contract.asking import Answers, Live, Reply, Situation, situation
+from tests.contract.asking import JOB_SECONDS, Answers, Live, Reply, Situation, situation
 
 from lab.cloud import Patch
 
@@ -14,6 +14,16 @@ async def of_type(cloud: Live, kind: str) -> str:
     return str(
         (await cloud.pick("listSystemVms", "systemvm", lambda vm: vm["state"] == "Running", systemvmtype=kind))["id"]
     )
+
+
+async def another(cloud: Live, gone: str) -> None:
+    """Waits until the server has put another storage VM in the place of one that was destroyed."""
+    async with asyncio.timeout(JOB_SECONDS):
+        while True:
+            listed = (await cloud.call("listSystemVms", systemvmtype="secondarystoragevm")).inner.get("systemvm", [])
+            if any(vm["id"] != gone and vm["state"] == "Running" and vm.get("agentstate") == "Up" for vm in listed):
+                return
+            await asyncio.sleep(cloud.poll_seconds)
 
 
 async def plain_router(cloud: Live) -> dict[str, str]:
@@ -119,12 +129,15 @@ async def test_a_stopped_system_vm_is_not_patched(answers: Answers) -> None:
 async def destroyed_meanwhile(cloud: Live) -> Reply:
     storage = await of_type(cloud, "secondarystoragevm")
     submitted = await cloud.call("patchSystemVm", id=storage, forced="true")
-    await cloud.job("destroySystemVm", id=storage)
+    destroyed = await cloud.job("destroySystemVm", id=storage)
+    assert job(destroyed) == (1, 0)
+    await another(cloud, storage)
     return await cloud.finished(submitted.inner["jobid"])
 
 
 async def test_nothing_keeps_a_vm_from_being_destroyed_while_it_is_patched(answers: Answers) -> None:
-    assert job(await answers.ask(destroyed_meanwhile)) == (1, 0)
+    """What becomes of the patch is the host's affair: a simulated one had done it, a real one has lost its VM."""
+    assert job(await answers.ask(destroyed_meanwhile)) in [(1, 0), (2, 530)]
 
 
 @situation("job.after-ms-kill.0", arranged=True)
@@ -208,7 +221,10 @@ async def test_a_rebooted_system_vm_runs(answers: Answers) -> None:
 
 @situation("destroySystemVm.ssvm.job", changes=True)
 async def destroy(cloud: Live) -> Reply:
-    return await cloud.job("destroySystemVm", id=await of_type(cloud, "secondarystoragevm"))
+    storage = await of_type(cloud, "secondarystoragevm")
+    reply = await cloud.job("destroySystemVm", id=storage)
+    await another(cloud, storage)
+    return reply
 
 
 async def test_a_destroyed_system_vm_is_told_as_it_was(answers: Answers) -> None:
@@ -226,6 +242,7 @@ async def destroy_again(cloud: Live) -> Reply:
         if reply.status != 200:
             break
         await asyncio.sleep(cloud.poll_seconds)
+    await another(cloud, storage)
     return reply
 
 
