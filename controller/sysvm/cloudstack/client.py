@@ -105,6 +105,13 @@ class CloudStack:
     async def close(self) -> None:
         await self._transport.close()
 
+    def give_up_power(self) -> None:
+        """From now on no change leaves: another client asks this server, or the endpoint says `management: Observe`.
+
+        A change that is on its way stays on its way.
+        """
+        self._may_change = None
+
     async def __aenter__(self) -> Self:
         await self.open()
         return self
@@ -182,8 +189,7 @@ class CloudStack:
         """
         if command not in CHANGES:
             raise ValueError(f"{command} is not one of the commands that change something")
-        if self._may_change is None:
-            raise ChangeRefused("not sent: the endpoint has management: Observe", command=command)
+        self._check_power(command)
         try:
             return await self._once(command, params, self._expires(CHANGE_EXPIRES))
         except LostAnswer as lost:
@@ -227,6 +233,10 @@ class CloudStack:
                 found.append(job)
         return tuple(found)
 
+    def _check_power(self, command: str) -> None:
+        if self._may_change is None:
+            raise ChangeRefused("not sent: the endpoint has management: Observe", command=command)
+
     def _expires(self, lifetime: timedelta) -> datetime:
         """By the server's clock, if ours is ahead: what is held up must not be accepted later than `lifetime` from now.
 
@@ -238,6 +248,8 @@ class CloudStack:
     async def _once(self, command: str, params: dict[str, Param], expires: datetime) -> Answer:
         await self._rate.turn()
         async with self._requests_in_flight:
+            if command in CHANGES:
+                self._check_power(command)  # it may have been given up meanwhile
             time = asyncio.get_running_loop().time
             started = time()
             code = 0

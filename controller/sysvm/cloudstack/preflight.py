@@ -27,7 +27,8 @@ class Feature(StrEnum):
     REGISTER = "templates: Register"
 
 
-_JOBS = ("queryAsyncJobResult", "listAsyncJobs")
+_JOBS = ("queryAsyncJobResult", "listAsyncJobs", "listTemplates")
+"""A job is asked for, looked for when its id is lost, and not begun before its template is known."""
 
 COMMANDS: Mapping[Feature, tuple[str, ...]] = {
     Feature.OBSERVE: (
@@ -45,7 +46,7 @@ COMMANDS: Mapping[Feature, tuple[str, ...]] = {
     Feature.REBOOT: ("rebootSystemVm", "rebootRouter", *_JOBS),
     Feature.RECREATE: ("destroySystemVm", "restartNetwork", "restartVPC", *_JOBS),
     Feature.ADOPT: ("listTemplates",),
-    Feature.REGISTER: ("listTemplates", "registerTemplate", "updateTemplate", "updateConfiguration"),
+    Feature.REGISTER: ("listTemplates", "listOsTypes", "registerTemplate", "updateTemplate", "updateConfiguration"),
 }
 """The commands of each feature; every feature needs those of OBSERVE and `listApis` too."""
 

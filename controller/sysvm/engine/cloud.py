@@ -204,6 +204,7 @@ class ManagedClouds:
             cloud.snapshot, cloud.explained, cloud.rival = known.snapshot, known.explained, known.rival
             if known.access.url != access.url:
                 cloud.snapshot = None
+            known.client.give_up_power()
             self._retired.append((self._clock(), known.client))
         self._clouds[endpoint] = cloud
         await self._close_retired()
@@ -213,6 +214,7 @@ class ManagedClouds:
         cloud = self._clouds.pop(endpoint, None)
         self._pool.forget(endpoint)
         if cloud is not None:
+            cloud.client.give_up_power()
             self._retired.append((self._clock(), cloud.client))
         await self._close_retired()
 

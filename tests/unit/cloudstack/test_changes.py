@@ -38,6 +38,29 @@ async def test_without_the_power_no_change_leaves_the_process(server: Server, co
     assert server.seen == []
 
 
+async def test_a_client_that_gave_up_its_power_sends_no_change_any_more(server: Server) -> None:
+    server.says(answer({"restartnetworkresponse": {"jobid": "j"}}))
+    async with client(server, may_change=FULL) as cloud:
+        await cloud.submit("restartNetwork", id="a")
+        cloud.give_up_power()
+        with pytest.raises(ChangeRefused):
+            await cloud.submit("restartNetwork", id="a")
+        await cloud.call("listZones")
+    assert [seen.form["command"] for seen in server.seen] == ["restartNetwork", "listZones"]
+
+
+async def test_a_change_that_waits_its_turn_while_the_power_is_given_up_is_not_sent(server: Server) -> None:
+    server.says(answer({"restartnetworkresponse": {"jobid": "j"}}))
+    async with client(server, may_change=FULL, requests_per_second=5, burst=1) as cloud:
+        await cloud.submit("restartNetwork", id="a")
+        waiting = asyncio.create_task(cloud.submit("restartNetwork", id="a"))
+        await asyncio.sleep(0.02)
+        cloud.give_up_power()
+        with pytest.raises(ChangeRefused):
+            await waiting
+    assert len(server.seen) == 1
+
+
 @pytest.mark.parametrize("command", ["destroyVirtualMachine", "listAndSwitchSamlAccount", "deleteZone", "getUserKeys"])
 async def test_a_command_that_nobody_thought_of_is_not_sent(server: Server, command: str) -> None:
     server.says(answer({}))
