@@ -254,6 +254,7 @@ class EventReason(StrEnum):
     CALL_FAILED = "CallFailed"
     DUPLICATE_GATEWAY = "DuplicateGateway"
     RECREATED = "Recreated"
+    EXTERNAL_RECREATION = "ExternalRecreation"
     GONE = "Gone"
     MIGRATED = "Migrated"
     STATE_CHANGED = "StateChanged"

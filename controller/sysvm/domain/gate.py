@@ -298,6 +298,14 @@ def names_version_check(management: ObservedManagement) -> bool:
     return any(VERSION_CHECK in name for name in management.recreating_checks or ())
 
 
+def suspected_recreation(management: ObservedManagement) -> str | None:
+    """Why CloudStack may have recreated a router by itself; None: its zone recreates none for a failed check."""
+    if not management.recreating_checks:
+        return None
+    checks = ", ".join(management.recreating_checks[:5])
+    return f"its zone recreates routers after a failure of {checks}; see the health checks before more is patched"
+
+
 # What a claim of success must stand up to
 
 

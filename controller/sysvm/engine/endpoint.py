@@ -21,6 +21,7 @@ from sysvm.domain.cloud import Snapshot
 from sysvm.domain.cloud_status import CloudFacts
 from sysvm.domain.conditions import find
 from sysvm.domain.facts import facts_of
+from sysvm.domain.gate import suspected_recreation
 from sysvm.domain.inventory import Delta, Heir, Known, Newcomer
 from sysvm.domain.source_status import Problem, endpoint_status
 from sysvm.engine.cloud import ManagedClouds
@@ -314,6 +315,16 @@ class EndpointReconciler:
     def _tell_recreated(self, metadata: ObjectMeta, note: str, before: Known) -> None:
         more = ", and has its hold or priority" if before.has_wishes else ""
         self._notices.tell(SYSTEM_VM, metadata, EventReason.RECREATED, "Sweep", f"{note}{more}")
+        vm = self._stores.system_vms.get(Key(metadata.namespace, before.name))
+        observed = vm.status.observed if vm is not None else None
+        explained = before.identity is not None and before.identity.id in self._clouds.explained(
+            Key(metadata.namespace, metadata.labels.get(ENDPOINT_LABEL, ""))
+        )
+        if observed is not None and observed.management is not None and not before.in_work and not explained:
+            suspicion = suspected_recreation(observed.management)
+            if suspicion is not None:
+                told = f"{note}, and not by this operator: {suspicion}"
+                self._notices.tell(SYSTEM_VM, metadata, EventReason.EXTERNAL_RECREATION, "Sweep", told, warning=True)
 
     def _wishes(self, namespace: str, before: Known | None) -> Object:
         """What a person wished of a VM, as fields of a spec."""

@@ -24,6 +24,7 @@ from sysvm.domain.gate import (
     management_of,
     names_version_check,
     server_payload,
+    suspected_recreation,
     unverified,
 )
 
@@ -221,6 +222,13 @@ def test_an_ssvm_has_no_minimum_and_no_health_checks() -> None:
     management = management_of(vm("s-1-VM", type=SystemVMType.SECSTORAGE), snapshot(), KNOWN, at=b.NOW)
     assert (management.gate_closed, management.minimum_template_version) == (False, None)
     assert management.recreating_checks is None
+
+
+@pytest.mark.parametrize("checks", [(), None, ("dns_check.py",)])
+def test_only_a_zone_that_recreates_is_suspected_of_it(checks: tuple[str, ...] | None) -> None:
+    cloud = replace(snapshot(vm(), networks=(NETWORK,)), zones={"z1": replace(ZONE, recreating_checks=checks)})
+    told = suspected_recreation(management_of(vm(), cloud, KNOWN, at=b.NOW))
+    assert (told is not None and "dns_check.py" in told) is bool(checks)
 
 
 # Claims
