@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.cloudstack import answers
-from sysvm.cloudstack.errors import BadParameter, ListChanged, NotAllowed
+from sysvm.cloudstack.errors import BadParameter, ListChanged, NoSuchObject, NotAllowed
 from sysvm.cloudstack.transport import Answer, Param
 from sysvm.domain.cloud import CloudHost, CloudNetwork, CloudVM, CloudVPC, CloudZone, Snapshot
 
@@ -91,7 +91,7 @@ async def one_vm(cloud: Lists, vm: CloudVM) -> CloudVM | None:
         params |= {"listall": True, "projectid": "-1"}
     try:
         answer = await cloud.call(command, **params)
-    except BadParameter:
+    except NoSuchObject:
         return None
     entries = answer.get(key)
     return read(entries[0]) if isinstance(entries, list) and entries and isinstance(entries[0], dict) else None
