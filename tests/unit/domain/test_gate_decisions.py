@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.domain.kstatus import kstatus
 
 from sysvm.api.base import ConditionStatus
@@ -210,6 +212,61 @@ def test_other_checks_are_a_warning(checks: tuple[str, ...] | None, said: str) -
     found = decided(seen(False, right=False, recreating_checks=checks))
     assert found.route is SSH
     assert (said in " ".join(found.warnings)) if said else not found.warnings
+
+
+# Whatever the cloud is
+
+CALLS = st.sampled_from([NETWORK, PAIR, TIERS, None])
+CHECKS = st.sampled_from([(), ("dns_check.py",), ("router_version_check.py",), None])
+
+
+@given(
+    closed=st.sampled_from([True, False, None]),
+    right=st.booleans(),
+    call=CALLS,
+    checks=CHECKS,
+    host=st.sampled_from([HOST, HOST.model_copy(update={"revision": b.OLD}), None]),
+    route=st.sampled_from(["Auto", "SSH", "API"]),
+    leave=st.sampled_from(["Never", "Allowed"]),
+    most=st.integers(min_value=1, max_value=4),
+    rule=st.sampled_from(["Require", "Warn"]),
+    methods=st.sets(st.sampled_from(list(AllowedMethod))),
+)
+def test_no_route_is_taken_that_the_policy_or_the_cloud_forbids(
+    closed: bool | None,
+    right: bool,
+    call: ApiPatchCall | None,
+    checks: tuple[str, ...] | None,
+    host: ObservedHostPayload | None,
+    route: str,
+    leave: str,
+    most: int,
+    rule: str,
+    methods: set[AllowedMethod],
+) -> None:
+    options = {"route": route, "plannedFailover": leave, "maxApiPatchesPerRouter": most, "hostPayload": rule}
+    vm = seen(closed, right=right, host=host, api_patch=call, recreating_checks=checks)
+    found = decide(vm, RELEASE, methods=tuple(sorted(methods)), live_patch=LivePatchOptions.model_validate(options))
+    if found.converged:
+        assert closed is False
+        assert right
+    if found.method is PATCH:
+        assert AllowedMethod.LIVE_PATCH in methods
+        assert found.route is not None
+    if found.route is API:
+        assert route == "API" or (route == "Auto" and closed)
+        assert call is not None
+        assert call.patches <= most
+        assert len(call.vms) == 1 or leave == "Allowed"
+        assert host == HOST
+    if found.route is SSH:
+        assert route != "API"
+        assert not right
+        assert route == "SSH" or closed is False
+        assert "router_version_check.py" not in (checks or ())
+    if found.method not in (PATCH, HOLD, NONE):
+        assert closed
+        assert AllowedMethod(found.method) in methods
 
 
 # What a SystemVM and its policy say
