@@ -54,6 +54,9 @@ Leads = Callable[[], Awaitable[bool]]
 _OF_GROUPS = frozenset({machine.Command.RESTART_NETWORK, machine.Command.RESTART_VPC})
 """Commands that change all routers of a network or VPC."""
 
+STALE = timedelta(seconds=15)
+"""An older look at a group is none."""
+
 STARTED_ANEW = frozenset({GroupPhase.UNKNOWN, GroupPhase.VERIFYING})
 """Phases in which a VM may have been started by our own call."""
 
@@ -71,6 +74,8 @@ class Advanced:
     """To be written before `begin` is called with them."""
     again: timedelta | None
     """When the next step of one is due; None: when a step that runs now ends, or an order comes."""
+    taken: frozenset[Key]
+    """Steps whose news is in `operations`. One that ends while they are written keeps its news for next time."""
 
 
 class GroupOperations:
@@ -113,10 +118,13 @@ class GroupOperations:
 
     def advance(self, rollout: Rollout, now: datetime) -> Advanced:
         """Every operation one step further, if there is news of it, and those that orders ask for newly."""
+        now = now.replace(microsecond=0)  # as it is stored
         kept = [op for op in rollout.status.group_operations if not self._is_over(rollout, op)]
+        handles = {_key(rollout, op): self._pool.get(_key(rollout, op)) for op in kept}
+        taken = frozenset(key for key, handle in handles.items() if handle is not None and handle.done)
         operations = [self._stepped(rollout, op, now) for op in kept]
         operations += self._newly_asked_for(rollout, operations, now)
-        return Advanced(tuple(operations), self._next(rollout, operations, now))
+        return Advanced(tuple(operations), self._next(rollout, operations, now), taken)
 
     def _stepped(self, rollout: Rollout, op: GroupOperation, now: datetime) -> GroupOperation:
         if op.phase is GroupPhase.DONE:
@@ -129,6 +137,8 @@ class GroupOperations:
         if handle.result is None:
             return op
         event = self._completed(rollout, op, handle.result, now)
+        if isinstance(event, Looked) and now - event.look.taken_at > STALE:
+            return op  # the cluster took no write for so long that this is history
         judge = self._judge(rollout, op)
         timeouts = rollout.spec.snapshot.strategy.timeouts
         return machine.apply(op, event, judge, Limits(step=timeouts.step, vm=timeouts.vm), now)
@@ -224,17 +234,16 @@ class GroupOperations:
 
     # After the write
 
-    def begin(self, rollout: Rollout, operations: Iterable[GroupOperation], now: datetime) -> None:
+    def begin(self, rollout: Rollout, advanced: Advanced, now: datetime) -> None:
         """Begins the steps that are due. `rollout`: as its status stood before they were written."""
         stored = {op.group: op for op in rollout.status.group_operations}
-        for op in operations:
+        for key in advanced.taken:
+            self._pool.forget(key)
+        for op in advanced.operations:
             before = stored.get(op.group)
             if before != op:
                 self._tell(rollout, before, op)
                 self._wake_vms(rollout, op)
-            handle = self._pool.get(_key(rollout, op))
-            if handle is not None and handle.done:
-                self._pool.forget(_key(rollout, op))  # what it brought is written now
             self._begin(rollout, op, now, just_written=before is None or before.phase is not op.phase)
 
     def _begin(self, rollout: Rollout, op: GroupOperation, now: datetime, *, just_written: bool) -> None:
@@ -244,7 +253,7 @@ class GroupOperations:
         if todo is Todo.NOTHING:
             self._asked_at.pop(key, None)
             return
-        if jobs is None or self._is_running(rollout, op) or now < self._due(rollout, op, now):
+        if jobs is None or self._pool.get(key) is not None or now < self._due(rollout, op, now):
             return
         if todo is Todo.SUBMIT:
             if just_written:

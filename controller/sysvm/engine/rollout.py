@@ -73,7 +73,7 @@ class RolloutReconciler:
         status = outcome(seen, plan, view, live, now=now)
         if not await self._write(rollout, status):
             return Again(0.1)
-        self._groups.begin(rollout, groups.operations, now)
+        self._groups.begin(rollout, groups, now)
         if OPERATION_FINALIZER in rollout.metadata.finalizers and not self._in_work(rollout):
             deleting = rollout.metadata.deletion_timestamp is not None
             if deleting or status.result is not None:
@@ -153,7 +153,7 @@ class RolloutReconciler:
             )
         if not await self._write(rollout, status):
             return Again(0.1)
-        self._groups.begin(rollout, groups.operations, now)
+        self._groups.begin(rollout, groups, now)
         if OPERATION_FINALIZER in rollout.metadata.finalizers and not self._in_work(rollout):
             return await self._let_go(rollout)
         return _sooner(None, groups)
