@@ -77,8 +77,9 @@ def hypervisor_checker(place: HostPlace, login: HostLogin, offered: Sequence[str
         known = "another key" if listed[0] or listed[1] else "no line"
         return HostUnreachable(
             f"{place.kind} {place.told(login.port)} showed the host key {seen.fingerprint} ({seen.type}), and "
-            f"{login.field_name}.knownHostsRef has {known} for it; nothing was sent to it. If the key is right, put it "
-            f"under {place.name} or {place.address} there; if not, somebody else answers at this address",
+            f"the known_hosts of {login.field_name}.knownHostsRef has {known} for it; nothing was sent to it. If the "
+            f"key is right, put it under {place.name} or {place.address} there; if not, somebody else answers at this "
+            "address",
             reason=Reason.HOST_NOT_TRUSTED,
             retryable=False,
         )
