@@ -30,6 +30,7 @@ from sysvm.patching.payload import Payload, read_payload
 from sysvm.patching.results import JournalPhase, Order, Target
 
 WAYS = ("directly", "through hosts")
+_BOOTED_AT_ONCE = 10
 _ROW = "{:22}{:18}{:>9}{:>9}"
 
 Work = Callable[[LivePatcher, Sequence[Target]], Awaitable[None]]
@@ -50,7 +51,8 @@ def main() -> int:
             specs = [
                 VMSpec(name=f"r-{n}-VM", type=SystemVMType.ROUTER, index=n, host=f"kvm-{1 + n % 2}") for n in indexes
             ]
-            lab.add(*specs, release="old")
+            for first in range(0, len(specs), _BOOTED_AT_ONCE):
+                lab.add(*specs[first : first + _BOOTED_AT_ONCE], release="old")
             print(f"{machine()}; besides: {idle_load().cores:.2f} cores; {wanted.vms} routers behind 2 hosts")
             asyncio.run(_measure(lab, [spec.name for spec in specs], wanted.repeats))
         finally:

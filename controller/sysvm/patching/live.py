@@ -47,8 +47,6 @@ _GOING_BACK_SECONDS = 120.0
 TELL_SECONDS = 1.0
 """While contents are sent, between two reports of how far they are."""
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-_HOST_PAYLOAD_SECONDS = 300.0
-"""Looks at the VMs of a host ask it at most this often."""
 _RESERVE_BYTES = 64 << 20
 _RESERVE_INODES = 500
 _MIN_MEMORY_BYTES = 96 << 20
@@ -66,6 +64,8 @@ class LivePatcher:
 
     transport: SSHTransport = field(default_factory=SSHTransport)
     start: str | None = None
+    host_payload_seconds: float = 60.0
+    """Looks at the VMs of a hypervisor host ask it for its payload at most this often."""
 
     def __post_init__(self) -> None:
         self._previous = PreviousPayloads()
@@ -131,7 +131,7 @@ class LivePatcher:
     async def _seen_on_the_way(self, target: Target, connection: Connection) -> HostPayload | None:
         """A host that cannot say it is no reason to know nothing of the VM; before a patch it is asked again."""
         try:
-            return await self.host_payload(target, connection, max_age_seconds=_HOST_PAYLOAD_SECONDS)
+            return await self.host_payload(target, connection, max_age_seconds=self.host_payload_seconds)
         except PatchingError:
             return None
 
