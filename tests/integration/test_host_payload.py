@@ -17,7 +17,7 @@ from tests.integration.test_live_patch import ORDER, Bench, make_bench, payload_
 from lab.content import payloads, releases
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState
-from sysvm.patching.errors import PatchingError, PayloadError, Refused, Unreachable
+from sysvm.patching.errors import HostUnreachable, PatchingError, PayloadError, Refused, Unreachable
 from sysvm.patching.hosts import HostPayloads, read_file
 from sysvm.patching.payload import scripts_revision
 from sysvm.patching.results import HostFile, HostLogin, HostPlace, JournalPhase, Target, Through
@@ -212,3 +212,19 @@ async def test_another_vm_at_the_address_is_not_looked_at_and_not_patched(behind
         assert "r-1-VM" in str(caught.value)
         assert "r-2-VM answers" in str(caught.value)
     assert vm.manifest() == before
+
+
+async def test_a_login_that_may_do_nothing_but_pass_through_and_read_is_enough(behind: Behind) -> None:
+    """What docs/routes.md says to write into authorized_keys."""
+    public = Path(f"{behind.host.authorized[0]}.pub")
+    port = behind.bench.server.port
+    public.write_text(f'restrict,port-forwarding,permitopen="*:{port}" {public.read_text()}')
+    (behind.host.folder / "authorized_keys").write_text(public.read_text())
+    behind.keeps(payloads.build_scripts(releases.new()))
+    seen = await behind.bench.patcher.observe(behind.target, payload_of(releases.new()))
+    assert seen.host_payload is not None
+    assert seen.host_payload.scripts_revision == payload_of(releases.new()).scripts_revision
+    elsewhere = dataclasses.replace(behind.target.account, port=behind.host.port)
+    with pytest.raises(HostUnreachable) as caught:
+        await behind.bench.patcher.observe(dataclasses.replace(behind.target, account=elsewhere), None)
+    assert caught.value.reason is Reason.HOST_REFUSES
