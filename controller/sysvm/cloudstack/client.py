@@ -70,9 +70,9 @@ class MayChange:
 
 
 class ApiObserver(Protocol):
-    """Counts answers. `code` is CloudStack's number, 200 for success, 0 when no answer came. Must not raise or wait."""
+    """Counts requests. `code` is CloudStack's number, 200 for success, 0 without an answer. Must not raise or wait."""
 
-    def answered(self, command: str, code: int, seconds: float) -> None: ...
+    def cloud_asked(self, command: str, code: int, seconds: float) -> None: ...
 
 
 class CloudStack:
@@ -263,7 +263,7 @@ class CloudStack:
                 raise
             finally:
                 if self._observer is not None:
-                    self._observer.answered(command, code, time() - started)
+                    self._observer.cloud_asked(command, code, time() - started)
         return answer
 
     def _patience(self, error: CloudStackError, attempt: int) -> float | None:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 from sysvm import __version__
+from sysvm.cloudstack.client import CloudStack
 from sysvm.engine.engine import Engine, Sizes
 from sysvm.engine.ports import SystemVMs
 from sysvm.engine.resources import WATCHED
@@ -154,6 +155,7 @@ class App:
             queue_observer=self._metrics,
             leads=reads_its_lease(leader, cluster, settings.namespace, LEASE_NAME, epoch),
             machines=MachineSource(self._machines, sources) if self._machines is not None else None,
+            connect=lambda access, may_change: CloudStack(access, may_change=may_change, observer=self._metrics),
         )
         self._count_objects()
         login = Login(kubeconfig=settings.kubeconfig)

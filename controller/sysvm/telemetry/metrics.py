@@ -18,7 +18,7 @@ SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 class Metrics:
-    """All metrics of one process, in a registry of its own. Implements the observers of `kube` and `engine`."""
+    """All metrics of one process, in a registry of its own: the observers of `kube`, `cloudstack` and `engine`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -37,6 +37,16 @@ class Metrics:
             "sysvm_kube_requests", "Requests to the API server", ["verb", "kind", "status"], registry=home
         )
         self._writes = Counter("sysvm_kube_writes", "Writes to the API server", ["verb", "kind"], registry=home)
+        self._cloud_requests = Counter(
+            "sysvm_cloudstack_requests", "Requests to management servers", ["command", "code"], registry=home
+        )
+        self._cloud_seconds = Histogram(
+            "sysvm_cloudstack_request_seconds",
+            "Time of one request to a management server",
+            ["command"],
+            buckets=SECONDS,
+            registry=home,
+        )
         self._looks = Counter("sysvm_looks", "Looks at VMs", ["result"], registry=home)
         self._look_seconds = Histogram("sysvm_look_seconds", "Time of one look at a VM", buckets=SECONDS, registry=home)
         self._operations = Counter("sysvm_operations", "Operations that ended", ["method", "result"], registry=home)
@@ -75,6 +85,11 @@ class Metrics:
 
     def after(self, write: Write, error: KubeError | None) -> None:
         self._writes.labels(write.verb.value, write.resource.kind).inc()
+
+    # cloudstack.client.ApiObserver
+    def cloud_asked(self, command: str, code: int, seconds: float) -> None:
+        self._cloud_requests.labels(command, str(code)).inc()
+        self._cloud_seconds.labels(command).observe(seconds)
 
     # engine.ports.EngineObserver
     def looked(self, *, result: str, seconds: float) -> None:
