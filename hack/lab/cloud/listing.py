@@ -158,8 +158,9 @@ def _in_network(vm: VM, parameters: Parameters, world: World) -> bool:
     if not _matches(parameters, vpcid=vpc.id if vpc else None):
         return False
     wanted = parameters.get("networkid")
-    served = {tier.id for tier in world.tiers(vm.vpc)} | ({vm.network.id} if vm.network else set())
-    return wanted is None or wanted in served
+    if wanted is None or (vm.network is not None and vm.network.id == wanted):
+        return True
+    return wanted in {tier.id for tier in world.tiers(vm.vpc)}
 
 
 def templates(world: World, parameters: Parameters) -> Fields:

@@ -261,6 +261,9 @@ class World:
         self.vpcs: dict[str, Vpc] = {}
         self.networks: dict[str, Network] = {}
         self.vms: dict[str, VM] = {}
+        # What ten thousand VMs are too many to search for.
+        self._tiers: dict[str, list[Network]] = {}
+        self._routers: dict[str, list[VM]] = {}
         self.removed: dict[str, int] = {}
         """Ids of VMs that are gone, with their number."""
         self.calls: list[Call] = []
@@ -380,6 +383,8 @@ class World:
             created=self.now(),
         )
         self.networks[network.id] = network
+        if vpc is not None:
+            self._tiers.setdefault(vpc.id, []).append(network)
         return network
 
     def add_router(
@@ -459,6 +464,8 @@ class World:
             created=self.now(),
         )
         self.vms[vm.id] = vm
+        if owner is not None and vm.role_name == "VIRTUAL_ROUTER":
+            self._routers.setdefault(owner.id, []).append(vm)
         return vm
 
     def _settle(self, vm: VM) -> VM:
@@ -550,18 +557,11 @@ class World:
 
     def tiers(self, vpc: Vpc | None) -> Iterator[Network]:
         if vpc is not None:
-            yield from (network for network in self.networks.values() if network.vpc is vpc)
+            yield from (tier for tier in self._tiers.get(vpc.id, []) if tier.id in self.networks)
 
     def routers_of(self, owner: Network | Vpc | None) -> list[VM]:
         """Routers of a network or VPC in database order, internal load balancers left out."""
-        return [
-            vm
-            for vm in self.vms.values()
-            if vm.role_name == "VIRTUAL_ROUTER"
-            and vm.is_router
-            and owner is not None
-            and (vm.vpc is owner or (vm.vpc is None and vm.network is owner))
-        ]
+        return [vm for vm in self._routers.get(owner.id if owner else "", []) if vm.id in self.vms]
 
     def template_for(self, type_: SystemVMType, zone: Zone, *, hypervisor: str, arch: str) -> Template:
         """The template the server takes for a new disk.
