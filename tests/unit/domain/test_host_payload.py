@@ -5,23 +5,31 @@ from __future__ import annotations
 import pytest
 from tests.unit.domain.builders import (
     NEW_SIGNATURE,
+    NOW,
     facts,
     observed,
+    policy,
     release,
+    system_vm,
+    template,
     up_to_date,
 )
+from tests.unit.domain.test_policy_status import situation
 
 from sysvm.api.policy import HostPayloadRule, LivePatchOptions, Method
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import Observed, ObservedHostPayload
+from sysvm.api.systemvm import Observed, ObservedHostPayload, VMState
 from sysvm.api.template import Signature
-from sysvm.domain.facts import Release
+from sysvm.domain.facts import Reach, Release
 from sysvm.domain.host_payload import host_mismatch, is_build_of
 from sysvm.domain.method import decide
+from sysvm.domain.policy_status import policy_status
+from sysvm.domain.system_vm_status import system_vm_truth
 
 OURS, ANOTHERS = "5c" * 32, "0b" * 32
 RELEASE = release().model_copy(update={"scripts_revision": OURS})
 BUILD = Signature(algorithm="sha512", value="cc" * 64)
+REACHED = Reach(True, Reason.REACHABLE)
 WARN = LivePatchOptions(host_payload=HostPayloadRule.WARN)
 
 
@@ -75,3 +83,33 @@ def test_a_file_changed_by_hand_under_the_hosts_build_is_drift() -> None:
     decision = decide(facts(observed=seen), RELEASE)
     assert decision.drift.was_at_release
     assert decision.reason is Reason.DRIFTED
+
+
+def test_a_policy_waits_for_the_host_and_says_so() -> None:
+    wanted = template()
+    wanted = wanted.model_copy(update={"status": wanted.status.model_copy(update={"scripts_revision": OURS})})
+    ahead = facts("r-1-VM", observed=behind(up_to_date(), ANOTHERS))
+    good = facts("r-2-VM", observed=behind(up_to_date(), OURS))
+    status = policy_status(situation(ahead, good, template=wanted), now=NOW)
+    ready = next(condition for condition in status.conditions if condition.type == "Ready")
+    assert (ready.status, ready.reason) == ("False", "HostPayloadMismatch")
+    assert "r-1-VM" in ready.message
+    assert status.counts is not None
+    assert (status.counts.held, status.counts.converged) == (1, 1)
+    assert not any(condition.type in ("Stalled", "Reconciling") for condition in status.conditions)
+    allowed = situation(ahead, good, template=wanted, policy=policy(livePatch={"hostPayload": "Warn"}))
+    ready = next(each for each in policy_status(allowed, now=NOW).conditions if each.type == "Ready")
+    assert ready.reason == "Converged"
+
+
+def test_a_system_vm_tells_the_mismatch_while_it_lasts() -> None:
+    seen = behind(up_to_date(), ANOTHERS)
+    vm = system_vm("r-1-VM", observed=seen)
+    told = system_vm_truth(vm, reach=REACHED, release=RELEASE, decision=decide(facts(observed=seen), RELEASE), now=NOW)
+    condition = next(each for each in told.conditions if each.type == "HostPayloadMismatch")
+    assert (condition.status, condition.reason) == ("True", "HostPayloadMismatch")
+    assert told.state is VMState.HELD
+    seen = behind(up_to_date(), OURS)
+    vm = system_vm("r-1-VM", observed=seen)
+    told = system_vm_truth(vm, reach=REACHED, release=RELEASE, decision=decide(facts(observed=seen), RELEASE), now=NOW)
+    assert not any(each.type == "HostPayloadMismatch" for each in told.conditions)
