@@ -330,3 +330,112 @@ async def test_a_role_that_lacks_a_call_does_not_list_it() -> None:
         with pytest.raises(CloudStackApiException) as refused:
             await cs.patchSystemVm(id=world.vm("s-5-VM").id)
     assert refused.value.error["errorcode"] == 432
+
+
+def one_router() -> World:
+    """Two hosts and a network with one router."""
+    world = World()
+    zone = world.add_zone("zone-1")
+    for name in ("kvm-1", "kvm-2"):
+        world.add_host(zone, name)
+    world.add_routers(world.add_network(zone, "net-1"))
+    return world
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [
+        ("keep_old_router", ["r-1-VM", "r-2-VM"]),
+        ("second_router", ["r-2-VM", "r-3-VM"]),
+        ("restart_does_nothing", ["r-1-VM"]),
+    ],
+)
+async def test_a_cleanup_that_went_wrong_is_a_success_all_the_same(fault: str, names: list[str]) -> None:
+    world = one_router()
+    world.faults.set_from({fault: True})
+    network = next(iter(world.networks.values()))
+    async with cloud_server(world) as url, client(world, url) as cs:
+        job = await done(cs, await cs.restartNetwork(id=network.id, cleanup=True, fetch_result=False))
+        found = (await cs.listRouters(listall=True))["router"]
+    assert job["jobresult"] == {"success": True}
+    assert [(r["name"], r["state"], r["guestipaddress"]) for r in found] == [
+        (name, "Running", network.gateway) for name in names
+    ]
+
+
+async def test_a_system_vm_that_cannot_start_cycles_until_one_does() -> None:
+    world = small()
+    world.faults.start_fails = 2
+    seen: set[tuple[str, str]] = set()
+    async with cloud_server(world, pace=0.02) as url, client(world, url) as cs:
+        await done(cs, await cs.destroySystemVm(id=world.vm("s-5-VM").id, fetch_result=False))
+        while not any(name == "s-9-VM" and state == "Running" for name, state in seen):
+            for vm in (await cs.listSystemVms(systemvmtype="secondarystoragevm")).get("systemvm", []):
+                seen.add((vm["name"], vm["state"]))
+            await asyncio.sleep(0.002)
+    assert {("s-7-VM", "Starting"), ("s-7-VM", "Stopped"), ("s-8-VM", "Starting"), ("s-8-VM", "Stopped")} <= seen
+
+
+async def test_a_list_that_ends_early_still_counts_all() -> None:
+    world = small()
+    world.faults.half_lists = True
+    async with cloud_server(world) as url, client(world, url) as cs:
+        told = await cs.listRouters(listall=True)
+    assert (told["count"], len(told["router"])) == (4, 2)
+
+
+@pytest.mark.parametrize(("ahead", "code"), [(0.0, None), (-3600.0, None), (3600.0, 401)])
+async def test_a_server_whose_clock_is_ahead_takes_every_request_for_expired(ahead: float, code: int | None) -> None:
+    world = small()
+    world.faults.clock_ahead_seconds = ahead
+    async with cloud_server(world) as url, client(world, url) as cs:
+        try:
+            await cs.listZones()
+            got = None
+        except CloudStackApiException as refused:
+            got = refused.error["errorcode"]
+    assert got == code
+
+
+async def test_errors_of_a_proxy_are_counted_down_and_concern_what_was_named() -> None:
+    world = small()
+    world.faults.errors, world.faults.error_status, world.faults.commands = 2, 502, {"listRouters"}
+    async with cloud_server(world) as url, client(world, url) as cs, aiohttp.ClientSession() as session:
+        assert (await cs.listZones())["count"] == 1
+        for _ in range(2):
+            async with session.get(url, params={"command": "listRouters"}) as answer:
+                assert (answer.status, answer.content_type) == (502, "text/plain")
+        assert (await cs.listRouters(listall=True))["count"] == 4
+
+
+async def test_a_late_answer_is_late() -> None:
+    world = small()
+    world.faults.delay_seconds = 0.3
+    async with cloud_server(world) as url, client(world, url) as cs:
+        began = asyncio.get_running_loop().time()
+        await cs.listZones()
+        assert asyncio.get_running_loop().time() - began >= 0.3
+
+
+async def test_a_host_in_maintenance_gets_no_new_vm() -> None:
+    world = one_router()
+    busy = world.vm("r-1-VM").host
+    other = next(host for host in world.hosts.values() if host is not busy)
+    assert busy is not None
+    busy.resource_state = "Maintenance"
+    async with cloud_server(world) as url, client(world, url) as cs:
+        await done(cs, await cs.rebootRouter(id=world.vm("r-1-VM").id, fetch_result=False))
+        (router,) = (await cs.listRouters(listall=True))["router"]
+    assert router["hostname"] == other.name
+
+
+async def test_internal_load_balancers_are_listed_apart_and_not_patched_in_a_vpc() -> None:
+    world = small()
+    vpc = next(iter(world.vpcs.values()))
+    balancer = world.add_internal_lb(next(world.tiers(vpc)))
+    async with cloud_server(world) as url, client(world, url) as cs:
+        listed = await cs.listInternalLoadBalancerVMs(listall=True)
+        assert balancer.name not in {r["name"] for r in (await cs.listRouters(listall=True))["router"]}
+        await done(cs, await cs.restartVPC(id=vpc.id, livepatch=True, fetch_result=False))
+    assert [(vm["name"], vm["role"]) for vm in listed["router"]] == [(balancer.name, "INTERNAL_LB_VM")]
+    assert balancer.inside.patches == 0
