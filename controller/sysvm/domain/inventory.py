@@ -35,6 +35,8 @@ class Known:
     """Of the object."""
     identity: Identity | None
     """None: its own reconciler has not written it down yet."""
+    predecessor: str | None = None
+    """Name of the VM whose place it took, as the object says."""
     has_wishes: bool = False
     """A person's hold or priority."""
     in_work: bool = False
@@ -74,7 +76,7 @@ class Verdict:
     missing: Mapping[str, str] = field(default_factory=dict)
     """Object name -> why it is kept although its VM was not found."""
     missed: Mapping[str, int] = field(default_factory=dict)
-    """Object name -> sweeps in a row without it, this one included."""
+    """Object name of everyone who was not found -> sweeps in a row without it, this one included."""
     doubles: tuple[str, ...] = ()
     """VMs whose object name another VM of the cloud has."""
 
@@ -154,11 +156,20 @@ def judge(
     missed = {each.name: each.missed + (0 if again and each.missed else 1) for each in gone}
     fresh = [(name, vm) for name, vm in wanted.items() if name not in objects and vm.state not in _ENDING]
     present = [(name, wanted[name]) for name, each in objects.items() if _is_there(each, wanted.get(name))]
-    heirs = _places_taken(gone, [*fresh, *_without_predecessor(present, objects)])
+    before = {objects[name].predecessor: name for name, _ in present}
+    taken = {each.name: before[vm] for each in gone if (vm := _vm_name(each)) in before}
+    heirs = _places_taken(
+        [each for each in gone if each.name not in taken],
+        [*fresh, *((name, vm) for name, vm in present if objects[name].predecessor is None)],
+    )
+    # A wish that came after the place was taken is passed on, too.
+    heirs |= {
+        heir: objects[name] for name, heir in taken.items() if objects[name].has_wishes and not objects[heir].has_wishes
+    }
     newcomers = tuple(Newcomer(name, vm, heirs.get(name)) for name, vm in fresh)
     kept: dict[str, str] = {}
     given_up: list[Known] = []
-    followed = {each.name for each in heirs.values()}
+    followed = {*taken, *(each.name for each in heirs.values())}
     for each in gone:
         why = _why_kept(each, snapshot, missed[each.name], explained, has_heir=each.name in followed)
         if why is None:
@@ -170,9 +181,13 @@ def judge(
         heirs=tuple(Heir(name, heirs[name]) for name, _ in present if name in heirs),
         gone=tuple(given_up),
         missing=kept,
-        missed={name: count for name, count in missed.items() if name in kept},
+        missed=missed,
         doubles=doubles,
     )
+
+
+def _vm_name(known: Known) -> str:
+    return known.identity.name if known.identity is not None else known.name
 
 
 def _is_there(known: Known, vm: CloudVM | None) -> bool:
@@ -186,7 +201,7 @@ def _why_kept(
     known: Known, snapshot: Snapshot, missed: int, explained: Collection[str], *, has_heir: bool
 ) -> str | None:
     """None: it is given up."""
-    name = known.identity.name if known.identity is not None else known.name
+    name = _vm_name(known)
     if known.deleting:
         return f"{name} is being removed"
     if known.in_work:
@@ -244,16 +259,6 @@ def _places_taken(gone: Sequence[Known], arrived: Iterable[tuple[str, CloudVM]])
 
 _EPOCH = datetime.min.replace(tzinfo=UTC)
 _LATE = datetime.max.replace(tzinfo=UTC)
-
-
-def _without_predecessor(
-    present: Iterable[tuple[str, CloudVM]], objects: Mapping[str, Known]
-) -> list[tuple[str, CloudVM]]:
-    return [
-        (name, vm)
-        for name, vm in present
-        if (identity := objects[name].identity) is None or identity.predecessor is None
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,13 +245,17 @@ class EndpointReconciler:
         taken = await self._create_all(key, endpoint, verdict.newcomers[:WRITES_AT_ONCE])
         for heir in verdict.heirs:
             await self._bequeath(key, heir)
+        unfinished = len(verdict.newcomers) > WRITES_AT_ONCE or len(verdict.gone) > WRITES_AT_ONCE
         for gone in verdict.gone[:WRITES_AT_ONCE]:
             vm = self._stores.system_vms.get(Key(key.namespace, gone.name))
-            if vm is not None and await self._delete(vm):
+            if vm is None:
+                continue
+            if not await self._delete(vm):
+                unfinished = True
+            else:
                 name = gone.identity.name if gone.identity is not None else gone.name
                 note = f"{name} is not in CloudStack any more"
                 self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.GONE, "Sweep", note)
-        unfinished = len(verdict.newcomers) > WRITES_AT_ONCE or len(verdict.gone) > WRITES_AT_ONCE
         return _Lined(tuple(taken), verdict.doubles, unfinished)
 
     async def _create_all(self, key: Key, endpoint: CloudStackEndpoint, newcomers: Iterable[Newcomer]) -> list[str]:
@@ -386,6 +390,7 @@ def _known(vm: SystemVM, missed: int) -> Known:
     return Known(
         name=vm.metadata.name,
         identity=vm.status.identity,
+        predecessor=vm.metadata.annotations.get(PREDECESSOR_ANNOTATION),
         has_wishes=vm.spec.hold is not None or vm.spec.priority != DEFAULT_PRIORITY,
         in_work=order is not None and not (answered and operation is not None and operation.result is not None),
         deleting=vm.metadata.deletion_timestamp is not None,

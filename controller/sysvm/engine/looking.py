@@ -32,8 +32,6 @@ AFTER_OPERATION = timedelta(seconds=1)
 """Times in a status have whole seconds: a look in the same second could not be told from one before the end."""
 REFRESH = timedelta(hours=1)
 """A look that found nothing new is written down only when the last one written is older."""
-RUNNING_SECONDS = 60.0
-"""The pool tells when a look ends: until then there is nothing to do."""
 TOGETHER = timedelta(seconds=2)
 """Looks at the routers of a pair that begin so far apart still see them together."""
 ASKED_LOOK = timedelta(seconds=3)
@@ -118,17 +116,23 @@ class Looks:
             if peer is not None and not peer.failures:
                 peer.next_look, peer.prove_next = min(peer.next_look, now + AFTER_OPERATION), True
 
-    def seconds_to_next(self, key: Key, vm: SystemVM, now: datetime) -> float:
+    def seconds_to_next(self, key: Key, vm: SystemVM, now: datetime) -> float | None:
+        """None while one runs: the pool tells when it ends, and until then there is nothing to do."""
         memory = self.memory(key, vm, now)
         handle = self._pool.get(key)
         if handle is not None and not handle.done:
-            return RUNNING_SECONDS
+            return None
         next_look = memory.next_look
         if self._is_waited_for(key, vm, memory, now):
             next_look = min(next_look, memory.asked(now))
             if next_look <= now and not self._may_be_seen_together(vm, now):
                 next_look = now + timedelta(seconds=1)
         return max(0.1, (next_look - now).total_seconds())
+
+    def lacks_comparison(self, key: Key, vm: SystemVM, wants: Payload | None, now: datetime) -> bool:
+        """It answers, and was not yet compared with what it should be at: that need not wait for its next look."""
+        memory = self.memory(key, vm, now)
+        return wants is not None and not memory.failures and memory.compared != wants.revision
 
     def begin_if_due(
         self,

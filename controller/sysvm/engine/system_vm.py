@@ -164,16 +164,20 @@ class SystemVMReconciler:
         noted = self._looks.take_note(key, vm, endpoint, status, now)
         told = vm.model_copy(update={"status": status})
         away = facts_of(told, now=now).away is not None
+        wants = owner.payload if owner is not None else None
         if noted is None and place is not None and not away and isinstance(account, SSHAccount):
             target = target_of(told, place, account)
             if target is not None and not endpoint.spec.suspend:
-                wants = owner.payload if owner is not None else None
                 self._looks.begin_if_due(key, vm, endpoint, target, wants, now)
         if not await self._report(key, vm, noted or status, owner, now):
             return Again(0.1)
         self._tell_news(vm, place, ours=operation is not None or open_order(vm) is not None)
-        # What is away is waited for: a sweep finds it again and wakes this key.
-        return None if away else Again(self._looks.seconds_to_next(key, vm, now))
+        if away:  # a sweep finds it again and wakes this key
+            return None
+        if noted is not None and self._looks.lacks_comparison(key, vm, wants, now):
+            return Again(0.1)
+        wait = self._looks.seconds_to_next(key, vm, now)
+        return Again(wait) if wait is not None else None
 
     def _tell_news(self, vm: SystemVM, place: Place | None, *, ours: bool) -> None:
         """What a sweep found changed. Told once the new identity is stored: a restart in between does not tell it."""

@@ -161,6 +161,22 @@ def test_a_wish_waits_for_a_successor_as_long_as_there_is_a_place() -> None:
     assert followed.gone == (held,), "its successor has the wish before this object goes"
 
 
+def test_a_place_once_taken_stays_taken_and_a_late_wish_is_passed_on() -> None:
+    heir = known(vm(2), predecessor="r-1-VM")
+    verdict = judge("prod", snapshot(vm(2), vm(3)), [known(vm(1), missed=1), heir])
+    assert [one.name for one in verdict.gone] == ["prod-r-1-vm"]
+    assert all(one.predecessor is None for one in verdict.newcomers), "nobody takes the same place twice"
+    late = judge("prod", snapshot(vm(2)), [known(vm(1), missed=0, has_wishes=True), heir])
+    assert [(one.name, one.predecessor.name) for one in late.heirs] == [("prod-r-2-vm", "prod-r-1-vm")]
+
+
+def test_one_that_could_not_be_removed_yet_is_removed_when_the_same_sweep_is_judged_again() -> None:
+    gone = known(vm(1), missed=1)
+    first = judge("prod", snapshot(), [gone])
+    again = judge("prod", snapshot(), [replace(gone, missed=first.missed[gone.name])], again=True)
+    assert [one.name for one in again.gone] == [gone.name]
+
+
 def test_a_wish_about_an_ssvm_waits_in_its_zone() -> None:
     ssvm = vm(1, type=SystemVMType.SECSTORAGE, network_id=None)
     held = known(ssvm, has_wishes=True, missed=5)
