@@ -10,6 +10,7 @@ from datetime import datetime
 
 from sysvm.api.base import ApiModel, Condition, ConditionStatus
 from sysvm.api.endpoint import Scan, SystemVMType
+from sysvm.api.images import ImageStatus
 from sysvm.api.policy import Method, PatchPolicySpec, TemplateVersionRule
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import (
@@ -51,6 +52,10 @@ class Release(ApiModel):
     """The payload has an agent.zip."""
     template_required: bool = False
     """The policy wants VMs started from this template version, not only patched to its payload."""
+    images_declared: bool = False
+    """The release names images to start VMs from."""
+    images: tuple[ImageStatus, ...] = ()
+    """What was found of them in each zone."""
 
     @property
     def short(self) -> str:
@@ -76,6 +81,8 @@ def release_of(template: SystemVMTemplate, spec: PatchPolicySpec | None = None) 
         signature=status.signature,
         compatibility=template.spec.live_patch.compatibility,
         has_agent=status.agent_files is not None or (files is not None and files.agent is not None),
+        images_declared=template.spec.images is not None,
+        images=status.images or (),
         template_required=spec is not None and spec.template_version is TemplateVersionRule.REQUIRE,
     )
 

@@ -19,9 +19,9 @@ from sysvm.api.policy import (
     Route,
 )
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, DriftKind, ObservedManagement
+from sysvm.api.systemvm import ContentState, DriftKind, Identity, ObservedManagement
 from sysvm.domain.drift import Drift, drift_of
-from sysvm.domain.facts import Release, VMFacts
+from sysvm.domain.facts import ZONE_TYPES, Release, VMFacts
 from sysvm.domain.gate import names_version_check, would_install
 from sysvm.domain.host_payload import host_mismatch
 from sysvm.domain.lifecycle import why_impossible
@@ -265,8 +265,37 @@ def needs_another_template(context: Context) -> Finding | None:
     impossible = why_impossible(listed[0], identity.type)
     if impossible is not None:
         return Finding(Method.HOLD, Reason.RECREATE_IMPOSSIBLE, f"{sentence}; {impossible}")
+    refusal = _why_not_anew(context, identity)
+    if refusal is not None:
+        return Finding(Method.HOLD, refusal[0], f"{sentence}; {refusal[1]}")
     reason = Reason.TEMPLATE_OUTDATED if required else context.verdict.reason or Reason.NOT_COMPATIBLE
     return Finding(listed[0], reason, sentence)
+
+
+def _why_not_anew(context: Context, identity: Identity) -> tuple[Reason, str] | None:
+    """Why the management server would not start the VM from the declared image, by the last look at its templates. It
+    is asked again right before the call."""
+    release = context.release
+    if identity.id is None:
+        return Reason.RECREATE_IMPOSSIBLE, "no management server knows the VM: start it anew where it came from"
+    if not release.images_declared:
+        return Reason.IMAGE_NOT_DECLARED, f"add its image to spec.images of SystemVMTemplate {release.template_name}"
+    hypervisor = (identity.hypervisor or "").casefold()
+    rows = [
+        row
+        for row in release.images
+        if (row.endpoint, row.zone) == (context.facts.endpoint, identity.zone)
+        and row.hypervisor.casefold() == hypervisor
+    ]
+    if not rows:
+        where = f"{identity.hypervisor or 'an unknown hypervisor'} in zone {identity.zone or 'unknown'}"
+        return Reason.IMAGES_NOT_SEEN, f"no image for {where} was seen yet"
+    users = "SSVM and CPVM" if identity.type in ZONE_TYPES else "routers"
+    if any(users in row.used_by for row in rows):
+        return None
+    reason = Reason.WRONG_TEMPLATE_WOULD_BE_USED if any(row.ready for row in rows) else Reason.IMAGE_NOT_READY
+    told = rows[0].message or f"CloudStack would start {users} in zone {identity.zone} from another template"
+    return reason, told
 
 
 def is_not_compatible(context: Context) -> Finding | None:

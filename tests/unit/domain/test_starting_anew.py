@@ -18,6 +18,7 @@ from tests.unit.domain.builders import (
 )
 
 from sysvm.api.endpoint import Management, SystemVMType
+from sysvm.api.images import ImageStatus
 from sysvm.api.policy import Method, PatchPolicySpec
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, Rollout, RolloutStatus
@@ -29,7 +30,11 @@ from sysvm.domain.members import classify, patched_here, successors_of
 from sysvm.domain.method import decide
 from sysvm.domain.planner import Plan, plan
 
-REQUIRED = release().model_copy(update={"template_required": True})
+READY = ImageStatus.model_validate(
+    {"endpoint": ENDPOINT, "zone": "ams-1", "hypervisor": "KVM", "arch": "x86_64", "ready": True,
+     "usedBy": "SSVM and CPVM, routers"}
+)  # fmt: skip
+REQUIRED = release().model_copy(update={"template_required": True, "images_declared": True, "images": (READY,)})
 OUTDATED = up_to_date(version="4.20.1")
 CURRENT = up_to_date(version="4.20.2")
 
@@ -42,7 +47,9 @@ def spec(*methods: str, **strategy: Any) -> PatchPolicySpec:
 
 def router(name: str, group: str | None = "n-1", **values: Any) -> VMFacts:
     """At the release, but from an older template."""
-    return facts(name, group=group, **{"observed": OUTDATED, **values})
+    found = facts(name, group=group, **{"observed": OUTDATED, "hypervisor": "KVM", **values})
+    assert found.identity is not None
+    return replace(found, identity=found.identity.model_copy(update={"id": f"id-{name}"}))
 
 
 def planned(*vms: VMFacts, methods: tuple[str, ...] = ("LivePatch", "Recreate"), **strategy: Any) -> Plan:
@@ -119,7 +126,8 @@ def test_one_entry_closes_template_and_files() -> None:
 
 def test_what_cannot_be_live_patched_is_recreated_where_that_is_listed() -> None:
     debian_10 = router("r-1-VM", observed=observed(version="4.15.2"))
-    decision = decide(debian_10, release(), methods=spec("LivePatch", "Recreate").methods)
+    with_images = REQUIRED.model_copy(update={"template_required": False})
+    decision = decide(debian_10, with_images, methods=spec("LivePatch", "Recreate").methods)
     assert (decision.method, decision.reason) == (Method.RECREATE, Reason.NOT_COMPATIBLE)
     assert decide(debian_10, release()).method is Method.HOLD
 
@@ -127,6 +135,28 @@ def test_what_cannot_be_live_patched_is_recreated_where_that_is_listed() -> None
 def test_a_load_balancer_vm_is_held_because_no_call_recreates_it() -> None:
     vm = router("r-1-VM", type=SystemVMType.ILBVM)
     decision = decide(vm, REQUIRED, methods=spec("Recreate").methods)
+    assert (decision.method, decision.reason) == (Method.HOLD, Reason.RECREATE_IMPOSSIBLE)
+
+
+def test_nothing_is_started_anew_from_another_image_than_the_declared_one() -> None:
+    vm, methods = router("r-1-VM"), spec("Recreate").methods
+
+    def reason(**changes: Any) -> Reason:
+        return decide(vm, REQUIRED.model_copy(update=changes), methods=methods).reason
+
+    not_used = READY.model_copy(update={"used_by": "SSVM and CPVM", "message": "set router.template.kvm"})
+    assert reason() is Reason.TEMPLATE_OUTDATED
+    assert reason(images_declared=False) is Reason.IMAGE_NOT_DECLARED
+    assert reason(images=()) is Reason.IMAGES_NOT_SEEN
+    assert reason(images=(READY.model_copy(update={"zone": "ams-2"}),)) is Reason.IMAGES_NOT_SEEN
+    assert reason(images=(not_used,)) is Reason.WRONG_TEMPLATE_WOULD_BE_USED
+    assert reason(images=(not_used.model_copy(update={"ready": False}),)) is Reason.IMAGE_NOT_READY
+    told = decide(vm, REQUIRED.model_copy(update={"images": (not_used,)}), methods=methods)
+    assert (told.method, "set router.template.kvm" in told.message) == (Method.HOLD, True)
+
+
+def test_a_router_that_people_brought_themselves_has_nobody_to_recreate_it() -> None:
+    decision = decide(facts("r-1-VM", observed=OUTDATED), REQUIRED, methods=spec("Recreate").methods)
     assert (decision.method, decision.reason) == (Method.HOLD, Reason.RECREATE_IMPOSSIBLE)
 
 
