@@ -189,6 +189,7 @@ class Stores:
         yield Job(Role.ADMISSION, endpoint), BATCH_SECONDS
         for policy in self.policies_of(endpoint):
             yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+            yield Job(Role.TEMPLATE, template_of(policy)), BATCH_SECONDS
         for rollout in self.rollouts_on(endpoint):
             if rollout.status.result is None:
                 yield Job(Role.ROLLOUT, key_of(rollout)), BATCH_SECONDS
@@ -216,6 +217,7 @@ class Stores:
             yield Job(Role.SYSTEM_VM, key_of(vm)), 0
         for policy in self.policies_of(key):
             yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+            yield Job(Role.TEMPLATE, template_of(policy)), BATCH_SECONDS
 
     def _after_template(self, key: Key) -> Iterable[tuple[Job, float]]:
         yield Job(Role.TEMPLATE, key), 0
@@ -235,6 +237,7 @@ class Stores:
     def _around_policy(self, policy: PatchPolicy) -> Iterable[tuple[Job, float]]:
         endpoint = endpoint_of(policy)
         yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
+        yield Job(Role.TEMPLATE, template_of(policy)), BATCH_SECONDS
         yield Job(Role.ADMISSION, endpoint), BATCH_SECONDS
         for other in self.policies_of(endpoint):
             yield Job(Role.POLICY, key_of(other)), BATCH_SECONDS
@@ -318,15 +321,6 @@ def _only_status(change: Change[CloudStackEndpoint] | Change[PatchPolicy]) -> bo
 def _says_other(old: CloudStackEndpoint, new: CloudStackEndpoint) -> bool:
     """Whether what policies read of an endpoint's status changed: why nobody reaches it, were its VMs ever counted."""
     return (old.status.counts is None, _trouble(old)) != (new.status.counts is None, _trouble(new))
-
-
-def _is_another_cloud(old: CloudStackEndpoint, new: CloudStackEndpoint) -> bool:
-    """Whether rollouts that run there must stop and ask (`cloud_changed`)."""
-
-    def told(endpoint: CloudStackEndpoint) -> tuple[object, object]:
-        return endpoint.status.management_server_version, endpoint.status.minimum_template_version
-
-    return told(old) != told(new)
 
 
 def _trouble(endpoint: CloudStackEndpoint) -> str | None:
