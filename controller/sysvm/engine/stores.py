@@ -202,15 +202,6 @@ class Stores:
             if change.old is not None and change.new is not None and _says_other(change.old.value, change.new.value):
                 for policy in self.policies_of(key):
                     yield Job(Role.POLICY, key_of(policy)), BATCH_SECONDS
-            if (
-                change.old is not None
-                and change.new is not None
-                and _is_another_cloud(change.old.value, change.new.value)
-            ):
-                yield Job(Role.ADMISSION, key), 0
-                for rollout in self.rollouts_on(key):
-                    if rollout.status.result is None:
-                        yield Job(Role.ROLLOUT, key_of(rollout)), 0
             return
         yield Job(Role.ADMISSION, key), BATCH_SECONDS
         for vm in self.vms_of(key):
