@@ -39,6 +39,7 @@ CHANGES = {"restartNetwork", "restartVPC", "destroySystemVm", "rebootRouter", "r
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits three minutes here; the stand-in's steps take hundredths of a second."""
     monkeypatch.setattr(machine, "QUIET", timedelta(seconds=0.5))
+    monkeypatch.setattr(machine, "EXPIRES", timedelta(seconds=0.1))
     monkeypatch.setattr(machine, "FIRST_POLL", timedelta(seconds=0.02))
     monkeypatch.setattr(machine, "LONGEST_POLL", timedelta(seconds=0.05))
     monkeypatch.setattr(lifecycle, "SETTLING", timedelta(seconds=0.5))

@@ -34,6 +34,9 @@ from sysvm.domain.templates import CloudTemplates
 QUIET = timedelta(minutes=3)
 """So long nothing may move before an unknown call is judged. A management server that was restarted is back after 40 to
 80 s and takes up or ends its jobs then (CloudStack 4.21, measured)."""
+EXPIRES = timedelta(minutes=2)
+"""So long after it was sent a call that is held up on the way may still arrive; then the server refuses it (its
+`expires`). Nothing is called again before it would have been quiet after that."""
 SUBMISSIONS = 2
 """So often a call is made in all; again only after the group was found unchanged."""
 OPEN_LIMIT = 16
@@ -373,6 +376,8 @@ def _found(operation: GroupOperation, look: Look, judge: Judge, now: datetime) -
         return operation.model_copy(update={"message": "lost the job; what it did cannot be seen yet"})
     if changed:
         return _to(operation, GroupPhase.VERIFYING, now, message="lost the job; the group has changed")
+    if operation.submitted_at is not None and now - operation.submitted_at < EXPIRES + QUIET:
+        return operation.model_copy(update={"message": "nothing has changed; the call may still be on its way"})
     if operation.submissions < SUBMISSIONS:
         return _to(operation, GroupPhase.PREPARING, now, message="lost the job; nothing has changed: once more")
     sentence = f"{operation.message or 'the job was lost'}; nothing has changed after {operation.submissions} calls"

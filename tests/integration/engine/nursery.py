@@ -55,7 +55,7 @@ def live(environment: dict[str, str]) -> None:
     """One life of the operator."""
     os.environ.update(environment)
     if QUIET in environment:
-        group_operation.QUIET = timedelta(seconds=float(environment[QUIET]))
+        group_operation.QUIET = group_operation.EXPIRES = timedelta(seconds=float(environment[QUIET]))
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format)
     machines = FolderMachines(Path(environment[MACHINES])) if MACHINES in environment else None

@@ -27,6 +27,9 @@ from sysvm.patching.errors import HostKeyRejected, Refused, Unreachable
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import (
     ContentReport,
+    HostFile,
+    HostFiles,
+    HostPayload,
     JournalPhase,
     Observation,
     OperationReport,
@@ -107,7 +110,18 @@ class Fleet:
                 "operations": [],
                 "looks": 0,
                 "patch_calls": 0,
+                "release": "4.20.1",
+                "boot_id": "b1",
+                "host": None,
             }
+
+    def remove(self, name: str) -> None:
+        """Its disk is gone, and nobody answers under its name."""
+        with self._changing() as vms:
+            vms.pop(name, None)
+
+    def names(self) -> list[str]:
+        return sorted(self._read())
 
     # What a test does to a VM
 
@@ -285,11 +299,11 @@ class SimulatedVMs:
             at=at,
             host_key=key,
             type=target.type,
-            release="4.20.1",
+            release=state["release"],
             debian_version="12.9",
             signature=state["signature"],
             payload_checksums={"md5": state["checksum"]},
-            boot_id="b1",
+            boot_id=state["boot_id"],
             booted=True,
             services=(ServiceState("haproxy", "loaded", "active", "running", True, 77, 0),),
             redundancy=role,
@@ -302,6 +316,7 @@ class SimulatedVMs:
             last_finished=None,
             highest_epoch=state["highest_epoch"],
             content=content,
+            host_payload=_kept(state),
             agent_content=None,
             actions=(PlannedServiceAction("haproxy", "Reload", "none"),) if content and content.changed else (),
         )
@@ -333,6 +348,8 @@ class SimulatedVMs:
         return self._report(target.name, operation_id)
 
     async def _connect(self, target: Target) -> SeenHostKey:
+        if target.name not in self.fleet.names():
+            raise Unreachable(f"{target.name} is not there")
         patience = time.monotonic() + _PATIENCE_SECONDS
         while (state := self.fleet.state(target.name))["silent"]:
             if time.monotonic() > patience:
@@ -372,6 +389,16 @@ class SimulatedVMs:
             services=(),
             bytes_sent=100,
         )
+
+
+def _kept(state: State) -> HostPayload | None:
+    """What its hypervisor host keeps; `host` of a VM: name, md5 and scripts_revision of that."""
+    if not state["host"]:
+        return None
+    name, md5, revision = state["host"]
+    path = "/usr/share/cloudstack-common/vms/cloud-scripts.tgz"
+    files = HostFiles(scripts=HostFile(path, 1, "0" * 64), agent=None, checksums={"md5": md5})
+    return HostPayload(host=name, files=files, scripts_revision=revision)
 
 
 def fingerprint_of(host_key: str) -> str:

@@ -148,6 +148,11 @@ def test_an_unknown_call_is_judged_only_after_three_minutes_in_which_nothing_mov
     still = after(moving, Looked(look(router(1))), now=late + machine.QUIET - timedelta(seconds=1))
     assert still.phase is GroupPhase.UNKNOWN
     assert after(still, Looked(look(router(1))), now=late + machine.QUIET).phase is GroupPhase.PREPARING
+    soon = after(UNKNOWN, Looked(look(router(1))), now=NOW + machine.QUIET)
+    assert (soon.phase, soon.message) == (
+        GroupPhase.UNKNOWN,
+        "nothing has changed; the call may still be on its way",
+    )
     assert after(still, Looked(look(router(2))), now=late + machine.QUIET).phase is GroupPhase.VERIFYING
 
 
@@ -159,11 +164,11 @@ def test_while_any_job_that_may_be_ours_runs_nothing_is_judged() -> None:
 
 
 def test_a_second_call_that_is_lost_too_ends_it() -> None:
-    quiet = NOW + machine.QUIET
-    again = after(UNKNOWN, Looked(look(router(1))), Looked(look(router(1))), now=quiet)
+    quiet = machine.EXPIRES + machine.QUIET
+    again = after(UNKNOWN, Looked(look(router(1))), Looked(look(router(1))), now=NOW + quiet)
     assert (again.phase, again.submissions) == (GroupPhase.SUBMITTING, 2)
-    lost = after(again, NoAnswer("the connection broke"), now=quiet)
-    ended = after(lost, Looked(look(router(1))), now=quiet + machine.QUIET)
+    lost = after(again, NoAnswer("the connection broke"), now=NOW + quiet)
+    ended = after(lost, Looked(look(router(1))), now=NOW + 2 * quiet)
     assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.JOB_LOST)
     assert ended.message == "the connection broke; nothing has changed after 2 calls"
 
