@@ -222,7 +222,6 @@ class Reason(StrEnum):
     AGENT_NOT_UP = "AgentNotUp"
     LEFTOVER_ROUTER = "LeftoverRouter"
     DUPLICATE_GATEWAY = "DuplicateGateway"
-    RULES_LOST = "RulesLost"
 
 
 class EventReason(StrEnum):
