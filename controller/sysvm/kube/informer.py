@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Generic, Protocol, TypeVar
 
 from sysvm.kube.cache import Store
-from sysvm.kube.client import ObjectList
+from sysvm.kube.client import PAGE_SIZE, ObjectList
 from sysvm.kube.errors import Expired, KubeError, Unavailable
 from sysvm.kube.objects import Key, Resource, key_of
 from sysvm.kube.queue import Backoff
@@ -21,7 +21,6 @@ from sysvm.kube.queue import Backoff
 T = TypeVar("T")
 
 INTERVAL_SECONDS = 600.0
-PAGE_SIZE = 500
 
 
 class Lister(Protocol):

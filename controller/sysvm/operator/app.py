@@ -6,6 +6,7 @@ VMs in work get the grace time to end (they would end alone, too), and the lease
 """
 
 import asyncio
+import gc
 import logging
 import os
 from contextlib import AsyncExitStack
@@ -139,6 +140,9 @@ class App:
             cluster.attach(store)
         relisters = [Relister(cluster, store, namespace=name) for store in self._stores.all for name in namespaces]
         await self._list(relisters)
+        # What was listed stays: the collector need not look through ten thousand objects again and again.
+        gc.collect()
+        gc.freeze()
         recorder = EventRecorder(cluster, controller=CONTROLLER, instance=leader.identity)
         sources = PayloadSources(cache=settings.cache_dir / "payloads", mounted=settings.payloads_dir)
         engine = self._engine = Engine(

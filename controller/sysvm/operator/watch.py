@@ -19,6 +19,7 @@ from kopf._cogs.structs.ephemera import AnyMemo
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client.configuration import Configuration
 
+from sysvm.kube.client import PAGE_SIZE
 from sysvm.kube.login import Login
 from sysvm.kube.objects import Object, Resource
 
@@ -142,7 +143,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.posting.loggers = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = PAGE_SIZE
     settings.watching.server_timeout = 290
     settings.watching.client_timeout = 300
     settings.watching.connect_timeout = 10

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.kube.fake_api import FakeApi
 
 from sysvm.kube.cache import Store
-from sysvm.kube.client import ObjectList
+from sysvm.kube.client import PAGE_SIZE, ObjectList
 from sysvm.kube.errors import Expired, KubeError, Unavailable
 from sysvm.kube.informer import Relister
 from sysvm.kube.objects import Key, Resource
@@ -43,7 +43,8 @@ async def test_a_relist_fills_an_empty_store_page_by_page() -> None:
     assert await Relister(api, store).once() == []
     assert len(store) == 1100
     assert store.synced
-    assert [call for call in api.calls if call.startswith("list")] == ["list 0", "list 500", "list 1000"]
+    pages = [f"list {start}" for start in range(0, 1100, PAGE_SIZE)]
+    assert [call for call in api.calls if call.startswith("list")] == pages
 
 
 async def test_a_deletion_that_no_event_told_of_is_noticed_within_the_interval() -> None:
@@ -108,7 +109,7 @@ async def test_a_list_that_expires_on_the_way_is_begun_again_and_at_last_in_one_
     store = await filled(api, 700)
     lister = Forgetful(api, 2)
     await Relister(lister, store).once()
-    assert (len(store), lister.page_sizes) == (700, [500, 500, 0])
+    assert (len(store), lister.page_sizes) == (700, [PAGE_SIZE, PAGE_SIZE, 0])
 
 
 async def test_a_half_list_drops_nothing() -> None:
