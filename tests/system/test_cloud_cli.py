@@ -1,4 +1,4 @@
-"""`python -m lab up --cloud`, as a person uses it: a cloud of twelve VMs, its keys, its faults, and nothing left behind."""
+"""`python -m lab up --cloud`, as a person uses it: twelve VMs, keys and faults of their cloud, nothing left behind."""
 
 from __future__ import annotations
 

@@ -119,7 +119,8 @@ class Lifecycle:
             await asyncio.sleep(self._pace)
             return Patched(True, PATCHED, None)
         answer = await self._machines.patch(vm, forced=forced)
-        if answer.succeeded and answer.told is not None and vm.is_router:
+        # An agent was restarted with the patch and tells its version when it connects again.
+        if answer.succeeded and answer.told is not None and (vm.is_router or vm.agent_state is not None):
             self._world.told(vm, answer.told.template_version, answer.told.signature)
         return answer
 
@@ -147,7 +148,7 @@ class Lifecycle:
                 await self.expunge(new)
                 continue
             await asyncio.sleep(self._pace)
-            new.agent_state, new.software_version = "Up", self._world.version
+            new.agent_state, new.software_version = "Up", new.inside.agent_version or self._world.version
             return
 
     # -- networks and VPCs -----------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class InMemoryMachines:
         # takes the new payload into store: it is installed by the start after this one (CloudStack 4.21
         # cloud-early-config). A router has no such tree, so each start patches it.
         if vm.is_router or new_disk or inside.signature != inside.payload:
-            inside.signature = payload
+            inside.signature, inside.agent_version = payload, vm.host.version
         inside.payload = payload
         inside.boots += 1
         return Told(inside.template_version, inside.signature)
@@ -113,6 +113,7 @@ class InMemoryMachines:
         if not forced and vm.inside.signature == vm.host.payload:
             return Patched(True, NOT_PATCHING.format(name=vm.name), told)
         vm.inside.signature = vm.inside.payload = vm.host.payload
+        vm.inside.agent_version = vm.host.version
         vm.inside.patches += 1
         return Patched(True, PATCHED, Told(vm.inside.template_version, vm.inside.signature))
 

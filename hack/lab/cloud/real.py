@@ -79,9 +79,9 @@ class LabMachines:
             told = await self._ask(vm)
             vm.inside.boots = 1
             self._remember(vm, told)
-            self._world.told(vm, told.template_version, told.signature)
             if vm.type in AGENT_TYPES:
-                vm.agent_state, vm.software_version = "Up", self._world.version
+                vm.agent_state = "Up"
+            self._world.told(vm, told.template_version, told.signature)
         for vm_id, role in (await self.roles([vm for vm in vms if vm.redundant])).items():
             self._world.vms[vm_id].role = role
 
@@ -283,6 +283,8 @@ class LabMachines:
 
     @staticmethod
     def _remember(vm: VM, told: Told) -> None:
+        if vm.host is not None and told.signature != vm.inside.signature:
+            vm.inside.agent_version = vm.host.version
         vm.inside.template_version, vm.inside.signature = told.template_version, told.signature
         vm.inside.payload = told.signature
 

@@ -151,6 +151,8 @@ class Inside:
     """Of the scripts that it runs: /var/cache/cloud/cloud-scripts-signature."""
     payload: str
     """Of /usr/share/cloud/cloud-scripts.tgz, which a boot installs when it differs from the signature."""
+    agent_version: str = ""
+    """Release of the agent of an SSVM or CPVM, which it tells when it connects; empty: the server's."""
     patches: int = 0
     """How often CloudStack's live patch ran in it."""
     boots: int = 0
@@ -473,7 +475,7 @@ class World:
         host = vm.host
         assert host is not None
         vm.disk = vm.template
-        vm.inside = Inside(vm.template.version, host.payload, host.payload, boots=1)
+        vm.inside = Inside(vm.template.version, host.payload, host.payload, host.version, boots=1)
         self.told(vm, vm.inside.template_version, vm.inside.signature)
         vm.state = VMState.RUNNING
         vm.control_address = _address("169.254.0.0", vm.number)
@@ -485,7 +487,7 @@ class World:
         if vm.is_router:
             vm.template_version, vm.scripts_version, vm.software_version = template_version, signature, self.version
         elif vm.type is SystemVMType.SECSTORAGE or vm.agent_state is not None:
-            vm.agent_state, vm.software_version = "Up", self.version
+            vm.agent_state, vm.software_version = "Up", vm.inside.agent_version or self.version
 
     def elect(self, vm: VM) -> None:
         """Gives the routers that share a network or VPC with `vm` their roles: who was PRIMARY stays it."""

@@ -439,3 +439,14 @@ async def test_internal_load_balancers_are_listed_apart_and_not_patched_in_a_vpc
         await done(cs, await cs.restartVPC(id=vpc.id, livepatch=True, fetch_result=False))
     assert [(vm["name"], vm["role"]) for vm in listed["router"]] == [(balancer.name, "INTERNAL_LB_VM")]
     assert balancer.inside.patches == 0
+
+
+async def test_a_patched_agent_tells_the_release_of_its_host() -> None:
+    world = small()
+    storage = world.vm("s-5-VM")
+    world.upgrade("4.21.1.0", hosts=True)
+    async with cloud_server(world) as url, client(world, url) as cs:
+        (before,) = (await cs.listSystemVms(id=storage.id))["systemvm"]
+        await done(cs, await cs.patchSystemVm(id=storage.id, fetch_result=False))
+        (after,) = (await cs.listSystemVms(id=storage.id))["systemvm"]
+    assert (before["version"], after["version"]) == ("4.21.0.0", "4.21.1.0")
