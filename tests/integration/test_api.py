@@ -151,6 +151,15 @@ def window(*edits: tuple[str, object]) -> Manifest:
     return manifest("MaintenanceWindow", *placed)
 
 
+API = {"url": "https://cloud.example.com/client/api", "credentialsSecretRef": {"name": "cs-api"}}
+CLOUD = (("spec.inventory", "CloudStack"), ("spec.systemVMs", UNSET))
+
+
+def cloud(**api: object) -> Manifest:
+    """An endpoint with the inventory of a management server, with fields of its `api` set."""
+    return manifest("CloudStackEndpoint", *CLOUD, ("spec.api", {**API, **api}))
+
+
 IMAGE = {
     "hypervisor": "KVM",
     "name": "systemvm-kvm-4.20.2-x86_64",
@@ -168,7 +177,23 @@ def without(image: Manifest, *fields: str) -> Manifest:
     return {name: value for name, value in image.items() if name not in fields}
 
 
+INTEGRATION_PORT = "port 8096 is the integration port, which obeys everybody without a key: it is never used"
+API_URL = "must be a URL such as https://cloud.example.com/client/api, without user and query"
+
 REFUSED: dict[str, tuple[Manifest, str]] = {
+    "cloud without an API": (manifest("CloudStackEndpoint", *CLOUD), "inventory CloudStack needs api"),
+    "integration port": (cloud(url="http://cloud.example.com:8096/client/api"), INTEGRATION_PORT),
+    "integration port with TLS and no path": (cloud(url="https://cloud.example.com:8096"), INTEGRATION_PORT),
+    "integration port of an IPv6 address": (cloud(url="http://[2001:db8::1]:08096/"), INTEGRATION_PORT),
+    "URL with a password": (cloud(url="https://admin:secret@cloud.example.com/client/api"), API_URL),
+    "URL with a query": (cloud(url="https://cloud.example.com/client/api?command=listZones"), API_URL),
+    "URL of another protocol": (cloud(url="ftp://cloud.example.com/client/api"), API_URL),
+    "no patience with the API": (cloud(timeout="0s"), "must be at least 1s"),
+    "endless patience with the API": (cloud(timeout="11m"), "must be at most 10m"),
+    "no requests": (cloud(limits={"requestsPerSecond": 0}), "greater than or equal to 1"),
+    "a storm of requests": (cloud(limits={"requestsPerSecond": 101}), "less than or equal to 100"),
+    "a storm of jobs": (cloud(limits={"asyncJobs": 65}), "less than or equal to 64"),
+    "API without keys": (cloud(credentialsSecretRef=None), "credentialsSecretRef"),
     "image name that is no system VM template": (
         images({**IMAGE, "name": "ubuntu-24.04"}),
         "must be the name of a system VM template, such as systemvm-kvm-4.20.2-x86_64",
@@ -240,7 +265,7 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         'supported values: "secstorage", "consoleproxy", "router"',
     ),
     "unknown type of a VM": (manifest("CloudStackEndpoint", (f"{VM}.type", "vm")), 'supported values: "secstorage"'),
-    "unknown method": (manifest("PatchPolicy", ("spec.methods", ["Recreate"])), 'supported values: "LivePatch"'),
+    "unknown method": (manifest("PatchPolicy", ("spec.methods", ["Replace"])), 'supported values: "LivePatch"'),
     "no method": (manifest("PatchPolicy", ("spec.methods", [])), "should have at least 1 items"),
     "policy name too long": (manifest("PatchPolicy", name="p" * 41), "must not be longer than 40 characters"),
     "endpoint name too long": (manifest("CloudStackEndpoint", name="e" * 41), "must not be longer than 40 characters"),
@@ -615,6 +640,22 @@ def test_every_source_of_a_payload_is_accepted_and_then_stays(server: Server, pa
     other = {"package": PACKAGE | {"url": "https://packages.example.com/other.deb"}}
     said = server.refusal("replace", manifest("SystemVMTemplate", ("spec.payload", other)))
     assert "create a new SystemVMTemplate" in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://cloud.example.com/client/api",
+        "http://192.0.2.5:8080/client/api",
+        "https://[2001:db8::1]:8443/client/api",
+        "https://cloud8096.example.com:18096/8096/client/api",
+    ],
+)
+def test_an_api_has_the_url_that_people_use_and_gets_its_defaults(server: Server, url: str) -> None:
+    stored = server.create(cloud(url=url))["spec"]["api"]
+    assert stored["url"] == url
+    assert stored["timeout"] == "30s"
+    assert stored["limits"] == {"requestsPerSecond": 5, "burst": 10, "asyncJobs": 4}
 
 
 @pytest.mark.parametrize("address", ["192.0.2.11", "2001:db8::11", "r-101.example.com", "edge-1"])
