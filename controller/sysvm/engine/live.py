@@ -10,6 +10,7 @@ from sysvm.domain.calendar import openings_of
 from sysvm.domain.cloud import Snapshot
 from sysvm.domain.cloud_changed import cloud_facts, cloud_status
 from sysvm.domain.facts import VMFacts, host_payloads, release_of
+from sysvm.domain.members import successors_of
 from sysvm.domain.planner import Plan, decide_all
 from sysvm.domain.rollout import Live
 from sysvm.domain.selection import select
@@ -46,18 +47,23 @@ def live_of(
             for wave in rollout.spec.snapshot.approval.before
         },
         edited=edited_since(rollout, policy.spec) if policy is not None else (),
-        newcomers=_newcomers(policy, plan, stores, vms) if policy is not None else (),
+        newcomers=_newcomers(rollout, policy, plan, stores, vms) if policy is not None else (),
         cloud=cloud_status(rollout, plan.cloud, cloud_facts(snapshot, host_payloads(vms.values())), now=now),
         cloud_unseen=plan.cloud is not None and snapshot is None,
     )
 
 
-def _newcomers(policy: PatchPolicy, plan: Plan, stores: Stores, vms: dict[str, VMFacts]) -> tuple[AppendedVM, ...]:
-    """VMs that the policy selects, that the plan has never heard of, and that need its release."""
+def _newcomers(
+    rollout: Rollout, policy: PatchPolicy, plan: Plan, stores: Stores, vms: dict[str, VMFacts]
+) -> tuple[AppendedVM, ...]:
+    """VMs that the policy selects, that the plan has never heard of, and that need its release. One that took the place
+    of a planned VM is that member, and no newcomer."""
     known = {entry.name for entry in plan.entries}
     unknown = [facts for name, facts in vms.items() if name not in known]
     if not unknown:
         return ()
+    successors = {facts.name for facts in successors_of(rollout, plan, vms).values()}
+    unknown = [facts for facts in unknown if facts.name not in successors]
     selection = select(policy, stores.policies_of(endpoint_of(policy)), unknown)
     decisions = decide_all(policy.spec, plan.release, selection.vms, excluded=selection.excluded)
     return tuple(
