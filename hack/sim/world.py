@@ -198,6 +198,7 @@ class World:
             sizes=Sizes(workers=4, operations=50, looks=50),
             guarded=self.guarded,
             queue_observer=_Failures(self.failures),
+            processor_seconds=lambda: 0.0,
             snapshot_of=lambda endpoint: self.cloud,
         )
         self.life = Life(stores, wire, vms, engine, deaths)

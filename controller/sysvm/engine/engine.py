@@ -82,12 +82,14 @@ class Engine:
         snapshot_of: SnapshotOf | None = None,
         clouds: Clouds | None = None,
         connect: Connect = connect,
+        processor_seconds: Callable[[], float] = time.thread_time,
         leads: Leads = nobody_leads,
         machines: MachineSource | None = None,
     ) -> None:
         self.queue: WorkQueue[Job] = WorkQueue("engine", observer=queue_observer)
         self._stores = stores
         self._sizes = sizes
+        self._processor_seconds = processor_seconds
         self._seconds: dict[Job, float] = {}
         """What the last run of each counting job took."""
         wake = self._wake
@@ -211,12 +213,12 @@ class Engine:
         if job.role is Role.SYSTEM_VM:
             return await self._reconcilers[job.role](job.key)
         clock = asyncio.get_running_loop().time
-        begun, worked = clock(), time.thread_time()
+        begun, worked = clock(), self._processor_seconds()
         try:
             return await self._reconcilers[job.role](job.key)
         finally:
             # Waiting for the API server, or for a processor that others use, is no reason to count less often.
-            self._seconds[job] = min(clock() - begun, time.thread_time() - worked)
+            self._seconds[job] = min(clock() - begun, self._processor_seconds() - worked)
 
     def _enqueue(self, job: Job, delay: float) -> None:
         if delay:

@@ -70,9 +70,13 @@ class Cloud:
     async def swept(self, times: int = 1) -> None:
         """So many whole sweeps from now on."""
         for _ in range(times):
-            before = self.sweeps()
+            wanted = self.sweeps() + 1
             await self.ask()
-            await self.until(lambda before=before: self.sweeps() > before, "another sweep")
+
+            async def swept(wanted: int = wanted) -> bool:
+                return self.sweeps() >= wanted
+
+            await self.journey.until(swept, "another sweep")
 
     def sweeps(self) -> int:
         return sum(call.command == LAST_LIST for call in self.world.calls)
@@ -101,11 +105,12 @@ class Cloud:
         """The objects, once they are exactly those of these VMs."""
         wanted = sorted(vm.name.lower() for vm in vms)
 
-        async def there() -> dict[str, Manifest] | None:
+        async def there() -> tuple[dict[str, Manifest]] | None:
             found = await self.objects()
-            return found if sorted(found) == wanted else None
+            return (found,) if sorted(found) == wanted else None
 
-        return dict(await self.journey.until(there, f"the objects are {wanted}"))
+        (found,) = await self.journey.until(there, f"the objects are {wanted}")
+        return dict(found)
 
     async def known(self, vm: VM, holds: Callable[[dict[str, Any]], bool], what: str) -> Manifest:
         """The object, once its identity is so."""
@@ -166,7 +171,8 @@ def network(cloud: Cloud, name: str = "net-1", **more: Any) -> Any:
 
 async def test_every_system_vm_of_the_cloud_becomes_an_object_that_says_who_it_is(cloud: Cloud) -> None:
     world, zone = cloud.world, zone_of(cloud)
-    pair = world.add_routers(network(cloud, redundant=True, project="crm"))
+    served = network(cloud, redundant=True, project="crm")
+    pair = world.add_routers(served)
     shared = world.add_routers(network(cloud, "lan", kind="Shared"))
     vpc = world.add_vpc(zone, "vpc-1", redundant=True, tiers=3)
     tier = next(one for one in world.networks.values() if one.vpc is vpc)
@@ -177,10 +183,11 @@ async def test_every_system_vm_of_the_cloud_becomes_an_object_that_says_who_it_i
         found = await cloud.known(vm, lambda identity: bool(identity), "is described")
         identity = found["status"]["identity"]
         assert (identity["id"], identity["name"], identity["type"]) == (vm.id, vm.name, vm.type.value)
+        assert vm.host is not None
         assert (identity["zone"], identity["host"], identity["state"]) == ("ams-1", vm.host.name, "Running")
         assert identity["address"] == vm.control_address
     groups = {vm.name: (await cloud.known(vm, bool, ""))["status"]["identity"].get("group") for vm in (*pair, *more)}
-    assert {groups[vm.name] for vm in pair} == {pair[0].network.id}
+    assert {groups[vm.name] for vm in pair} == {served.id}
     assert {groups[vm.name] for vm in more[:2]} == {vpc.id}
     assert (groups[more[3].name], groups[more[4].name]) == (None, None), "SSVM and CPVM belong to their zone"
     await cloud.says("Reachable", "True", "8 of 8 VMs answer")
@@ -282,7 +289,7 @@ async def test_a_listing_that_failed_or_was_not_whole_removes_nothing(cloud: Clo
 
     async def failed() -> bool:
         endpoint = await cloud.journey.namespace.get(ENDPOINT, cloud.name)
-        return condition(endpoint, "Reachable")["status"] == "False"
+        return bool(condition(endpoint, "Reachable")["status"] == "False")
 
     await cloud.journey.until(failed, "the endpoint says that it cannot read its cloud")
     for _ in range(3):
@@ -353,12 +360,13 @@ async def test_a_hold_passes_on_when_the_new_one_was_there_before_the_old_one_we
 
 
 async def test_a_hold_goes_with_its_network(cloud: Cloud) -> None:
-    old = cloud.world.add_routers(network(cloud))[0]
+    served = network(cloud)
+    old = cloud.world.add_routers(served)[0]
     await cloud.declare()
     await cloud.says("Reachable", "True")
     await cloud.hold(old, "CHG-883")
     cloud.remove(old)
-    del cloud.world.networks[old.network.id]
+    del cloud.world.networks[served.id]
     await cloud.swept(2)
     await cloud.has()
 
