@@ -106,6 +106,12 @@ class OpenSSH:
                 _kill(grandchild)
             _kill(child)
 
+    def stop_commands(self) -> None:
+        """Kills what runs in the sessions; the connections stay."""
+        for child in _children(self.pid) if self.pid is not None else ():
+            for grandchild in _children(child):
+                _kill(grandchild)
+
     def _await_port(self, process: subprocess.Popen[bytes], log: Path, address: str) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:

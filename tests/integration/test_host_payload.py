@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -126,7 +126,10 @@ async def test_a_host_without_a_payload_or_with_a_broken_one_says_so(behind: Beh
     assert found.scripts_revision is None
 
 
-async def test_a_file_is_read_on_where_the_connection_was_cut(behind: Behind, tmp_path: Path) -> None:
+@pytest.mark.parametrize("breaks", [OpenSSH.stop_sessions, OpenSSH.stop_commands], ids=["connection", "command"])
+async def test_a_file_is_read_on_where_it_was_cut(
+    behind: Behind, tmp_path: Path, breaks: Callable[[OpenSSH], None]
+) -> None:
     content = os.urandom(24 << 20)
     (tmp_path / "big").write_bytes(content)
     file = HostFile(str(tmp_path / "big"), len(content), hashlib.sha256(content).hexdigest())
@@ -136,7 +139,7 @@ async def test_a_file_is_read_on_where_the_connection_was_cut(behind: Behind, tm
         seen += len(piece)
         if seen > (cuts + 1) * (8 << 20) and cuts < 2:
             cuts += 1
-            behind.host.stop_sessions()
+            breaks(behind.host)
     assert (cuts, seen, digest.hexdigest()) == (2, len(content), file.sha256)
     rest = b"".join(
         [piece async for piece in read_file(behind.payloads.jumps, KVM, behind.login, file, offset=1 << 20)]

@@ -177,9 +177,12 @@ async def _tail(hop: Hop, path: str, offset: int) -> AsyncIterator[bytes]:
             if not piece:
                 break
             yield piece
-        async with asyncio.timeout(_STALLED_SECONDS):
-            ended = await process.wait()
-    if ended.exit_status is None:
+        try:
+            async with asyncio.timeout(_STALLED_SECONDS):
+                ended = await process.wait()
+        except (OSError, asyncssh.Error) as error:
+            raise _lost(hop, error) from error
+    if ended.exit_status is None or ended.exit_signal is not None:
         raise _lost(hop, None)
 
 
@@ -189,6 +192,8 @@ async def _run(hop: Hop, command: str) -> str:
             done = await hop.ssh.run(command, errors="replace")
     except (OSError, asyncssh.Error) as error:
         raise _lost(hop, error) from error
+    if done.exit_status is None or done.exit_signal is not None:
+        raise _lost(hop, None)
     if done.exit_status != 0:
         said = str(done.stderr or "").strip()[-300:]
         raise PatchingError(f"{hop.name} cannot say which payload it keeps (status {done.exit_status}): {said}")
