@@ -15,17 +15,39 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
     from lab.controlplane import ControlPlane
 
 CRDS = Path(__file__).resolve().parents[1] / "crds"
 
 
+SYSTEM = "tests/system/"
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The marker follows from the fixture, so that ``-m 'not apiserver'`` leaves none out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The marker follows from the fixture, so that ``-m 'not apiserver'`` leaves none out. Beside other processes, what
+    takes longest begins first."""
     for item in items:
         if _needs_server(item):
             item.add_marker(pytest.mark.apiserver)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(SYSTEM))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Real machines one after the other in one process, and in the others everything else, a file at a time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class SystemApart(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SYSTEM if nodeid.startswith(SYSTEM) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return SystemApart(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
