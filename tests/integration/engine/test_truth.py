@@ -4,8 +4,7 @@ Each row is judged three ways: by its conditions, by kstatus (Flux, Helm, Argo C
 return exactly where Ready is True. Besides, every status that is seen on the way keeps the contract: Reconciling and
 Stalled never together, neither of them there without being True, and every condition about the generation it carries.
 
-Two rows of the table are not reachable yet, because nothing asks a management server: a closed command gate, and a host
-payload that differs.
+What only a management server can say (a closed command gate, a host's payload) is said by the stand-in.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from tests.integration.engine import objects
+from tests.integration.engine.cloud_fleet import close_gates, cloud_endpoint, cloud_fleet, cloud_secret
 from tests.integration.engine.cluster import condition, says
 from tests.integration.engine.journey import Journey
 from tests.integration.engine.objects import Manifest
@@ -447,3 +447,25 @@ async def test_a_policy_that_changed_is_told_by_the_rollout_that_keeps_its_own(j
     keeps_the_contract(ROLLOUT, changed)
     journey.fleet.end(journey.vms[0])
     await reached(journey, "Converged")
+
+
+async def test_the_command_gate_of_a_member_is_closed_and_a_hosts_payload_differs(journey: Journey) -> None:
+    """Two rows, one after the other: SSH has done all it can, and then the host is what a stop and start would undo."""
+    namespace = journey.namespace.name
+    async with cloud_fleet(journey.fleet) as cloud:
+        close_gates(cloud)
+        (name,) = cloud.routers("single")
+        endpoint = cloud_endpoint(namespace, journey.name, cloud)
+        endpoint["spec"]["scan"] = {"interval": "10s", "inventory": "10s"}
+        await journey.namespace.create(cloud_secret(namespace, cloud), endpoint)
+        await journey.release("first")
+        await journey.policy(selector={"names": [name]}, livePatch={"route": "SSH"})
+        await reached(journey, "ManagementGateClosed", message="4.20.1 as minreq.sysvmtemplate.version of zone ams-1")
+        cloud.world.settings["minreq.sysvmtemplate.version"] = "4.20.1"
+        await reached(journey, "Converged")
+        host = cloud.world.vm(name).host
+        assert host is not None
+        journey.fleet.set(name, host=(host.name, "f" * 32, None))
+        await reached(journey, "HostPayloadMismatch", message="keeps an unreadable payload")
+        await journey.namespace.delete(POLICY, journey.name)
+        await journey.namespace.delete(ENDPOINT, journey.name)
