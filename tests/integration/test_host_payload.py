@@ -121,6 +121,7 @@ async def test_two_builds_of_the_same_files_are_one_revision(behind: Behind) -> 
 async def test_a_host_without_a_payload_or_with_a_broken_one_says_so(behind: Behind) -> None:
     assert await behind.payloads.files(KVM, behind.login, "KVM", max_age_seconds=0.0) is None
     behind.keeps(b"cut in the middle")
+    assert await behind.payloads.files(KVM, behind.login, "XenServer", max_age_seconds=0.0) is None, "kept elsewhere"
     found = await behind.payloads.payload(KVM, behind.login, "KVM", max_age_seconds=0.0)
     assert found is not None
     assert found.scripts_revision is None
