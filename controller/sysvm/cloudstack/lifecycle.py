@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from sysvm.api.endpoint import SystemVMType
+from sysvm.api.policy import Method
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
@@ -83,16 +84,16 @@ class CloudJobs:
         return JobTold(_STATES[job.status], job.error_text)
 
     async def look(self, operation: GroupOperation) -> Looked | NotTold:
-        """The group, its zone and hosts, and the jobs that may be at work on it, as they are now."""
+        """The group as it is now; before the call also its zone, hosts and templates, and until the call is known to
+        have ended the jobs that may be at work on it. What no judge reads is not asked for."""
+        preparing = operation.phase is GroupPhase.PREPARING
         try:
             vms = await self._vms(operation)
-            jobs = await self._client.running_jobs()
-            zone = await self._zone(operation.zone_id)
-            hosts = [
-                answers.host(entry)
-                async for entry in self._client.list_all("listHosts", "host", type="Routing", zoneid=operation.zone_id)
-            ]
-            templates = await self._templates(operation, vms) if operation.phase is GroupPhase.PREPARING else None
+            jobs = await self._client.running_jobs() if operation.phase is not GroupPhase.VERIFYING else ()
+            zone = await self._zone(operation.zone_id) if preparing else None
+            hosts = await self._hosts(operation.zone_id) if preparing else ()
+            starts = preparing and operation.method is not Method.LIVE_PATCH
+            templates = await self._templates(operation, vms) if starts else None
         except CloudStackError as error:
             return NotTold(str(error))
         return Looked(
@@ -101,7 +102,7 @@ class CloudJobs:
                 vms=vms,
                 jobs=tuple(_told(job) for job in jobs if _concerns(job, operation, vms)),
                 zone=zone,
-                hosts=_sorted(hosts),
+                hosts=hosts,
                 templates=templates,
             )
         )
@@ -143,6 +144,10 @@ class CloudJobs:
         zones = [answers.zone(entry) async for entry in self._client.list_all("listZones", "zone", id=zone_id)]
         return zones[0] if zones else None
 
+    async def _hosts(self, zone_id: str) -> tuple[CloudHost, ...]:
+        entries = self._client.list_all("listHosts", "host", type="Routing", zoneid=zone_id)
+        return tuple(sorted([answers.host(entry) async for entry in entries], key=lambda host: host.name))
+
     async def _templates(self, operation: GroupOperation, vms: Sequence[CloudVM]) -> CloudTemplates:
         """What new VMs of the group could be started from."""
         found = [
@@ -176,7 +181,3 @@ def _concerns(job: Job, operation: GroupOperation, vms: tuple[CloudVM, ...]) -> 
 
 def _told(job: Job) -> group_operation.Job:
     return group_operation.Job(id=job.id, command=job.command, instance_id=job.instance_id)
-
-
-def _sorted(hosts: list[CloudHost]) -> tuple[CloudHost, ...]:
-    return tuple(sorted(hosts, key=lambda host: host.name))
