@@ -19,7 +19,6 @@ from sysvm.api.policy import (
 )
 from sysvm.api.systemvm import OperationResult
 
-
 _WORD = "^[a-f0-9]{8}$"
 
 

@@ -9,6 +9,7 @@ import pytest
 from sysvm.api.policy import PatchPolicy, PatchPolicyStatus, PolicyTarget
 from sysvm.api.reasons import Reason
 from sysvm.domain.sequence import waits_for
+
 from .builders import NEW, OLD, ago, condition, policy, release
 
 
