@@ -69,7 +69,7 @@ class Requests:
     count: int = 0
     by_command: dict[str, int] = field(default_factory=dict)
 
-    def answered(self, command: str, code: int, seconds: float) -> None:
+    def cloud_asked(self, command: str, code: int, seconds: float) -> None:
         self.count += 1
         self.by_command[command] = self.by_command.get(command, 0) + 1
 
