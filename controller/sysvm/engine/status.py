@@ -16,6 +16,8 @@ async def write_status(
     Returns whether the status in the cluster is now `new`. False: somebody wrote in between or the object is gone; the
     current object is in the cache then and the reconciler should look again.
     """
+    if old == new:  # most of the time, and a tenth of what the rest costs
+        return True
     before: dict[str, Any] = old.to_dict()
     patch = merge_patch_between(before, new.to_dict())
     if not patch:
