@@ -25,14 +25,13 @@ from sysvm.api.endpoint import CloudStackEndpoint, Management
 from sysvm.api.policy import Method, Route
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import DesiredState, GroupOperation, GroupPhase, Rollout
-from sysvm.api.systemvm import ApiPatchCall, OperationOrder, OperationResult, SystemVM
+from sysvm.api.systemvm import OperationOrder, OperationResult, SystemVM
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain import api_patch as api_patches
 from sysvm.domain import group_operation as machine
 from sysvm.domain.api_patch import ApiPatch
 from sysvm.domain.cloud import CloudVM
 from sysvm.domain.facts import facts_of, release_of
-from sysvm.domain.gate import api_patch
 from sysvm.domain.group_operation import Event, Judge, Limits, Looked, NotMade, NotTold, Refused, Todo
 from sysvm.domain.lifecycle import ROUTER_TYPES, Aim, aim_of, judge_of
 from sysvm.engine.board import Board
@@ -123,7 +122,9 @@ class GroupOperations:
         handles = {_key(rollout, op): self._pool.get(_key(rollout, op)) for op in kept}
         taken = frozenset(key for key, handle in handles.items() if handle is not None and handle.done)
         operations = [self._stepped(rollout, op, now) for op in kept]
-        operations += self._newly_asked_for(rollout, operations, now)
+        begun = self._newly_asked_for(rollout, operations, now)
+        again = {op.group for op in begun}
+        operations = [op for op in operations if op.group not in again] + begun
         return Advanced(tuple(operations), self._next(rollout, operations, now), taken)
 
     def _stepped(self, rollout: Rollout, op: GroupOperation, now: datetime) -> GroupOperation:
@@ -188,7 +189,7 @@ class GroupOperations:
                 begun[aim.group] = known.model_copy(update={"orders": tuple(sorted({*known.orders, order.id}))})
                 continue
             earlier = groups.get(aim.group)
-            if (earlier is not None and earlier.phase is not GroupPhase.DONE) or room <= len(begun):
+            if (earlier is not None and not self._is_answered(rollout, earlier)) or room <= len(begun):
                 continue
             cloud_vm = self._cloud_vm(vm)
             if cloud_vm is not None:
@@ -210,15 +211,19 @@ class GroupOperations:
     def _is_over(self, rollout: Rollout, op: GroupOperation) -> bool:
         """Its result has answered all orders. One that failed is remembered if VMs went with it: their successors
         tell it."""
-        if op.phase is not GroupPhase.DONE:
+        if not self._is_answered(rollout, op):
             return False
         vms = self._stores.vms_of(endpoint_of(rollout))
-        if any(order.id in op.orders for _, order in self._open_orders(rollout)):
-            return False
         names = {vm.status.identity.name for vm in vms if vm.status.identity is not None}
         if op.result is OperationResult.SUCCEEDED:
             return True
         return all(vm.name in names for vm in op.before)
+
+    def _is_answered(self, rollout: Rollout, op: GroupOperation) -> bool:
+        """It has ended and every VM's own status says so."""
+        if op.phase is not GroupPhase.DONE:
+            return False
+        return not any(order.id in op.orders for _, order in self._open_orders(rollout))
 
     def _next(self, rollout: Rollout, operations: Iterable[GroupOperation], now: datetime) -> timedelta | None:
         waits = [
@@ -353,9 +358,8 @@ class GroupOperations:
             return None
         if order.route is not Route.API:
             return aim_of(order.method, cloud_vm, group)
-        snapshot = self._snapshot_of(endpoint_of(vm))
-        call = api_patch(cloud_vm, snapshot) if snapshot is not None else None
-        return api_patches.aim_of(call, cloud_vm.name, group) if isinstance(call, ApiPatchCall) else None
+        call = self._books.api_patch(endpoint_of(vm), cloud_vm)
+        return api_patches.aim_of(call, cloud_vm.name, group) if call is not None else None
 
     def why_never(self, vm: SystemVM, order: OperationOrder) -> tuple[Reason, str] | None:
         """Why no operation will ever be begun for an order; None: one is, or will be."""

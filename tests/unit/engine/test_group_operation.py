@@ -1,0 +1,173 @@
+"""The driver of calls: what is not written is not done, and what was heard is not forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from tests.unit.domain import builders
+
+from sysvm.api.endpoint import SystemVMType
+from sysvm.api.policy import Method
+from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM, Rollout, RolloutStatus
+from sysvm.api.systemvm import OperationResult
+from sysvm.domain.cloud import CloudVM, CloudVMState, Snapshot
+from sysvm.domain.group_operation import Event, Look, Looked, Submitted
+from sysvm.engine.board import Board
+from sysvm.engine.books import Books
+from sysvm.engine.group_operation import GroupOperations
+from sysvm.engine.notices import Notices
+from sysvm.engine.resources import ROLLOUT, SYSTEM_VM
+from sysvm.engine.stores import Stores
+from sysvm.engine.work import Handle, Pool
+from sysvm.kube.client import Cluster
+from sysvm.kube.objects import Key
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+VM = CloudVM(
+    id="id-1", name="r-1-VM", type=SystemVMType.ROUTER, state=CloudVMState.RUNNING, zone_id="z", zone="ams-1",
+    network_id="n-1",
+)  # fmt: skip
+
+
+@dataclass
+class Steps:
+    """A pool whose pieces of work end when the test says so."""
+
+    handles: dict[Key, Handle[None, Event]] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+
+    def get(self, key: Key) -> Handle[None, Event] | None:
+        return self.handles.get(key)
+
+    def start(self, key: Key, purpose: str, work: Callable[..., Any]) -> Handle[None, Event]:
+        self.started.append(purpose)
+        return self.handles.setdefault(key, Handle(purpose))
+
+    def forget(self, key: Key) -> None:
+        if key in self.handles and self.handles[key].done:
+            del self.handles[key]
+
+
+class Clouds:
+    def jobs(self, endpoint: Key) -> object:
+        return self
+
+    def explain(self, endpoint: Key, vm_ids: object) -> None:
+        return
+
+    async def look(self, operation: GroupOperation) -> None:
+        return
+
+    async def job(self, job_id: str) -> None:
+        return
+
+
+class Recorder:
+    def event(self, *args: object, **kwargs: object) -> None:
+        return
+
+
+@dataclass
+class Driver:
+    """One rollout with one open order to recreate r-1-VM, and what is stored of it."""
+
+    stores: Stores = field(default_factory=Stores)
+    steps: Steps = field(default_factory=Steps)
+
+    def __post_init__(self) -> None:
+        self.rollout = builders.rollout(builders.plan_for(builders.facts()))
+        vm = builders.system_vm("r-1-VM").to_dict()
+        vm["metadata"] |= {"namespace": "ns", "resourceVersion": "1"}
+        vm["status"]["identity"] |= {"group": "n-1", "id": "id-1"}
+        vm["spec"]["operation"] = builders.order(id="op-1").model_copy(update={"method": Method.RECREATE}).to_dict()
+        self.stores.system_vms.put({"apiVersion": SYSTEM_VM.api_version, "kind": "SystemVM", **vm})
+        self.store()
+        snapshot = Snapshot(
+            taken_at=NOW, server_version="4.21", zones={}, hosts={}, vms={"id-1": VM}, networks={}, vpcs={}
+        )
+        self.driver = GroupOperations(
+            cast("Cluster", None), self.stores, cast("Any", Clouds()), lambda key: snapshot, Board(),
+            cast("Pool[None, Event]", self.steps), Notices(cast("Any", Recorder())), lambda key: None,
+            cast("Any", None), Books(self.stores, lambda key: snapshot), lambda: NOW,
+        )  # fmt: skip
+
+    def store(self, *operations: GroupOperation) -> None:
+        metadata = self.rollout.metadata.model_copy(update={"namespace": "ns", "resource_version": "1"})
+        status = RolloutStatus(group_operations=operations)
+        self.rollout = self.rollout.model_copy(update={"metadata": metadata, "status": status})
+        self.stores.rollouts.forget(Key("ns", "routers-1"), self.rollout.metadata.uid)
+        self.stores.rollouts.put({"apiVersion": ROLLOUT.api_version, "kind": "Rollout", **self.rollout.to_dict()})
+
+    def reconcile(self, *, while_written: Callable[[], None] = lambda: None) -> GroupOperation:
+        """As the rollout's reconciler does: compute, write, begin."""
+        before: Rollout = self.rollout
+        advanced = self.driver.advance(before, NOW)
+        while_written()
+        self.store(*advanced.operations)
+        self.driver.begin(before, advanced, NOW)
+        (operation,) = advanced.operations
+        return operation
+
+    def hears(self, event: Event) -> None:
+        (handle,) = self.steps.handles.values()
+        handle.result = event
+
+    def submitting(self) -> GroupOperation:
+        operation = self.reconcile().model_copy(
+            update={"phase": GroupPhase.SUBMITTING, "submissions": 1, "submitted_at": NOW}
+        )
+        self.steps.handles.clear()
+        self.store(operation)
+        return operation
+
+
+def test_an_order_begins_an_operation_that_looks_first() -> None:
+    driver = Driver()
+    operation = driver.reconcile()
+    assert (operation.phase, operation.group, operation.command, operation.orders) == (
+        GroupPhase.PREPARING, "n-1", "restartNetwork", ("op-1",),
+    )  # fmt: skip
+    assert driver.steps.started == ["Preparing 0 "]
+
+
+def test_submitting_that_is_found_is_not_made_again() -> None:
+    driver = Driver()
+    driver.submitting()
+    driver.steps.started.clear()
+    assert driver.reconcile().phase is GroupPhase.UNKNOWN
+    assert driver.steps.started == ["Unknown 1 "], "it looks"
+
+
+def test_an_answer_that_comes_while_the_status_is_written_is_not_forgotten() -> None:
+    driver = Driver()
+    driver.submitting()
+    driver.steps.start(Key("ns", "routers-1/n-1"), "Submitting 1 ", lambda: None)
+    assert driver.reconcile(while_written=lambda: driver.hears(Submitted("job-1"))).phase is GroupPhase.SUBMITTING
+    running = driver.reconcile()
+    assert (running.phase, running.job_id) == (GroupPhase.RUNNING, "job-1")
+
+
+def test_a_look_that_waited_too_long_for_the_cluster_is_taken_again() -> None:
+    driver = Driver()
+    driver.reconcile()
+    driver.hears(Looked(Look(taken_at=datetime(2026, 11, 22, 11, 59, tzinfo=UTC), vms=(VM,))))
+    assert driver.reconcile().phase is GroupPhase.PREPARING
+
+
+def test_a_failure_that_is_remembered_gives_way_to_a_new_operation_on_its_group() -> None:
+    """Two of one group would be refused by the API server, for ever."""
+    driver = Driver()
+    ended = driver.reconcile().model_copy(
+        update={
+            "phase": GroupPhase.DONE,
+            "orders": ("op-0",),
+            "result": OperationResult.FAILED,
+            "before": (GroupVM(id="id-0", name="r-0-VM"),),
+        }
+    )
+    driver.steps.handles.clear()
+    driver.store(ended)
+    assert driver.reconcile().orders == ("op-1",)
