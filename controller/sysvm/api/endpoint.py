@@ -211,7 +211,7 @@ class APILimits(ApiModel):
     """How much the management server is asked at once."""
 
     requests_per_second: Annotated[int, Field(ge=1, le=100)] = 5
-    """Requests in a second on average. Where api.throttling.enabled is true, CloudStack grants an account 25 by default."""
+    """Requests in a second on average. Must stay below api.throttling.max where CloudStack has throttling enabled."""
     burst: Annotated[int, Field(ge=1, le=1000)] = 10
     """Requests at once after a silence."""
     async_jobs: Annotated[int, Field(ge=1, le=64)] = 4
