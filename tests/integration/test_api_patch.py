@@ -38,6 +38,7 @@ from sysvm.domain.gate import (
     api_patch,
     gate_of,
     management_of,
+    routers_in,
     server_payload,
 )
 from sysvm.domain.group_operation import Event, Limits, Looked, Todo
@@ -128,7 +129,9 @@ class Cloud:
                 revision=b.NEW if real.host.payload == self.world.payload else b.OLD,
             )
             look = (b.up_to_date if right else b.observed)(at=at, signature=signature)
-            books = management_of(snapshot.vms[vm.id], snapshot, self.known_of_server(snapshot), at=at)
+            books = management_of(
+                snapshot.vms[vm.id], snapshot, self.known_of_server(snapshot), routers_in(snapshot), at=at
+            )
             look = look.model_copy(update={"host_payload": lies, "management": books})
             known = b.facts(vm.name, type=vm.type, observed=look, hypervisor="KVM")
             role = RedundancyRole(real.role) if real.redundant else None
@@ -139,7 +142,7 @@ class Cloud:
         """From the order to the result, as the driver does it."""
         snapshot = await self.swept()
         vm = next(each for each in snapshot.vms.values() if each.name == name)
-        call = api_patch(vm, snapshot)
+        call = api_patch(vm, snapshot, routers_in(snapshot))
         assert isinstance(call, ApiPatchCall), call
         aim = aim_of(call, vm.name, vm.vpc_id or vm.network_id)
         stored = machine.begun(aim.group, Method.LIVE_PATCH, aim.call, vm, ["op-1"], now())
@@ -269,7 +272,7 @@ async def test_a_vpc_with_too_many_tiers_or_none_is_never_asked_for(cloud: Cloud
     assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.TOO_MANY_API_PATCHES)
     snapshot = await cloud.swept()
     bare = next(vm for vm in snapshot.vms.values() if vm.name == cloud.routers("bare")[0])
-    assert "patches nothing there and reports success" in str(api_patch(bare, snapshot))
+    assert "patches nothing there and reports success" in str(api_patch(bare, snapshot, routers_in(snapshot)))
     assert not cloud.calls
 
 

@@ -9,7 +9,7 @@ Sources: CloudStack 4.21 NetworkHelperImpl.java (checkRouterVersion), VirtualNet
 checks that recreate), NetworkOrchestrator.java and VpcManagerImpl.java (whom a live patch patches, and how often).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -182,8 +182,25 @@ def _short(checksum: str | None) -> str:
 # CloudStack's own live patch
 
 
-def api_patch(vm: CloudVM, snapshot: Snapshot) -> ApiPatchCall | str:
-    """The call that would patch the VM, or why there is none: a sentence.
+Served = Mapping[str, tuple[str, ...]]
+"""Id of a network or VPC -> names of its routers."""
+
+
+def routers_in(snapshot: Snapshot) -> Served:
+    """Made once for a snapshot: every router of a cloud asks for its peers."""
+    found: dict[str, list[str]] = {}
+    for vm in snapshot.vms.values():
+        if not vm.type.is_router:
+            continue
+        if vm.network_id:
+            found.setdefault(vm.network_id, []).append(vm.name)
+        if vm.vpc_id and vm.type is SystemVMType.VPCROUTER:
+            found.setdefault(vm.vpc_id, []).append(vm.name)
+    return {owner: tuple(sorted(names))[:16] for owner, names in found.items()}
+
+
+def api_patch(vm: CloudVM, snapshot: Snapshot, served: Served) -> ApiPatchCall | str:
+    """The call that would patch the VM, or why there is none: a sentence. `served`: `routers_in(snapshot)`.
 
     CloudStack patches all routers of the network or VPC one right after the other, those of a VPC once for each tier.
     """
@@ -196,31 +213,29 @@ def api_patch(vm: CloudVM, snapshot: Snapshot) -> ApiPatchCall | str:
     network = snapshot.networks.get(vm.network_id) if vm.network_id else None
     vpc_id = vm.vpc_id or (network.vpc_id if network is not None else None)
     if vpc_id:
-        return _of_vpc(vm, vpc_id, snapshot)
+        return _of_vpc(vm, vpc_id, snapshot, served)
     if network is None:
         return f"the network of {vm.name} is not known"
     if network.state not in _RESTARTABLE:
         return f"network {network.name} is {network.state}: restartNetwork refuses it"
-    served = _names(other for other in snapshot.vms.values() if other.network_id == network.id and other.type.is_router)
-    return ApiPatchCall(command=ApiCommand.RESTART_NETWORK, id=network.id, name=network.name, vms=served)
+    return ApiPatchCall(
+        command=ApiCommand.RESTART_NETWORK, id=network.id, name=network.name, vms=served.get(network.id, (vm.name,))
+    )
 
 
-def _of_vpc(vm: CloudVM, vpc_id: str, snapshot: Snapshot) -> ApiPatchCall | str:
+def _of_vpc(vm: CloudVM, vpc_id: str, snapshot: Snapshot, served: Served) -> ApiPatchCall | str:
     vpc = snapshot.vpcs.get(vpc_id)
     if vpc is None:
         return f"the VPC of {vm.name} is not known"
     if not vpc.tiers:
         return f"VPC {vpc.name} has no tier: restartVPC with livepatch=true patches nothing there and reports success"
-    routers = _names(
-        other for other in snapshot.vms.values() if other.vpc_id == vpc_id and other.type is SystemVMType.VPCROUTER
-    )
     return ApiPatchCall(
-        command=ApiCommand.RESTART_VPC, id=vpc.id, name=vpc.name, patches=len(vpc.tiers), vms=routers or (vm.name,)
+        command=ApiCommand.RESTART_VPC,
+        id=vpc.id,
+        name=vpc.name,
+        patches=len(vpc.tiers),
+        vms=served.get(vpc_id, (vm.name,)),
     )
-
-
-def _names(vms: Iterable[CloudVM]) -> tuple[str, ...]:
-    return tuple(sorted(vm.name for vm in vms))[:16]
 
 
 # What the status keeps, and what follows
@@ -238,11 +253,13 @@ class Installs:
     """It was seen what it would be."""
 
 
-def management_of(vm: CloudVM, snapshot: Snapshot, server: ServerPayload, *, at: datetime) -> ObservedManagement:
+def management_of(
+    vm: CloudVM, snapshot: Snapshot, server: ServerPayload, served: Served, *, at: datetime
+) -> ObservedManagement:
     """What the server's books say of a VM, with what follows from it."""
     zone = snapshot.zones.get(vm.zone_id)
     gate = gate_of(vm, zone, server)
-    call = api_patch(vm, snapshot)
+    call = api_patch(vm, snapshot, served)
     checks = zone.recreating_checks if zone is not None and vm.type.is_router else None
     return ObservedManagement(
         at=at,

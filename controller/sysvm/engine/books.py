@@ -7,11 +7,21 @@ wants, and the payloads that looks found on hypervisor hosts. None of it is aske
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sysvm.api.systemvm import ObservedHostPayload, ObservedManagement, SystemVM, SystemVMStatus
+from sysvm.api.systemvm import ApiPatchCall, ObservedHostPayload, ObservedManagement, SystemVM, SystemVMStatus
 from sysvm.api.template import SystemVMTemplate
-from sysvm.domain.cloud import Snapshot
+from sysvm.domain.cloud import CloudVM, Snapshot
 from sysvm.domain.facts import Release
-from sysvm.domain.gate import PayloadOrigin, ServerPayload, Witness, checksum_of, management_of, server_payload
+from sysvm.domain.gate import (
+    PayloadOrigin,
+    Served,
+    ServerPayload,
+    Witness,
+    api_patch,
+    checksum_of,
+    management_of,
+    routers_in,
+    server_payload,
+)
 from sysvm.engine.ports import SnapshotOf
 from sysvm.engine.stores import Stores, endpoint_of
 from sysvm.kube.objects import Key
@@ -38,6 +48,7 @@ class Books:
         self._stores = stores
         self._snapshot_of = snapshot_of
         self._seen: dict[Key, _Seen] = {}
+        self._served: dict[Key, tuple[Snapshot, Served]] = {}
 
     def server_payload(
         self,
@@ -82,10 +93,26 @@ class Books:
         if found is None:
             return status
         server = self.server_payload(endpoint, snapshot, template, release, now)
-        told = _kept(observed.management, management_of(found, snapshot, server, at=snapshot.taken_at))
+        told = _kept(
+            observed.management,
+            management_of(found, snapshot, server, self._routers(endpoint, snapshot), at=snapshot.taken_at),
+        )
         if told is observed.management:
             return status
         return status.model_copy(update={"observed": observed.model_copy(update={"management": told})})
+
+    def api_patch(self, endpoint: Key, vm: CloudVM) -> ApiPatchCall | None:
+        """The call by which CloudStack itself would patch the VM; None: there is none, or the cloud is not known."""
+        snapshot = self._snapshot_of(endpoint)
+        found = api_patch(vm, snapshot, self._routers(endpoint, snapshot)) if snapshot is not None else None
+        return found if isinstance(found, ApiPatchCall) else None
+
+    def _routers(self, endpoint: Key, snapshot: Snapshot) -> Served:
+        known = self._served.get(endpoint)
+        if known is None or known[0] is not snapshot:
+            known = snapshot, routers_in(snapshot)
+            self._served[endpoint] = known
+        return known[1]
 
     def _hosts(self, endpoint: Key, snapshot: Snapshot, now: datetime) -> tuple[ObservedHostPayload, ...]:
         known = self._seen.get(endpoint)

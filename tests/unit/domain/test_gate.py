@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload
+from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement
 from sysvm.domain.cloud import CloudNetwork, CloudVM, CloudVMState, CloudVPC, CloudZone, Snapshot
 from sysvm.domain.gate import (
     Claim,
@@ -23,6 +23,7 @@ from sysvm.domain.gate import (
     gate_of,
     management_of,
     names_version_check,
+    routers_in,
     server_payload,
     suspected_recreation,
     unverified,
@@ -62,6 +63,14 @@ def snapshot(*vms: CloudVM, networks: tuple[CloudNetwork, ...] = (), vpcs: tuple
         networks={each.id: each for each in networks},
         vpcs={each.id: each for each in vpcs},
     )
+
+
+def call_for(router: CloudVM, cloud: Snapshot) -> ApiPatchCall | str:
+    return api_patch(router, cloud, routers_in(cloud))
+
+
+def kept(router: CloudVM, cloud: Snapshot) -> ObservedManagement:
+    return management_of(router, cloud, KNOWN, routers_in(cloud), at=b.NOW)
 
 
 # The gate
@@ -161,14 +170,14 @@ def vpc(*tiers: str) -> CloudVPC:
 
 def test_a_network_is_one_call_for_all_of_its_routers() -> None:
     routers = (vm("r-2-VM", redundant=True), vm("r-1-VM", redundant=True), vm("r-3-VM", network_id="n2"))
-    call = api_patch(routers[0], snapshot(*routers, networks=(NETWORK,)))
+    call = call_for(routers[0], snapshot(*routers, networks=(NETWORK,)))
     assert call == ApiPatchCall(command=ApiCommand.RESTART_NETWORK, id="n1", name="blue", vms=("r-1-VM", "r-2-VM"))
 
 
 @given(tiers=st.integers(min_value=1, max_value=12))
 def test_a_vpc_patches_each_router_once_a_tier(tiers: int) -> None:
     router = vm(type=SystemVMType.VPCROUTER, network_id=None, vpc_id="v1")
-    call = api_patch(router, snapshot(router, vpcs=(vpc(*(f"t{number}" for number in range(tiers))),)))
+    call = call_for(router, snapshot(router, vpcs=(vpc(*(f"t{number}" for number in range(tiers))),)))
     assert isinstance(call, ApiPatchCall)
     assert (call.command, call.id, call.patches) == (ApiCommand.RESTART_VPC, "v1", tiers)
 
@@ -186,14 +195,14 @@ def test_a_vpc_patches_each_router_once_a_tier(tiers: int) -> None:
 )
 def test_where_no_call_patches_the_reason_is_said(router: CloudVM, why: str) -> None:
     off = CloudNetwork(id="n9", name="off", zone_id="z1", state="Shutdown")
-    found = api_patch(router, snapshot(router, networks=(NETWORK, off), vpcs=(vpc(),)))
+    found = call_for(router, snapshot(router, networks=(NETWORK, off), vpcs=(vpc(),)))
     assert isinstance(found, str)
     assert why in found
 
 
 @pytest.mark.parametrize("type_", [SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY])
 def test_an_ssvm_or_cpvm_is_patched_by_itself(type_: SystemVMType) -> None:
-    call = api_patch(vm("s-1-VM", type=type_), snapshot())
+    call = call_for(vm("s-1-VM", type=type_), snapshot())
     assert call == ApiPatchCall(command=ApiCommand.PATCH_SYSTEM_VM, id="s-1-VM", name="s-1-VM", vms=("s-1-VM",))
 
 
@@ -212,14 +221,14 @@ def test_an_ssvm_or_cpvm_is_patched_by_itself(type_: SystemVMType) -> None:
 )
 def test_the_version_check_is_found_anywhere_in_the_setting(checks: tuple[str, ...] | None, *, named: bool) -> None:
     cloud = replace(snapshot(vm(), networks=(NETWORK,)), zones={"z1": replace(ZONE, recreating_checks=checks)})
-    management = management_of(vm(), cloud, KNOWN, at=b.NOW)
+    management = kept(vm(), cloud)
     assert names_version_check(management) is named
     assert management.gate_closed is True
     assert management.api_patch is not None
 
 
 def test_an_ssvm_has_no_minimum_and_no_health_checks() -> None:
-    management = management_of(vm("s-1-VM", type=SystemVMType.SECSTORAGE), snapshot(), KNOWN, at=b.NOW)
+    management = kept(vm("s-1-VM", type=SystemVMType.SECSTORAGE), snapshot())
     assert (management.gate_closed, management.minimum_template_version) == (False, None)
     assert management.recreating_checks is None
 
@@ -227,7 +236,7 @@ def test_an_ssvm_has_no_minimum_and_no_health_checks() -> None:
 @pytest.mark.parametrize("checks", [(), None, ("dns_check.py",)])
 def test_only_a_zone_that_recreates_is_suspected_of_it(checks: tuple[str, ...] | None) -> None:
     cloud = replace(snapshot(vm(), networks=(NETWORK,)), zones={"z1": replace(ZONE, recreating_checks=checks)})
-    told = suspected_recreation(management_of(vm(), cloud, KNOWN, at=b.NOW))
+    told = suspected_recreation(kept(vm(), cloud))
     assert (told is not None and "dns_check.py" in told) is bool(checks)
 
 
