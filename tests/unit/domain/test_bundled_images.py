@@ -7,6 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from sysvm.api.images import ImageHypervisor
+from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.bundled_images import NotMetadataError, read_metadata
 from sysvm.operator.main import main
 
@@ -109,3 +110,10 @@ def test_the_command_refuses_what_is_no_metadata() -> None:
     assert result.exit_code == 1
     assert "this is not CloudStack's metadata.ini" in result.stderr
     assert result.stdout == ""
+
+
+def test_what_is_printed_is_a_release_that_takes_its_payload_from_the_hosts() -> None:
+    release = SystemVMTemplate.model_validate(read_metadata(TEXT).manifest())
+    assert release.spec.payload.host is not None
+    assert release.spec.images is not None
+    assert len(release.spec.images.items) == 3
