@@ -31,9 +31,10 @@ Nothing here may import the operator: a stand-in that shared the client's code w
 from lab.cloud.commands import CHANGING
 from lab.cloud.faults import Answer, CutJob, Faults, Patch
 from lab.cloud.machines import InMemoryMachines, MachineError, Machines, Patched, Told
+from lab.cloud.records import VM, Host, Inside, Network, Template, VMState, Vpc, Zone, checksum
 from lab.cloud.server import ManagementServer, cloud_server, management_server
 from lab.cloud.users import Role, User
-from lab.cloud.world import VM, Host, Inside, Network, Template, VMState, Vpc, World, Zone, checksum
+from lab.cloud.world import World
 
 __all__ = [
     "CHANGING",

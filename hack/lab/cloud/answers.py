@@ -7,7 +7,8 @@ tiers has no guest network, a router that never started is of version UNKNOWN.
 from __future__ import annotations
 
 from lab.cloud.jobs import DOMAIN_ID, stamp
-from lab.cloud.world import VM, Host, Network, Template, VMState, Vpc, World, Zone
+from lab.cloud.records import VM, Host, Network, Template, VMState, Vpc, Zone
+from lab.cloud.world import World
 from lab.spec import SystemVMType
 
 Fields = dict[str, object]

@@ -14,8 +14,9 @@ from lab.cloud.answers import Fields
 from lab.cloud.errors import ApiError, internal, invalid, missing_parameter, unknown_entity
 from lab.cloud.jobs import Job, Jobs, Work
 from lab.cloud.lifecycle import Lifecycle
+from lab.cloud.records import AGENT_TYPES, VM
 from lab.cloud.users import User
-from lab.cloud.world import AGENT_TYPES, VM, World
+from lab.cloud.world import World
 
 Parameters = dict[str, str]
 

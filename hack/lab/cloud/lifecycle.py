@@ -14,7 +14,8 @@ from lab.cloud.background import Background
 from lab.cloud.errors import ApiError, internal, invalid
 from lab.cloud.faults import Patch
 from lab.cloud.machines import PATCHED, MachineError, Machines, Patched
-from lab.cloud.world import AGENT_TYPES, VM, Network, VMState, Vpc, World
+from lab.cloud.records import AGENT_TYPES, VM, Network, VMState, Vpc
+from lab.cloud.world import World
 from lab.spec import RedundancyRole, SystemVMType
 
 _JAVA_TYPES = {SystemVMType.SECSTORAGE: "SecondaryStorageVm", SystemVMType.CONSOLEPROXY: "ConsoleProxy"}

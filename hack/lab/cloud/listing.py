@@ -13,8 +13,9 @@ from lab.cloud import answers
 from lab.cloud.answers import Fields
 from lab.cloud.errors import ApiError, internal, invalid
 from lab.cloud.jobs import Jobs, stamp
+from lab.cloud.records import AGENT_TYPES, VM, CloudEvent, Network, Template, Vpc, Zone
 from lab.cloud.users import Role, User
-from lab.cloud.world import AGENT_TYPES, VM, CloudEvent, Network, Template, Vpc, World, Zone
+from lab.cloud.world import World
 
 T = TypeVar("T")
 Parameters = dict[str, str]

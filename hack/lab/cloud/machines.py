@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from lab.cloud.world import VM, World
+from lab.cloud.records import VM
+from lab.cloud.world import World
 from lab.spec import RedundancyRole
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from lab import content, spec
 from lab.cloud.machines import NOT_PATCHING, PATCHED, MachineError, Patched, Told
-from lab.cloud.world import AGENT_TYPES, VM, Host, World
+from lab.cloud.records import AGENT_TYPES, VM, Host
+from lab.cloud.world import World
 from lab.content import bootline, layout, payloads
 from lab.content.layout import AGENT_HOME, CACHE, LAB_SETTINGS, PUSHES
 from lab.content.releases import Release

@@ -26,7 +26,8 @@ from lab.cloud.faults import Answer
 from lab.cloud.jobs import Jobs, stamp
 from lab.cloud.lifecycle import Lifecycle
 from lab.cloud.machines import InMemoryMachines, Machines
-from lab.cloud.world import Call, World
+from lab.cloud.records import Call
+from lab.cloud.world import World
 
 PATH = "/client/api"
 CONTROL_PATH = "/lab"
