@@ -52,6 +52,7 @@ NEW = "4.21.0.0"
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a quarter of an hour here; the stand-in's steps take hundredths of a second."""
     monkeypatch.setattr(machine, "QUIET", timedelta(seconds=0.4))
+    monkeypatch.setattr(machine, "EXPIRES", timedelta(seconds=0))
     monkeypatch.setattr(machine, "FIRST_POLL", timedelta(seconds=0.02))
     monkeypatch.setattr(machine, "LONGEST_POLL", timedelta(seconds=0.05))
     monkeypatch.setattr(api_patches, "SETTLING", timedelta(seconds=0.4))

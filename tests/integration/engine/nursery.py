@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.integration.engine.simulated_vms import Fleet, SimulatedVMs
 
-from sysvm.domain import group_operation
+from sysvm.domain import api_patch, group_operation
 from sysvm.operator.app import App
 from sysvm.operator.main import until_told
 from sysvm.operator.settings import Settings
@@ -56,6 +56,7 @@ def live(environment: dict[str, str]) -> None:
     os.environ.update(environment)
     if QUIET in environment:
         group_operation.QUIET = group_operation.EXPIRES = timedelta(seconds=float(environment[QUIET]))
+        api_patch.LONGEST_PATCH = timedelta(seconds=float(environment[QUIET]))
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format)
     machines = FolderMachines(Path(environment[MACHINES])) if MACHINES in environment else None
