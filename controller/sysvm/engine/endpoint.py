@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 
 from sysvm.api.base import API_VERSION, ENDPOINT_LABEL, PREDECESSOR_ANNOTATION, REQUESTED_AT_ANNOTATION, ObjectMeta
 from sysvm.api.endpoint import CloudStackEndpoint, Inventory, Management
-from sysvm.api.policy import AllowedMethod, LivePatchRoute
+from sysvm.api.images import ImageMode, Images
+from sysvm.api.policy import AllowedMethod, LivePatchRoute, PatchPolicy
 from sysvm.api.reasons import ConditionType, EventReason, Reason
 from sysvm.api.systemvm import SystemVM
 from sysvm.cloudstack.preflight import Feature
@@ -31,7 +32,7 @@ from sysvm.engine.notices import Notices, reference
 from sysvm.engine.ports import Clock
 from sysvm.engine.resources import ENDPOINT, SYSTEM_VM
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of
+from sysvm.engine.stores import Stores, endpoint_of, template_of
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import AlreadyExists, Conflict, NotFound
 from sysvm.kube.objects import Key, Object, owner_reference
@@ -181,17 +182,10 @@ class EndpointReconciler:
         return Problem(failure.reason, f"{failure.message}{kept}", transient=failure.transient)
 
     def _features(self, key: Key, endpoint: CloudStackEndpoint) -> set[Feature]:
-        """What the role must be able to do for the policies that there are; none of it while nothing may change."""
-        if endpoint.spec.management is not Management.FULL:
-            return set()
         wanted: set[Feature] = set()
         for policy in self._stores.policies_of(key):
-            if AllowedMethod.REBOOT in policy.spec.methods:
-                wanted.add(Feature.REBOOT)
-            if AllowedMethod.RECREATE in policy.spec.methods:
-                wanted.add(Feature.RECREATE)
-            if policy.spec.live_patch.route is LivePatchRoute.API:
-                wanted.add(Feature.PATCH_BY_API)
+            template = self._stores.templates.get(template_of(policy))
+            wanted |= features_of(endpoint.spec.management, policy, template.spec.images if template else None)
         return wanted
 
     def _settle_rivals(self, key: Key, endpoint: CloudStackEndpoint) -> None:
@@ -382,6 +376,22 @@ class EndpointReconciler:
             lacking=permissions.sentence() if permissions is not None else "",
             not_allowed=self._clouds.not_allowed(key),
         )
+
+
+def features_of(management: Management, policy: PatchPolicy, images: Images | None) -> set[Feature]:
+    """What the role must be able to do for a policy and the images of its release; to change only if that may be."""
+    wanted = {Feature.ADOPT} if images is not None else set()
+    if management is not Management.FULL:
+        return wanted
+    if images is not None and images.mode is ImageMode.REGISTER:
+        wanted.add(Feature.REGISTER)
+    if AllowedMethod.REBOOT in policy.spec.methods:
+        wanted.add(Feature.REBOOT)
+    if AllowedMethod.RECREATE in policy.spec.methods:
+        wanted.add(Feature.RECREATE)
+    if policy.spec.live_patch.route is LivePatchRoute.API:
+        wanted.add(Feature.PATCH_BY_API)
+    return wanted
 
 
 def _known(vm: SystemVM, missed: int) -> Known:
