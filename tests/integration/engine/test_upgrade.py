@@ -64,7 +64,7 @@ async def test_a_rollout_pauses_when_the_management_server_is_upgraded_and_goes_
         cloud.journey.fleet.end(vm)
 
     async def finished() -> bool:
-        return (await cloud.journey.rollouts())[-1]["status"]["waves"][0]["done"] == 1
+        return bool((await cloud.journey.rollouts())[-1]["status"]["waves"][0]["done"] == 1)
 
     await cloud.journey.until(finished, "the VM in work is finished")
     await cloud.swept(2)

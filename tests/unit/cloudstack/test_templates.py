@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.cloud import CHANGING, Template, World, Zone, cloud_server
+from lab.spec import SystemVMType as LabType
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import Image, Images
 from sysvm.cloudstack import answers
@@ -144,16 +145,10 @@ async def test_it_is_what_the_server_itself_would_take(cloud: Cloud, newest: str
         cloud.ams.settings["router.template.kvm"] = router_name
     seen = await cloud.read()
     for type_, zone in product((SSVM, ROUTER), (cloud.ams, cloud.fra)):
-        server = cloud.world.template_for(_lab(cloud, type_), zone, hypervisor="KVM", arch="x86_64")
+        server = cloud.world.template_for(LabType(type_.value), zone, hypervisor="KVM", arch="x86_64")
         choice = chosen(cloud.place(type_, zone), seen)
         assert choice.template is not None
         assert choice.template.id == server.id, f"{type_} in {zone.name}"
-
-
-def _lab(cloud: Cloud, type_: SystemVMType) -> object:
-    """The type as the stand-in has it."""
-    kinds = type(next(iter(cloud.world.vms.values())).type)
-    return kinds(type_.value)
 
 
 async def test_another_template_that_would_be_taken_is_named_with_the_way_out(cloud: Cloud) -> None:
