@@ -201,8 +201,9 @@ class _Worker:
         return max(end for _, end in spans) - min(start for start, _ in spans)
 
     async def _stage(self, target: Any, ready: asyncio.Barrier) -> tuple[float, float]:
-        from sysvm.patching import live, protocol
+        from sysvm.patching import protocol
         from sysvm.patching.observing import compare_files, probe_vm
+        from sysvm.patching.orders import archive_of, order_for_vm
         from sysvm.patching.staging import Transfer, batches
 
         payload = self.payload
@@ -211,8 +212,7 @@ class _Worker:
             look = await probe_vm(session, target.type)
             look = await compare_files(session, look, payload, target.type, self.patcher.previous_payloads)
             assert look.difference is not None
-            archive = live._archive_of(payload)  # noqa: SLF001 - the stage as it is
-            order = live._order_for_vm(self.order, target, payload, look, archive)  # noqa: SLF001
+            order = order_for_vm(self.order, target, payload, look, archive_of(payload))
             begin: protocol.BeginArgs = {"order": order}
             begun = await session.request("begin", {**begin}, protocol.BeginResult, timeout=120)
             await ready.wait()

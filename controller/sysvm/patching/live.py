@@ -17,13 +17,10 @@ from typing import Literal
 from sysvm.api.reasons import Reason
 from sysvm.patching import protocol
 from sysvm.patching.back import take_back
-from sysvm.patching.databags import databag_order
-from sysvm.patching.diff import Difference
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
 from sysvm.patching.hosts import HostPayloads
 from sysvm.patching.logins import LoginProof, rsa_works
 from sysvm.patching.observing import (
-    PAYLOAD_PATH,
     Look,
     PreviousPayloads,
     compare_files,
@@ -31,9 +28,10 @@ from sysvm.patching.observing import (
     operation_report,
     probe_vm,
 )
+from sysvm.patching.orders import Archive, archive_of, order_for_vm
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import HostPayload, JournalPhase, Observation, OperationReport, Order, StepReport, Target
-from sysvm.patching.services import SERVICES, UnitAction, order_for, plain
+from sysvm.patching.services import UnitAction
 from sysvm.patching.session import RemoteFailure, Session, open_session
 from sysvm.patching.ssh import Connection, SSHTransport
 from sysvm.patching.staging import Transfer, batches
@@ -47,10 +45,6 @@ _GOING_BACK_SECONDS = 120.0
 TELL_SECONDS = 1.0
 """While contents are sent, between two reports of how far they are."""
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-_RESERVE_BYTES = 64 << 20
-_RESERVE_INODES = 500
-_MIN_MEMORY_BYTES = 96 << 20
-"""A system VM that runs out of memory panics (CloudStack 4.21 sysctl.conf, vm.panic_on_oom), so it is asked before."""
 _NOT_YET_RUNNING = frozenset({JournalPhase.STAGING, JournalPhase.BUILT})
 """Somebody may work on it in a session, and it ends with that session."""
 
@@ -318,16 +312,16 @@ class _Attempt:
         archive = await self._archive_to_keep(work)
         if archive.sha256 != self._payload.scripts_sha256:
             work.contents[archive.sha256] = archive.content
-        work.order = _order_for_vm(self._order, self._target, self._payload, look, archive)
+        work.order = order_for_vm(self._order, self._target, self._payload, look, archive)
         if any("login_seconds" in service for service in work.order["services"]):
             self._rsa_before = await rsa_works(self._patcher.transport, self._target)
         if look.difference.kept:
             work.message = f"Kept because the VM edits them: {', '.join(look.difference.kept)}"
 
-    async def _archive_to_keep(self, work: "_Work") -> "_Archive":
+    async def _archive_to_keep(self, work: "_Work") -> Archive:
         """The archive whose copy and checksum the VM gets. Where the host's has the same content it is the host's, so
         that a start, the command gate and CloudStack's own patch find what they compare with."""
-        ours = _archive_of(self._payload)
+        ours = archive_of(self._payload)
         connection = work.connection
         if connection is None or connection.hop is None:
             return ours
@@ -348,7 +342,7 @@ class _Attempt:
             return ours
         hop = connection.hop
         packed = await self._patcher.hosts.scripts_archive(hop.place, hop.login, scripts)
-        return _Archive(packed, scripts.sha256, found.files.checksums[self._payload.signature_algorithm])
+        return Archive(packed, scripts.sha256, found.files.checksums[self._payload.signature_algorithm])
 
     async def stage(self, work: "_Work") -> OperationReport | None:
         args: protocol.BeginArgs = {"order": work.ready_order}
@@ -507,19 +501,6 @@ class _Work:
         return self.order
 
 
-@dataclass(frozen=True, slots=True)
-class _Archive:
-    """The cloud-scripts.tgz that stays on the VM, and its checksum as the signature file has it."""
-
-    content: bytes = field(repr=False)
-    sha256: str
-    signature: str
-
-
-def _archive_of(payload: Payload) -> _Archive:
-    return _Archive(payload.scripts_archive, payload.scripts_sha256, payload.signature)
-
-
 StepFunction = Callable[[_Attempt, _Work], Awaitable[OperationReport | None]]
 
 OPERATOR_STEPS: tuple[tuple[str, StepFunction], ...] = (
@@ -529,73 +510,3 @@ OPERATOR_STEPS: tuple[tuple[str, StepFunction], ...] = (
     ("Build", _Attempt.build),
 )
 """Between Connect and the one request after which the VM goes on alone."""
-
-
-def _order_for_vm(order: Order, target: Target, payload: Payload, look: Look, archive: _Archive) -> protocol.Order:
-    """The complete order: everything that the VM needs to end it without the operator."""
-    difference = look.difference
-    if difference is None:
-        raise PatchingError("an order needs a comparison")
-    seconds = order.step_timeout_seconds
-    may_fail_over = order.may_fail_over if look.probe["redundancy"] is not None else None
-    in_place = look.probe["payload_checksums"].get(payload.signature_algorithm) == archive.signature
-    return {
-        "id": order.id,
-        "epoch": order.epoch,
-        "revision": payload.revision,
-        "vm_type": target.type.value,
-        "trees": difference.trees(),
-        "files": difference.single_files(),
-        "folders": difference.single_folders(),
-        "remove": difference.single_removals(),
-        "payload": None
-        if in_place
-        else {
-            "path": PAYLOAD_PATH,
-            "sha256": archive.sha256,
-            "size": len(archive.content),
-        },
-        "signature": archive.signature,
-        "daemon_reload": difference.daemon_reload,
-        "services": [
-            order_for(unit, action, look.boot, target.type, seconds, may_fail_over=may_fail_over)
-            for unit, action in _services(look)
-        ],
-        "databags": _databags(order, look, difference),
-        "run_checks": target.type.is_router,
-        "ignored_checks": list(order.ignored_checks),
-        "settle_seconds": order.settle_seconds,
-        "step_timeout_seconds": seconds,
-        "timeout_seconds": order.vm_timeout_seconds,
-        "keep_backups": order.keep_backups,
-        "reserve_bytes": _RESERVE_BYTES,
-        "reserve_inodes": _RESERVE_INODES,
-        "min_memory_bytes": _MIN_MEMORY_BYTES,
-    }
-
-
-def _databags(order: Order, look: Look, difference: Difference) -> list[protocol.DatabagOrder]:
-    """None on a router of a pair: every run of configure.py ends with what may make it a failover."""
-    if not order.apply_databags or look.probe["redundancy"] is not None:
-        return []
-    return [databag_order(bag, order.step_timeout_seconds) for bag in difference.databags]
-
-
-def _services(look: Look) -> list[tuple[str, UnitAction]]:
-    """Every unit of the table that this VM has, in the table's order, with its action or none: all are watched."""
-    actions = look.actions
-    present = [
-        unit["unit"] for unit in look.probe["units"] if unit["load"] == "loaded" and unit["active"] != "inactive"
-    ]
-    place = {service.unit: number for number, service in enumerate(SERVICES)}
-
-    def rank(unit: str) -> int:
-        name = plain(unit)
-        return place.get(name, place.get(f"{name.partition('@')[0]}@*", len(place)))
-
-    units = sorted(present, key=rank)
-    if look.has_gateway and {"keepalived", "conntrackd"} <= set(units):
-        # The gateway goes to a router that knows all connections: what this one replicates is forgotten only then.
-        units.remove("keepalived")
-        units.insert(units.index("conntrackd"), "keepalived")
-    return [(unit, actions.get(unit, UnitAction.NOTHING)) for unit in units]
