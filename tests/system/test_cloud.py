@@ -252,3 +252,18 @@ async def test_a_pair_is_replaced_and_has_one_primary(cloud: Cloud) -> None:
         RedundancyRole.BACKUP,
         RedundancyRole.PRIMARY,
     ]
+
+
+async def test_a_start_that_fails_leaves_a_router_without_a_machine_and_tenants_their_old_one(cloud: Cloud) -> None:
+    (old,) = await cloud.routers(networkid=network(cloud, "net-1"))
+    booted = cloud.boot(old["name"])
+    cloud.world.faults.start_fails = 1
+    job = await cloud.job(await cloud.cs.restartNetwork(id=network(cloud, "net-1"), cleanup=True, fetch_result=False))
+    assert (job["jobstatus"], job["jobresultcode"]) == (2, 530)
+    left = [each for each in await cloud.routers(networkid=network(cloud, "net-1")) if each["id"] != old["id"]]
+    assert [each["state"] for each in left] == ["Stopped"]
+    assert left[0]["name"] not in {vm.name for vm in cloud.lab.vms()}
+    assert cloud.boot(old["name"]) == booted
+    await cloud.job(await cloud.cs.restartNetwork(id=network(cloud, "net-1"), cleanup=True, fetch_result=False))
+    (after,) = await cloud.routers(networkid=network(cloud, "net-1"))
+    assert after["id"] not in {old["id"], left[0]["id"]}
