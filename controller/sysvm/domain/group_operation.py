@@ -303,7 +303,8 @@ def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits,
             undone = {"before": (), "submitted_at": None, "submissions": operation.submissions - 1}
             return _to(operation, GroupPhase.PREPARING, operation.started_at, message=_cut(event.sentence), **undone)
         case GroupPhase.PREPARING | GroupPhase.SUBMITTING, Refused():
-            return _done(operation, OperationResult.FAILED, event.reason, event.sentence, now)
+            untouched = operation.model_copy(update={"before": ()})
+            return _done(untouched, OperationResult.FAILED, event.reason, event.sentence, now)
         case GroupPhase.PREPARING, Looked():
             return _prepared(operation, event.look, judge, limits, now)
         case GroupPhase.SUBMITTING, Submitted():
@@ -381,18 +382,19 @@ def _found(operation: GroupOperation, look: Look, judge: Judge, now: datetime) -
     if operation.submissions < SUBMISSIONS:
         return _to(operation, GroupPhase.PREPARING, now, message="lost the job; nothing has changed: once more")
     sentence = f"{operation.message or 'the job was lost'}; nothing has changed after {operation.submissions} calls"
-    return _done(operation, OperationResult.FAILED, Reason.JOB_LOST, sentence, now)
+    return _done(_without_who_stayed(operation, look), OperationResult.FAILED, Reason.JOB_LOST, sentence, now)
 
 
 def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
     moving = what_moves(look.vms)
     verdict = not_yet(Reason.JOB_RUNNING, moving) if moving is not None else judge.after(operation, look)
     failure = operation.job_failure
+    judged = _without_who_stayed(operation, look)
     if verdict.standing is Standing.HOLDS and not failure:
-        return _done(operation, OperationResult.SUCCEEDED, None, "", now)
+        return _done(judged, OperationResult.SUCCEEDED, None, "", now)
     if verdict.standing is Standing.HOLDS:
         return _done(
-            operation,
+            judged,
             OperationResult.FAILED,
             Reason.JOB_FAILED,
             f"{operation.command}: {failure}; the group is as it should be all the same",
@@ -402,7 +404,13 @@ def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
     if verdict.standing is Standing.NOT_YET and not late:
         return operation.model_copy(update={"message": _cut(verdict.sentence)})
     told = f"{operation.command}: {failure}; {verdict.sentence}" if failure else verdict.sentence
-    return _done(operation, OperationResult.FAILED, verdict.reason or Reason.TIMED_OUT, told, now)
+    return _done(judged, OperationResult.FAILED, verdict.reason or Reason.TIMED_OUT, told, now)
+
+
+def _without_who_stayed(operation: GroupOperation, look: Look) -> GroupOperation:
+    """Who went in the call is kept with its result, because nobody else can tell of it; if all are there, nobody."""
+    stayed = {vm.id for vm in operation.before} <= {vm.id for vm in look.vms}
+    return operation.model_copy(update={"before": ()}) if stayed else operation
 
 
 _MOVING = {

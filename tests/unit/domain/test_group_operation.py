@@ -187,6 +187,13 @@ def test_a_job_that_failed_and_did_everything_is_still_a_failure() -> None:
     assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.JOB_FAILED)
 
 
+def test_a_failure_remembers_who_went_with_it_and_nobody_who_stayed() -> None:
+    failed = after(RUNNING, JobTold(JobState.FAILED, "530"))
+    assert after(failed, Looked(look(router(1)))).before == ()
+    assert [vm.name for vm in after(failed, Looked(look(router(2)))).before] == ["r-1-VM"]
+    assert after(SUBMITTING, Refused(Reason.CALL_REFUSED, "431")).before == ()
+
+
 def test_a_job_that_hangs_is_told_and_never_called_again() -> None:
     late = after(RUNNING, JobTold(JobState.PENDING), now=NOW + timedelta(days=6))
     assert late.phase is GroupPhase.RUNNING
