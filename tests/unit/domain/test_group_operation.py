@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.domain.builders import NOW
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.policy import Method
@@ -36,7 +37,6 @@ from sysvm.domain.group_operation import (
     broken,
     not_yet,
 )
-from tests.unit.domain.builders import NOW
 
 LIMITS = Limits(step=timedelta(minutes=10), vm=timedelta(minutes=30))
 CALL = Call(Command.RESTART_NETWORK, "n-1", ("cleanup",))
