@@ -1,0 +1,215 @@
+"""Reboot and Recreate by the whole operator: a real API server, the stand-in management server, VMs that are a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest_asyncio
+from tests.integration.engine import objects
+from tests.integration.engine.cloud_fleet import CloudFleet, cloud_endpoint, cloud_fleet, cloud_secret, release
+from tests.integration.engine.cluster import says, until
+from tests.integration.engine.lives import Lane, lane
+from tests.integration.engine.nursery import QUIET
+from tests.integration.engine.objects import Manifest
+from tests.integration.engine.simulated_vms import Fleet
+
+from lab.cloud import CutJob, VMState
+from lab.controlplane import ControlPlane
+from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
+from sysvm.kube.client import Cluster
+
+STORY_SECONDS = 300.0
+
+
+@dataclass
+class Story:
+    """One cloud, one endpoint `here`, one policy `routers`, and an operator."""
+
+    lane: Lane
+    cloud: CloudFleet
+    lives: int = 0
+
+    @property
+    def namespace(self) -> Any:
+        return self.lane.namespace
+
+    async def declare(self, *, spec: dict[str, Any] | None = None, **policy: Any) -> None:
+        name = self.namespace.name
+        await self.namespace.create(
+            cloud_secret(name, self.cloud),
+            objects.config_map(name, "first", objects.scripts("first")),
+            release(name, "first"),
+            objects.policy(name, "routers", "here", "first", templateVersion="Require", **policy),
+            cloud_endpoint(name, "here", self.cloud),
+        )
+        if spec:
+            await self.namespace.edit(ENDPOINT, "here", spec)
+
+    async def live(self) -> None:
+        if not self.lives:
+            await self.lane.nursery.start(self.cloud.fleet, **{QUIET: "2"})
+            self.lives += 1
+        assert self.lane.nursery.alive, self.lane.nursery.story()
+
+    async def until(self, holds: Any, what: str) -> Any:
+        async def asked() -> Any:
+            await self.live()
+            return await holds()
+
+        return await until(asked, what, within=STORY_SECONDS, story=self.picture)
+
+    async def picture(self) -> str:
+        vms = [f"{vm.name} {vm.state} {vm.inside}" for vm in self.cloud.world.vms.values()]
+        return "\n".join([*vms, *self.cloud.calls, await self.lane.picture()])
+
+    async def ended(self, result: str) -> Manifest:
+        async def has_ended() -> Manifest | None:
+            rollouts = await self.namespace.all(ROLLOUT)
+            return next((one for one in rollouts if one.get("status", {}).get("result") == result), None)
+
+        found: Manifest = await self.until(has_ended, f"the rollout ended {result}")
+        return found
+
+    async def converged(self) -> None:
+        async def said() -> bool:
+            return bool(says(await self.namespace.get(POLICY, "routers")) == ("True", "Converged"))
+
+        await self.until(said, "the policy is Converged")
+
+    async def vms(self) -> dict[str, Manifest]:
+        return {vm["status"]["identity"]["name"]: vm for vm in await self.namespace.all(SYSTEM_VM)}
+
+
+@pytest_asyncio.fixture
+async def admin(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+    async with await Cluster.connect(kubeconfig=control_plane.kubeconfig) as cluster:
+        yield cluster
+
+
+@contextlib.asynccontextmanager
+async def told(control_plane: ControlPlane, admin: Cluster, folder: Path, **cloud: Any) -> AsyncIterator[Story]:
+    name = f"recreate-{os.getpid()}-{time.monotonic_ns() % 10**9}"
+    fleet = Fleet.of(folder / name / "fleet.json", {})
+    async with cloud_fleet(fleet, **cloud) as world, lane(control_plane, admin, name, folder / name) as here:
+        yield Story(here, world)
+        if here.nursery.alive:
+            await here.nursery.kill()
+
+
+@pytest_asyncio.fixture
+async def story(control_plane: ControlPlane, crds: list[str], admin: Cluster, tmp_path: Path) -> AsyncIterator[Story]:
+    async with told(control_plane, admin, tmp_path) as story:
+        yield story
+
+
+async def test_a_cloud_is_brought_to_the_template_that_the_policy_requires(story: Story) -> None:
+    old = {vm.name for vm in story.cloud.world.vms.values()}
+    await story.declare(methods=["LivePatch", "Recreate"])
+    rollout = await story.ended("Succeeded")
+    await story.converged()
+    assert sorted(story.cloud.calls) == ["destroySystemVm"] * 2 + ["restartNetwork"] * 2
+    assert not old & {vm.name for vm in story.cloud.world.vms.values()}
+    assert {vm.inside.template_version for vm in story.cloud.world.vms.values()} == {"4.20.2"}
+    found = await story.vms()
+    assert sorted(found) == sorted(vm.name for vm in story.cloud.world.vms.values())
+    assert {vm["status"]["state"] for vm in found.values()} == {"Converged"}
+    assert not any(vm["metadata"].get("finalizers") for vm in found.values())
+    assert rollout["status"]["waves"][0]["done"] == 5
+    assert not rollout["status"].get("groupOperations")
+
+
+async def test_a_new_vm_with_an_older_payload_is_live_patched_and_left_alone_then(
+    control_plane: ControlPlane, crds: list[str], admin: Cluster, tmp_path: Path
+) -> None:
+    async with told(control_plane, admin, tmp_path, host_payload="second") as story:
+        await story.declare(
+            methods=["LivePatch", "Recreate"], selector={"types": ["router"]}, livePatch={"hostPayload": "Warn"}
+        )
+        rollout = await story.ended("Succeeded")
+        await story.converged()
+        assert story.cloud.calls == ["restartNetwork"] * 2
+        (wave,) = rollout["status"]["waves"]
+        assert (wave["done"], wave.get("appended", [])) == (3, []), "successors are members, and approved as such"
+        routers = [*story.cloud.routers("single"), *story.cloud.routers("pair")]
+        assert sorted(patch.vm for patch in story.cloud.fleet.patches()) == sorted(routers)
+        assert len(await story.namespace.all(ROLLOUT)) == 1
+
+
+async def test_a_pair_is_rebooted_one_after_the_other_and_its_new_keys_are_expected(story: Story) -> None:
+    names = story.cloud.routers("pair")
+    await story.declare(methods=["LivePatch", "Reboot"], selector={"names": names})
+    await story.ended("Succeeded")
+    await story.converged()
+    assert story.cloud.calls == ["rebootRouter"] * 2
+    assert story.cloud.routers("pair") == names
+    for name, vm in (await story.vms()).items():
+        if name in names:
+            assert vm["status"]["history"][-1]["method"] == "Reboot"
+            shown = story.cloud.fleet.state(name)["host_key"]
+            assert vm["status"]["hostKey"]["publicKey"] == f"ssh-ed25519 {shown}"
+
+
+async def test_a_failed_start_is_told_and_nothing_is_deleted(story: Story) -> None:
+    (old,) = story.cloud.routers("single")
+    story.cloud.world.faults.start_fails = 1
+    await story.declare(methods=["Recreate"], selector={"names": [old]})
+    rollout = await story.ended("Failed")
+    (left,) = set(story.cloud.routers("single")) - {old}
+    vm = (await story.vms())[old]
+    assert vm["status"]["operation"]["reason"] == "LeftoverRouter"
+    assert f"{left} (Stopped) left over" in vm["status"]["operation"]["message"]
+    assert "LeftoverRouter" in str(rollout["status"]) or left in str(rollout["status"]["conditions"])
+    assert story.cloud.world.vm(old).state is VMState.RUNNING
+    assert story.cloud.calls == ["restartNetwork"]
+
+
+async def test_two_routers_with_one_gateway_are_told_by_who_came(story: Story) -> None:
+    (old,) = story.cloud.routers("single")
+    story.cloud.world.faults.second_router = True
+    await story.declare(methods=["Recreate"], selector={"networks": ["single"]})
+    rollout = await story.ended("Failed")
+    assert all(name in str(rollout["status"]) for name in story.cloud.routers("single"))
+    assert old not in story.cloud.routers("single")
+    operation = rollout["status"]["groupOperations"][0]
+    assert (operation["result"], operation["reason"]) == ("Failed", "DuplicateGateway")
+
+
+async def test_a_host_in_maintenance_keeps_everything_as_it_is(story: Story) -> None:
+    (old,) = story.cloud.routers("single")
+    host = story.cloud.world.vm(old).host
+    assert host is not None
+    host.resource_state = "Maintenance"
+    await story.declare(
+        methods=["Recreate"],
+        selector={"names": [old]},
+        strategy={"timeouts": {"step": "10s", "vm": "60s"}},
+    )
+    await story.ended("Failed")
+    vm = (await story.vms())[old]
+    assert vm["status"]["operation"]["reason"] == "HostNotReady"
+    assert story.cloud.calls == []
+
+
+async def test_observing_never_lets_a_call_out(story: Story) -> None:
+    await story.declare(methods=["Recreate"], spec={"management": "Observe"})
+
+    async def said() -> bool:
+        policy = await story.namespace.get(POLICY, "routers")
+        return bool((policy.get("status") or {}).get("methods", {}).get("Recreate") == 5)
+
+    await story.until(said, "what would be done is told")
+    assert story.cloud.calls == []
+    assert await story.namespace.all(ROLLOUT) == []
+
+
+async def test_a_job_that_the_server_lost_is_found_out_and_not_made_again(story: Story) -> None:
+    story.cloud.world.faults.cut_job = CutJob.WORK_GOES_ON
+    await story.declare(methods=["Recreate"], selector={"names": story.cloud.of_type("secstorage")})
+    await story.ended("Succeeded")
+    assert story.cloud.calls == ["destroySystemVm"]
