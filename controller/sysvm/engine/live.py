@@ -63,7 +63,9 @@ def _newcomers(
     if not unknown:
         return ()
     successors = {facts.name for facts in successors_of(rollout, plan, vms).values()}
-    unknown = [facts for facts in unknown if facts.name not in successors]
+    # A successor is there before the object of its predecessor has gone.
+    recreated = {entry.group for entry in plan.entries if entry.method is Method.RECREATE} - {None}
+    unknown = [facts for facts in unknown if facts.name not in successors and facts.group not in recreated]
     selection = select(policy, stores.policies_of(endpoint_of(policy)), unknown)
     decisions = decide_all(policy.spec, plan.release, selection.vms, excluded=selection.excluded)
     return tuple(
