@@ -571,7 +571,7 @@ def test_a_time_zone_has_the_name_of_the_database(server: Server, zone: str) -> 
             ),
         ],
     ],
-    ids=lambda edits: " ".join(str(value) for _, value in edits),
+    ids=lambda edits: " ".join("unset" if value is UNSET else str(value) for _, value in edits),
 )
 def test_a_window_that_makes_sense_is_accepted(server: Server, edits: list[tuple[str, object]]) -> None:
     server.create(window(*edits))
