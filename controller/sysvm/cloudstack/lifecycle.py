@@ -17,6 +17,7 @@ from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
 from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, NotAllowed, OutcomeUnknown, Throttled, Unavailable
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
+from sysvm.cloudstack.templates import setting_of
 from sysvm.cloudstack.transport import Param
 from sysvm.domain import group_operation
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudZone
@@ -161,13 +162,10 @@ class CloudJobs:
         for hypervisor in sorted({vm.hypervisor.lower() for vm in vms if vm.hypervisor}):
             name = f"router.template.{hypervisor}"
             try:
-                entries = self._client.list_all(
-                    "listConfigurations", "configuration", name=name, zoneid=operation.zone_id
-                )
-                settings = dict([answers.setting(entry) async for entry in entries])
+                of_zone = await setting_of(self._client, name, operation.zone_id)
+                names[operation.zone_id, hypervisor] = of_zone or await setting_of(self._client, name)
             except NotAllowed:
                 continue
-            names[operation.zone_id, hypervisor] = settings.get(name)
         return CloudTemplates(taken_at=self._clock(), templates=tuple(found), router_names=names)
 
 
