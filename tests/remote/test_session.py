@@ -246,6 +246,28 @@ def test_a_probe_tells_facts_and_changes_nothing(vm, client):
     assert not (vm.root / "var/lib/sysvm").exists()
 
 
+def test_a_probe_counts_the_data_bags_that_the_management_server_filled(vm, client):
+    asked = {"units": [], "paths": []}
+    one = client()
+    assert one.get(protocol.ProbeResult, "probe", asked)["data_bags"] == 0
+    folder = vm.root / "etc/cloudstack"
+    folder.mkdir()
+    for name, text in {
+        "cmdline.json": '{"id": "cmdline", "config": {"type": "router"}}',
+        "ips.json": '{"id": "ips", "eth0": [{"public_ip": "10.1.1.1"}]}',
+        "firewallrules.json": '{"id": "firewallrules", "0": {"purpose": "Firewall"}}',
+        "vmdata.json": "x" * 70000,
+        "loadbalancer.json": '{"id": "loadbalancer"}',
+        "dhcpentry.json": '{"id": "dhcpentry", "entries": []}',
+        "staticroutes.json": '{"id": "staticr',
+        "vpnuserlist.json": "[1]",
+        "other.txt": '{"id": "x", "y": 1}',
+    }.items():
+        (folder / name).write_text(text)
+    (folder / "monitorservice.json").symlink_to("firewallrules.json")
+    assert one.get(protocol.ProbeResult, "probe", asked)["data_bags"] == 2, "firewallrules, vmdata"
+
+
 def test_a_probe_knows_the_role_the_checks_and_the_journal(vm, client):
     with (vm.root / "var/cache/cloud/cmdline").open("a") as file:
         file.write("redundant_router=true")

@@ -337,6 +337,20 @@ class ObservedHostPayload(ApiModel):
     read."""
 
 
+class DataBags(ApiModel):
+    """A router's copy of its rules in /etc/cloudstack. Its boot deletes it, and only the management server can send it
+    again."""
+
+    held: Annotated[int, Field(ge=0)]
+    """How many data bags hold what the management server sent."""
+    before: Annotated[int, Field(ge=1)] | None = None
+    """How many did before the VM booted; while fewer do, or the boot has not finished."""
+    fewer_since: Time | None = None
+    """The first look after that boot had finished and fewer than half did."""
+    lost: bool = False
+    """The management server had time to send them and did not: the VM rebooted by itself and has lost its rules."""
+
+
 class Observed(ApiModel):
     """What the last look found."""
 
@@ -363,6 +377,8 @@ class Observed(ApiModel):
     """What the hypervisor host keeps; absent: it is not on the way to the VM, or keeps none."""
     booted: bool | None = None
     """CloudStack's boot scripts have finished."""
+    data_bags: DataBags | None = None
+    """What a router has of its rules; absent for an SSVM or CPVM, and since CloudStack stopped the VM."""
     management: ObservedManagement | None = None
     """What the management server's books say; absent for a VM of a Static inventory."""
 

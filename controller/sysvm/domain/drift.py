@@ -23,7 +23,7 @@ class Drift:
     """What live patch would close, and Template, which it cannot, where the policy requires the release's."""
     notes: frozenset[Reason] = field(default=frozenset())
     """Findings beside it: NotObserved, NotCompared, ContentStale (then nothing is certain); PartialPatch,
-    SignatureMismatch, SignatureOnly, TemplateOutdated; ServicesFailed, NoSinglePrimary."""
+    SignatureMismatch, SignatureOnly, TemplateOutdated; ServicesFailed, RulesLost, NoSinglePrimary."""
     was_at_release: bool = False
     """It differs although it was at this release before: by what its signature says, or because we brought it there."""
 
@@ -48,7 +48,8 @@ def drift_of(facts: VMFacts, release: Release) -> Drift:
     | never compared, another release, stale | unknown | unknown | unknown |
 
     A signature that does not belong to the VM's own tgz is SignatureMismatch, and Scripts even if the files match.
-    Files that match and a service that has failed, or a pair without exactly one PRIMARY, are Services.
+    Files that match and a service that has failed, rules that were lost, or a pair without exactly one PRIMARY, are
+    Services.
     """
     observed = facts.observed
     if observed is None:
@@ -91,6 +92,8 @@ def _running(facts: VMFacts, notes: set[Reason], template: set[DriftKind]) -> Dr
     troubles: set[Reason] = set()
     if failed_services(facts):
         troubles.add(Reason.SERVICES_FAILED)
+    if facts.rules_lost:
+        troubles.add(Reason.RULES_LOST)
     if facts.pair_trouble:
         troubles.add(Reason.NO_SINGLE_PRIMARY)
     kinds = frozenset({DriftKind.SERVICES, *template} if troubles else template)

@@ -172,6 +172,12 @@ class VMFacts:
         return any(gateway.held for sample in last for gateway in sample.gateways)
 
     @property
+    def rules_lost(self) -> bool:
+        """It rebooted by itself, and the management server has not sent its rules since."""
+        bags = self.observed.data_bags if self.observed else None
+        return bags is not None and bags.lost
+
+    @property
     def gate_closed(self) -> bool | None:
         """Whether the management server refuses to send it commands; None: not known. Without a server: False."""
         management = self.observed.management if self.observed else None

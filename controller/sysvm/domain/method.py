@@ -25,6 +25,7 @@ from sysvm.domain.facts import ZONE_TYPES, Release, VMFacts
 from sysvm.domain.gate import names_version_check, would_install
 from sysvm.domain.host_payload import host_mismatch
 from sysvm.domain.lifecycle import why_impossible
+from sysvm.domain.rules import rules_lost
 from sysvm.domain.running import failed_services
 from sysvm.domain.versions import Verdict, compatibility
 
@@ -240,6 +241,8 @@ def does_not_run(context: Context) -> Finding | None:
         named = ", ".join(failed[:5])
         sentence = f"{vm} is at {at}, but services have failed: {named}; look at systemctl status there"
         return Finding(Method.HOLD, Reason.SERVICES_FAILED, sentence)
+    if context.facts.rules_lost:
+        return Finding(Method.HOLD, Reason.RULES_LOST, f"{vm} is at {at}, but {rules_lost(context.facts)}")
     trouble = context.facts.pair_trouble
     if trouble is None:
         return None

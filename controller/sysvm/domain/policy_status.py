@@ -91,7 +91,9 @@ def _progress(situation: PolicySituation, counts: PolicyCounts) -> Progress:
     )
 
 
-DRIFT = frozenset({Reason.DRIFTED, Reason.SERVICES_FAILED, Reason.NO_SINGLE_PRIMARY, Reason.HEAL_LOOP})
+DRIFT = frozenset(
+    {Reason.DRIFTED, Reason.SERVICES_FAILED, Reason.RULES_LOST, Reason.NO_SINGLE_PRIMARY, Reason.HEAL_LOOP}
+)
 """A VM that was at the release and well, and no longer is."""
 
 _NEEDED = (Method.LIVE_PATCH, Method.REBOOT, Method.RECREATE, Method.HOLD)

@@ -24,6 +24,7 @@ from sysvm.domain.failure import failure_of
 from sysvm.domain.host_payload import host_mismatch
 from sysvm.domain.method import Decision
 from sysvm.domain.pairs import Trouble
+from sysvm.domain.rules import rules_lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def _state(facts: VMFacts, release: Release | None, decision: Decision | None) -
         return VMState.CONVERGED, [conditions.true(READY, Reason.CONVERGED, decision.message)]
     if facts.result_at(release.revision) not in (None, OperationResult.SUCCEEDED):
         return VMState.FAILED, _stalled(Reason.VM_FAILED, failure_of(facts))
-    if decision.reason in (Reason.SERVICES_FAILED, Reason.NO_SINGLE_PRIMARY):
+    if decision.reason in (Reason.SERVICES_FAILED, Reason.RULES_LOST, Reason.NO_SINGLE_PRIMARY):
         return VMState.FAILED, [conditions.false(READY, decision.reason, decision.message)]
     held = decision.method is Method.HOLD and decision.reason is not Reason.DRIFTED
     return VMState.HELD if held else VMState.OUTDATED, [conditions.false(READY, decision.reason, decision.message)]
@@ -147,6 +148,9 @@ def _consistent(facts: VMFacts) -> list[Wanted]:
             "one of the two was changed by hand or by another tool"
         )
         return [conditions.false(ConditionType.CONSISTENT, Reason.SIGNATURE_MISMATCH, told)]
+    if facts.rules_lost:
+        told = f"{facts.vm} {rules_lost(facts)}"
+        return [conditions.false(ConditionType.CONSISTENT, Reason.RULES_LOST, told)]
     if facts.pair_trouble:
         return [conditions.false(ConditionType.CONSISTENT, facts.pair_trouble.reason, facts.pair_trouble.sentence)]
     return [conditions.true(ConditionType.CONSISTENT, Reason.CONSISTENT)]

@@ -12,6 +12,7 @@ from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.policy import Route
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import Observed, PlannedAction, SystemVM, SystemVMStatus
+from sysvm.domain import rules
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
 from sysvm.domain.pairs import SAMPLES
 from sysvm.domain.running import must_look_again
@@ -323,8 +324,13 @@ class Looks:
             memory.next_look = now + AFTER_OPERATION
         self._board.looked(key)
         refresh = min(REFRESH, endpoint.spec.scan.content)
-        observed = observed_from(status.observed, found, force_time=waited_for, refresh=refresh, ended=ended)
+        observed = observed_from(
+            status.observed, found, force_time=waited_for, refresh=refresh, operation=status.operation
+        )
         self._tell_what_others_did(vm, status, observed)
+        certain = rules.next_look(observed.data_bags)
+        if certain is not None:
+            memory.next_look = min(memory.next_look, max(certain, now) + timedelta(seconds=1))
         if found.content is None and status.observed is not None and observed.signature != status.observed.signature:
             memory.compare_next = True
             memory.next_look = now

@@ -15,9 +15,11 @@ from sysvm.api.systemvm import (
     ObservedService,
     ObservedTemplate,
     Obstacle,
+    OperationStatus,
     Redundancy,
 )
 from sysvm.api.template import Signature
+from sysvm.domain.rules import data_bags
 from sysvm.patching.results import ContentReport, Observation
 
 _ALGORITHMS = {32: "md5", 128: "sha512"}
@@ -25,12 +27,18 @@ _ALGORITHMS = {32: "md5", 128: "sha512"}
 
 
 def observed_from(
-    old: Observed | None, found: Observation, *, force_time: bool, refresh: timedelta, ended: datetime | None
+    old: Observed | None,
+    found: Observation,
+    *,
+    force_time: bool,
+    refresh: timedelta,
+    operation: OperationStatus | None,
 ) -> Observed:
     """The observation as status keeps it; content that was not compared this time is the old one.
 
-    `ended`: when the last operation did. A time from before it says nothing about the VM as it is now.
+    `operation`: the one in work, or the last. A time from before its end says nothing about the VM as it is now.
     """
+    ended = operation.finished_at if operation is not None else None
     new = Observed(
         at=found.at,
         template=ObservedTemplate(version=found.release) if found.release else None,
@@ -45,6 +53,14 @@ def observed_from(
         boot_id=found.boot_id or None,
         host_payload=_host_payload(found),
         booted=found.booted,
+        data_bags=data_bags(
+            old,
+            held=found.data_bags,
+            boot_id=found.boot_id,
+            booted=found.booted,
+            at=found.at,
+            operation=operation,
+        ),
         management=old.management if old is not None else None,
     )
     if old is None or force_time or found.at - old.at >= refresh or (ended is not None and old.at <= ended):

@@ -39,6 +39,7 @@ from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
 from sysvm.domain.inventory import news
 from sysvm.domain.method import Decision, decide
+from sysvm.domain.rules import forgotten_if_stopped, rules_lost
 from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import exclusion, owner_of
 from sysvm.domain.system_vm_status import as_allowed, plan_entry, system_vm_truth
@@ -161,6 +162,9 @@ class SystemVMReconciler:
             status = status.model_copy(update={"identity": place.identity})
         elif status.identity is not None and self._roster.why_missing(vm) is not None:
             status = status.model_copy(update={"identity": missing_identity(status.identity)})
+        if status.identity is not None:
+            observed = forgotten_if_stopped(status.observed, status.identity.state)
+            status = status.model_copy(update={"observed": observed})
         noted = self._looks.take_note(key, vm, endpoint, status, now)
         told = vm.model_copy(update={"status": status})
         away = facts_of(told, now=now).away is not None
@@ -231,6 +235,9 @@ class SystemVMReconciler:
         written = await write_status(self._cluster, SYSTEM_VM, vm.metadata, vm.status, status)
         if written and status.state is VMState.HELD and vm.status.state is not VMState.HELD and plan is not None:
             self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.HELD, "Hold", plan.message)
+        if written and facts.rules_lost and not facts_of(vm, now=now).rules_lost:
+            lost = f"{facts.vm} {rules_lost(facts)}"
+            self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.RULES_LOST, "Look", lost, warning=True)
         return written
 
     def _in_pair(self, facts: VMFacts, vm: SystemVM, now: datetime) -> VMFacts:

@@ -186,6 +186,7 @@ def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
         payload_checksums=dict(probe["payload_checksums"]),
         boot_id=probe["boot_id"],
         booted=probe["booted"],
+        data_bags=None if look.boot.type is None or look.boot.type.runs_agent else probe["data_bags"],
         services=tuple(_service(unit) for unit in probe["units"] if unit["load"] not in ("not-found", "masked")),
         redundancy=RedundancyRole(redundancy["role"]) if redundancy is not None else None,
         pair_samples=pair_samples(look),

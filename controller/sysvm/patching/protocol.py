@@ -411,6 +411,9 @@ class ProbeResult(TypedDict):
     boot_id: str
     booted: bool
     """/var/cache/cloud/boot_up_done exists."""
+    data_bags: int
+    """Files in /etc/cloudstack that hold what the management server sent: not cmdline and ips, which the VM makes
+    of its boot line, and none that is empty."""
     uptime_seconds: float
     units: list[UnitState]
     enabled_services: list[str]

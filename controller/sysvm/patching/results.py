@@ -309,6 +309,8 @@ class Observation:
     """Only if a payload was given."""
     pair_samples: tuple[PairSample, ...] = ()
     """What the role is to be judged by, oldest first; empty where it is not part of a pair."""
+    data_bags: int | None = None
+    """How many data bags hold what the management server sent; None: its type has none, or was not told."""
     host_payload: HostPayload | None = None
     """What the hypervisor host on the way keeps; None: no host is on the way, or it keeps none or did not say."""
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import Blocker, ContentState, OperationResult, SystemVM, SystemVMStatus
+from sysvm.api.systemvm import Blocker, ContentState, DataBags, OperationResult, SystemVM, SystemVMStatus
 from sysvm.domain.facts import NEVER_TRIED, Reach, facts_of
 from sysvm.domain.method import decide
 from sysvm.domain.source_status import PayloadFound, Problem, endpoint_status, template_status
@@ -31,6 +31,7 @@ def said(status: Any) -> dict[str, tuple[str, str]]:
     return {condition.type: (str(condition.status), condition.reason) for condition in status.conditions}
 
 
+LOST_RULES = DataBags(held=0, before=6, fewer_since=b.ago(hours=1), lost=True)
 ORDER = {"operation": b.order(id="op-2").to_dict()}
 
 
@@ -66,6 +67,13 @@ ORDER = {"operation": b.order(id="op-2").to_dict()}
         ),
         (b.system_vm(), b.UNREACHABLE, "Unreachable", ("False", "SSHTimeout"), "InProgress"),
         (b.system_vm(), CHANGED, "Unreachable", ("False", "HostKeyChanged"), "Failed"),
+        (
+            b.system_vm(observed=b.up_to_date().model_copy(update={"data_bags": LOST_RULES})),
+            OK,
+            "Failed",
+            ("False", "RulesLost"),
+            "InProgress",
+        ),
         (b.system_vm(observed=None), NEVER_TRIED, "Unknown", ("Unknown", "NotObserved"), "InProgress"),
         (
             b.system_vm(observed=b.observed(files=ContentState.UNKNOWN)),
@@ -96,6 +104,8 @@ def test_a_vm_that_no_policy_owns_claims_nothing() -> None:
         (b.system_vm(observed=b.observed(signature=b.ZEROS)), ("False", "PartialPatch")),
         (b.system_vm(observed=b.observed(signature=None)), ("False", "PartialPatch")),
         (b.system_vm(observed=b.observed(payload="sha512:" + "cc" * 64)), ("False", "SignatureMismatch")),
+        (b.system_vm(observed=b.up_to_date().model_copy(update={"data_bags": LOST_RULES})), ("False", "RulesLost")),
+        (b.system_vm(observed=b.observed().model_copy(update={"data_bags": LOST_RULES})), ("False", "RulesLost")),
         (b.system_vm(observed=b.observed(signature=b.ZEROS), spec=ORDER), None),
         (b.system_vm(observed=None), None),
     ],

@@ -22,6 +22,8 @@ PROCESSED = "/var/cache/cloud/processed"
 PROGRAM = "/opt/cloud/bin/configure.py"
 NEEDED = ("cmdline", "ips")
 """Without them CloudStack 4.21 CsAddress.compare takes every address off every device, that of ssh included."""
+OBVIOUS_BYTES = 64 * 1024
+"""A look does not parse what is larger: an empty bag has a few characters."""
 MAX_BAG_BYTES = 8 * 1024 * 1024
 """Larger ones are not compared within this program's memory."""
 RENEW_SECONDS = 0.4
@@ -52,6 +54,24 @@ def read(real):
     if not isinstance(bag, dict):
         raise ValueError("it is no JSON object")
     return bag
+
+
+def held(host):
+    """How many bags hold anything that the management server sent. The VM makes `NEEDED` itself from its boot line."""
+    return sum(
+        os.path.basename(path)[: -len(".json")] not in NEEDED and holds_entries(host.at(path)) for path in names(host)
+    )
+
+
+def holds_entries(real):
+    """Whether a bag says more than its own name. One that cannot be read says nothing, as for configure.py."""
+    try:
+        facts = files.facts_of(real, content=False)
+        if facts["kind"] == "file" and facts["size"] > OBVIOUS_BYTES:
+            return True
+        return any(value for key, value in read(real).items() if key != "id")
+    except (ValueError, OSError):
+        return False
 
 
 def unreadable(host):

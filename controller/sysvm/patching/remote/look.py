@@ -4,7 +4,7 @@ import contextlib
 import fnmatch
 import os
 
-from . import actors, checks, files, hold, redundancy
+from . import actors, checks, databags, files, hold, redundancy
 from . import journal as journals
 from .failures import Failure
 from .host import cmdline_words
@@ -36,6 +36,7 @@ def probe(host, store, units, paths, samples=1, pause_seconds=0.0):
         "payload_checksums": payload_checksums(host),
         "boot_id": (host.proc("sys/kernel/random/boot_id") or "").strip(),
         "booted": host.text("/var/cache/cloud/boot_up_done") is not None,
+        "data_bags": databags.held(host),
         "uptime_seconds": float((host.proc("uptime") or "0").split()[0]),
         "units": [found[unit] for unit in units],
         "enabled_services": (host.text("/var/cache/cloud/enabled_svcs") or "").split(),
