@@ -112,6 +112,8 @@ class Fleet:
                 "patch_calls": 0,
                 "release": "4.20.1",
                 "boot_id": "b1",
+                "data_bags": 6,
+                "ahead_seconds": 0.0,
                 "host": None,
             }
 
@@ -293,7 +295,7 @@ class SimulatedVMs:
                 changed=0 if same else 1,
                 paths=() if same else ("/opt/cloud/bin/patched.sh",),
             )
-        at = datetime.now(UTC).replace(microsecond=0)
+        at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=state["ahead_seconds"])
         role = RedundancyRole(state["role"]) if state["role"] else None
         return Observation(
             at=at,
@@ -305,6 +307,7 @@ class SimulatedVMs:
             payload_checksums={"md5": state["checksum"]},
             boot_id=state["boot_id"],
             booted=True,
+            data_bags=state["data_bags"],
             services=(ServiceState("haproxy", "loaded", "active", "running", True, 77, 0),),
             redundancy=role,
             pair_samples=pair_samples(role, at, samples) if role is not None else (),

@@ -28,6 +28,7 @@ from sysvm.api.base import format_time
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import Rollout
+from sysvm.domain.rules import PROGRAMMING
 from sysvm.engine.resources import APPROVAL, ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.objects import Resource
 from sysvm.patching.results import JournalPhase
@@ -226,6 +227,37 @@ async def test_drift_that_may_not_be_healed(journey: Journey) -> None:
     policy = await reached(journey, "Drifted", message=drifted)
     assert policy["status"]["counts"]["drifted"] == 1
     assert len(journey.patches()) == 2
+
+
+async def test_a_router_that_lost_its_rules_by_its_own_reboot(journey: Journey) -> None:
+    await journey.declare(journey.add("a", "b"))
+    await reached(journey, "Converged")
+    lost = journey.vms[0]
+    name = journey.object_of(lost)
+    journey.fleet.set(lost, boot_id="b2", data_bags=0)
+    await journey.looked(lost)
+    assert (await journey.vm(lost))["status"]["observed"]["dataBags"]["before"] == 6
+    await reached(journey, "Converged")
+    journey.fleet.set(lost, ahead_seconds=PROGRAMMING.total_seconds() + 1)
+    for _ in range(2):
+        await journey.looked(lost)
+        await journey.says(SYSTEM_VM, name, "RulesLost", type_="Consistent")
+        await journey.says(SYSTEM_VM, name, "RulesLost")
+    policy = await reached(journey, "Drifted", message=lost)
+    assert policy["status"]["counts"]["drifted"] == 1
+
+    async def told() -> list[tuple[str, str]]:
+        return [(kind, note) for kind, why, note in await events(journey, name) if why == "RulesLost"]
+
+    await journey.until(told, "an Event RulesLost")
+    ((kind, note),) = await told()
+    assert kind == "Warning"
+    assert "restart its network or VPC in CloudStack without cleanup" in note
+    assert len(journey.patches()) == 2, "nothing was done about it"
+    journey.fleet.set(lost, data_bags=6)
+    await journey.looked(lost)
+    await journey.says(SYSTEM_VM, name, "Consistent", "True", type_="Consistent")
+    await reached(journey, "Converged")
 
 
 async def test_an_endpoint_that_is_only_observed(journey: Journey) -> None:
