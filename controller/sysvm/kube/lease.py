@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import random
 import socket
 import threading
@@ -30,6 +31,8 @@ from typing import Any, Protocol
 
 from sysvm.kube.errors import Conflict, KubeError, NotFound
 from sysvm.kube.objects import Object, Resource, rfc3339_micro
+
+logger = logging.getLogger(__name__)
 
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
@@ -102,6 +105,8 @@ class Election:
         self._lease: Object | None = None
         """The lease as we last wrote it; None when it is not ours."""
         self._renewed_at = 0.0
+        self._asked_at: set[str] = set()
+        """Acquire times of takeovers whose answer we have not seen: one of them may have been carried out."""
         self.epoch: int | None = None
         self.holder = ""
         """Who held the lease when it was last looked at."""
@@ -169,8 +174,10 @@ class Election:
         try:
             async with asyncio.timeout(self._timings.renew_deadline_seconds):
                 written = await self._take()
-        except (KubeError, TimeoutError):
-            return None  # lost race or no answer: the same question again in a moment
+        except (KubeError, TimeoutError) as error:
+            if not isinstance(error, Conflict):  # who loses a race waits for the winner
+                logger.warning("cannot ask for the lease yet: %s", str(error) or "no answer in time")
+            return None  # the same question again in a moment
         if written is None:
             return None
         self._lease = written
@@ -187,12 +194,17 @@ class Election:
             return await self._api.create(LEASE, {"metadata": metadata, "spec": self._taken({})})
         spec: Mapping[str, Any] = lease.get("spec") or {}
         self.holder = str(spec.get("holderIdentity") or "")
-        if self.holder and not self._has_run_out(spec):
+        if self.holder and not self._is_unanswered(spec) and not self._has_run_out(spec):
             return None
         return await self._api.replace(LEASE, {**lease, "spec": self._taken(spec)})
 
+    def _is_unanswered(self, spec: Mapping[str, Any]) -> bool:
+        """A takeover of ours whose answer was lost. We have done nothing under it, so it may be taken over at once."""
+        return spec.get("holderIdentity") == self._identity and spec.get("acquireTime") in self._asked_at
+
     def _taken(self, spec: Mapping[str, Any]) -> Object:
         moment = self._moment()
+        self._asked_at.add(moment)
         return {
             **spec,
             "holderIdentity": self._identity,

@@ -33,6 +33,7 @@ from sysvm.operator.watch import WatchThread
 from sysvm.patching.host_source import MachineFiles, MachineSource, SSHMachines
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.sources import PayloadSources
+from sysvm.telemetry.failures import ToldFailures
 from sysvm.telemetry.metrics import Metrics
 
 logger = logging.getLogger("sysvm.operator")
@@ -156,7 +157,7 @@ class App:
             epoch=epoch,
             guarded=self._settings.admission_policies,
             sizes=Sizes(settings.workers, settings.operations, settings.looks),
-            queue_observer=self._metrics,
+            queue_observer=ToldFailures(self._metrics),
             leads=reads_its_lease(leader, cluster, settings.namespace, LEASE_NAME, epoch),
             machines=MachineSource(self._machines, sources) if self._machines is not None else None,
             connect=lambda access, may_change: CloudStack(access, may_change=may_change, observer=self._metrics),

@@ -156,6 +156,29 @@ class TestElection:
             assert await first.is_current()
             holding.cancel()
 
+    @pytest.mark.parametrize("released", [False, True], ids=["created", "taken over"])
+    async def test_a_takeover_whose_answer_was_lost_is_not_waited_for(
+        self, released: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        api = FakeApi()
+        if released:
+            before = election(api, "before")
+            await before.acquire()
+            await before.release()
+        mine, other = election(api, "one"), election(api, "two")
+        api.lose_answers = 1
+        epoch = await mine.acquire()
+        assert now() <= 2.4, "the next try, not the end of a lease that nobody else holds"
+        assert epoch > FLOOR, "another takeover, with an epoch of its own"
+        assert await mine.is_current()
+        assert "cannot ask for the lease yet: " in caplog.text, "who waits says why"
+        async with asyncio.TaskGroup() as group:
+            holding = group.create_task(mine.hold())
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(60):
+                    await other.acquire()
+            holding.cancel()
+
     async def test_a_label_on_the_lease_does_not_cost_it(self) -> None:
         api = FakeApi()
         first = election(api, "one")
