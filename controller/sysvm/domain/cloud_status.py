@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sysvm.api.endpoint import ZoneTemplateVersion
+from sysvm.api.base import ConditionStatus
+from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, ZoneTemplateVersion
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.domain import conditions
 from sysvm.domain.cloud import Snapshot
@@ -27,14 +28,32 @@ class CloudFacts:
     """Lists that the sweep had to do without."""
 
 
-def authorized(facts: CloudFacts) -> list[Wanted]:
-    """The condition Authorized; nothing before the server has said a word."""
+def told_before(endpoint: CloudStackEndpoint, facts: CloudFacts) -> CloudStackEndpointStatus | None:
+    """What a former process told of the cloud of this spec: it stands until this one has a sweep. A restart that wrote
+    that nothing is known, and then the same again, would write at every restart, and an operator that is ended again
+    and again would do nothing else. None: it told nothing, or this one knows better."""
+    status = endpoint.status
+    same = status.observed_generation == endpoint.metadata.generation
+    return status if facts.snapshot is None and same and status.management_server_version is not None else None
+
+
+def stands_until_swept(endpoint: CloudStackEndpoint, facts: CloudFacts) -> bool:
+    """Whether there is nothing to report before the first sweep of this process has ended, in whatever way."""
+    ended = facts.failure is not None or endpoint.spec.suspend
+    return not ended and told_before(endpoint, facts) is not None
+
+
+def authorized(facts: CloudFacts, before: CloudStackEndpointStatus | None = None) -> list[Wanted]:
+    """The condition Authorized; nothing before the server has said a word, but what was told `before`."""
     if facts.failure in DENIED and facts.failure is not None:
         return [conditions.false(ConditionType.AUTHORIZED, facts.failure, facts.failure_message)]
     if facts.lacking:
         return [conditions.false(ConditionType.AUTHORIZED, Reason.MISSING_PERMISSIONS, facts.lacking)]
     if facts.snapshot is None:
-        return []
+        known = conditions.find(before.conditions, ConditionType.AUTHORIZED) if before is not None else None
+        if known is None or known.status is not ConditionStatus.TRUE:
+            return []
+        return [conditions.true(ConditionType.AUTHORIZED, Reason.AUTHORIZED, known.message)]
     told = f"not read: {', '.join(facts.not_allowed)}" if facts.not_allowed else ""
     return [conditions.true(ConditionType.AUTHORIZED, Reason.AUTHORIZED, told)]
 

@@ -8,7 +8,7 @@ from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, End
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.template import PinnedPayload, Signature, SystemVMTemplate, SystemVMTemplateStatus
 from sysvm.domain import conditions
-from sysvm.domain.cloud_status import CloudFacts, authorized, minimum_versions, notes
+from sysvm.domain.cloud_status import CloudFacts, authorized, minimum_versions, notes, told_before
 from sysvm.domain.conditions import Wanted, bounded
 from sysvm.domain.facts import VMFacts, short
 from sysvm.domain.image_status import Images, image_conditions, with_images
@@ -51,13 +51,16 @@ def endpoint_status(
     answers for the cloud). `cloud`: None for a Static inventory."""
     unreachable = [facts for facts in vms if facts.unreachable]
     snapshot = cloud.snapshot if cloud is not None else None
+    before = told_before(endpoint, cloud) if cloud is not None else None
+    version = snapshot.server_version[:64] if snapshot is not None else before and before.management_server_version
+    minimum = minimum_versions(snapshot) if snapshot is not None else (before and before.minimum_template_version) or ()
     return CloudStackEndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=conditions.merged(
             endpoint.status.conditions,
             [
                 *_endpoint_says(endpoint, vms, unreachable, problem, cloud),
-                *(authorized(cloud) if cloud is not None else ()),
+                *(authorized(cloud, before) if cloud is not None else ()),
                 *_weakened(endpoint),
             ],
             generation=endpoint.metadata.generation,
@@ -65,8 +68,8 @@ def endpoint_status(
         ),
         last_handled_reconcile_at=endpoint.status.last_handled_reconcile_at,
         counts=EndpointCounts(system_vms=len(vms), unreachable=len(unreachable)),
-        management_server_version=snapshot.server_version[:64] if snapshot is not None else None,
-        minimum_template_version=minimum_versions(snapshot) if snapshot is not None else (),
+        management_server_version=version,
+        minimum_template_version=minimum,
     )
 
 

@@ -19,7 +19,7 @@ from sysvm.cloudstack.preflight import Feature
 from sysvm.cloudstack.transport import Access
 from sysvm.domain import inventory
 from sysvm.domain.cloud import Snapshot
-from sysvm.domain.cloud_status import CloudFacts
+from sysvm.domain.cloud_status import CloudFacts, stands_until_swept
 from sysvm.domain.conditions import find
 from sysvm.domain.facts import facts_of
 from sysvm.domain.gate import suspected_recreation
@@ -354,9 +354,11 @@ class EndpointReconciler:
     # Report
 
     async def _report(self, key: Key, endpoint: CloudStackEndpoint, problem: Problem | None) -> None:
+        cloud = self._cloud_facts(key) if endpoint.spec.inventory is Inventory.CLOUDSTACK else None
+        if cloud is not None and problem is None and stands_until_swept(endpoint, cloud):
+            return
         now = self._clock()
         vms = [facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key)]
-        cloud = self._cloud_facts(key) if endpoint.spec.inventory is Inventory.CLOUDSTACK else None
         status = endpoint_status(endpoint, vms, problem=problem, now=now, cloud=cloud)
         requested = endpoint.metadata.annotations.get(REQUESTED_AT_ANNOTATION)
         status = status.model_copy(update={"last_handled_reconcile_at": requested})
