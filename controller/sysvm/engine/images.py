@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sysvm.api.endpoint import CloudStackEndpoint, Management
+from sysvm.api.endpoint import CloudStackEndpoint, Inventory, Management
 from sysvm.api.images import Image, ImageMode, Images
 from sysvm.api.template import SystemVMTemplate
 from sysvm.cloudstack.errors import CloudStackError
@@ -65,7 +65,9 @@ class ImageWatch:
         endpoints = self._endpoints(template)
         if template.spec.images is None or not endpoints:
             self._seen.pop(key, None)
-            return None, None
+            # A sweep of a cloud wakes this release. Until the first one after a restart what was told of it stands.
+            told = template.status.images and template.spec.images is not None and self._is_cloud_unseen(template)
+            return (NotAskedYet() if told else None), None
         # Another wish, another policy or another power of an endpoint is looked at now, not at the end of the interval.
         purpose = ", ".join(
             [str(template.metadata.generation), *(f"{key_of(one)}@{one.metadata.generation}" for one in endpoints)]
@@ -85,8 +87,16 @@ class ImageWatch:
 
     def _endpoints(self, template: SystemVMTemplate) -> list[CloudStackEndpoint]:
         """Of the policies that name this release, those whose cloud was swept."""
+        return [endpoint for endpoint in self._named(template) if self._snapshot_of(key_of(endpoint)) is not None]
+
+    def _is_cloud_unseen(self, template: SystemVMTemplate) -> bool:
+        """Whether a policy uses it in a cloud that this process knows nothing of."""
+        return any(endpoint.spec.inventory is Inventory.CLOUDSTACK for endpoint in self._named(template))
+
+    def _named(self, template: SystemVMTemplate) -> list[CloudStackEndpoint]:
+        """The endpoints of the policies that name this release."""
         keys = sorted({endpoint_of(policy) for policy in self._stores.policies_using(key_of(template))})
-        found = (self._stores.endpoints.get(key) for key in keys if self._snapshot_of(key) is not None)
+        found = (self._stores.endpoints.get(key) for key in keys)
         return [endpoint for endpoint in found if endpoint is not None]
 
     async def _visit(

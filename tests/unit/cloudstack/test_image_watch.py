@@ -10,6 +10,7 @@ from typing import Any, cast
 from lab.cloud import CHANGING, World, cloud_server
 from sysvm.api.base import ConditionStatus
 from sysvm.api.endpoint import Management
+from sysvm.api.images import ImageStatus
 from sysvm.api.reasons import Reason
 from sysvm.api.template import SystemVMTemplate
 from sysvm.cloudstack.client import CloudStack, MayChange
@@ -67,10 +68,10 @@ class Scene:
         spec = {"endpointRef": {"name": "prod"}, "templateRef": {"name": KEY.name}}
         self._put(self.stores.policies, "PatchPolicy", "routers", spec)
 
-    def endpoint(self, management: str = "Full") -> None:
+    def endpoint(self, management: str = "Full", **more: Any) -> None:
         vms = [{"name": "r-1-VM", "type": "router", "address": "192.0.2.1"}]
         ssh = {"keySecretRef": {"name": "a", "key": "b"}}
-        spec = {"inventory": "Static", "management": management, "systemVMs": vms, "ssh": ssh}
+        spec = {"inventory": "Static", "management": management, "systemVMs": vms, "ssh": ssh, **more}
         self._put(self.stores.endpoints, "CloudStackEndpoint", "prod", spec)
 
     def release(self, **images: Any) -> SystemVMTemplate:
@@ -147,6 +148,20 @@ async def test_a_release_without_images_asks_no_cloud() -> None:
     async with scene() as (made, watch, _):
         assert watch.look(made.release(items=[])) == (None, None)
         assert not made.cloud.world.calls
+
+
+async def test_what_was_told_stands_until_a_restart_has_swept_the_cloud() -> None:
+    async with scene() as (made, _, pool):
+        template = made.release()
+        made.endpoint(inventory="CloudStack", api={"url": "http://x", "credentialsSecretRef": {"name": "k"}})
+        cluster, nobody = cast("Cluster", made.objects), cast("Any", None)
+        watch = ImageWatch(cluster, made.stores, nobody, lambda _: None, nobody, pool, lambda: made.moment)
+        assert watch.look(template) == (None, None), "nothing was told yet"
+        row = {"endpoint": "prod", "zone": "ams", "hypervisor": "KVM", "arch": "x86_64", "ready": True, "usedBy": ""}
+        status = template.status.model_copy(update={"images": (ImageStatus.model_validate(row),)})
+        told, wait = watch.look(template.model_copy(update={"status": status}))
+        assert isinstance(told, NotAskedYet)
+        assert wait is None
 
 
 async def test_adopt_looks_and_never_registers() -> None:

@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import Blocker, ContentState, DataBags, OperationResult, SystemVM, SystemVMStatus
+from sysvm.domain.cloud import CloudZone, Snapshot
+from sysvm.domain.cloud_status import CloudFacts, stands_until_swept
 from sysvm.domain.facts import NEVER_TRIED, Reach, facts_of
 from sysvm.domain.method import decide
 from sysvm.domain.source_status import PayloadFound, Problem, endpoint_status, template_status
@@ -167,6 +170,56 @@ def test_an_endpoint_says_whether_its_vms_can_be_reached(
     assert_contract(2, status)
     assert status.counts is not None
     assert status.counts.system_vms == len(vms)
+
+
+SWEPT = Snapshot(
+    taken_at=b.NOW,
+    server_version="4.20.2.0",
+    zones={"z": CloudZone(id="z", name="ams-1", min_template_version="4.20.1")},
+    hosts={}, vms={}, networks={}, vpcs={},
+)  # fmt: skip
+
+
+def swept(**spec: Any) -> CloudStackEndpoint:
+    """As the process before left it."""
+    before = b.endpoint(inventory="CloudStack", **spec)
+    facts = CloudFacts(None if spec.get("suspend") else SWEPT)
+    status = endpoint_status(before, [b.facts(reach=OK)], problem=None, now=b.NOW, cloud=facts)
+    return before.model_copy(update={"status": status})
+
+
+def test_what_was_told_of_a_cloud_stands_until_a_new_process_has_swept_it() -> None:
+    endpoint = swept()
+    assert endpoint.status.management_server_version == "4.20.2.0"
+    assert stands_until_swept(endpoint, CloudFacts(None))
+    assert not stands_until_swept(endpoint, CloudFacts(SWEPT))
+    again = endpoint_status(endpoint, [b.facts(reach=OK)], problem=None, now=b.NOW, cloud=CloudFacts(SWEPT))
+    assert again == endpoint.status, "the sweep of an unchanged cloud is no news"
+
+
+def test_a_server_that_is_away_at_a_restart_leaves_what_was_known_of_it() -> None:
+    endpoint, away = swept(), CloudFacts(None, failure=Reason.API_UNREACHABLE, failure_message="refused")
+    assert not stands_until_swept(endpoint, away)
+    problem = Problem(Reason.API_UNREACHABLE, "refused", transient=True)
+    status = endpoint_status(endpoint, [b.facts(reach=OK)], problem=problem, now=b.NOW, cloud=away)
+    assert said(status)["Ready"] == ("False", "APIUnreachable")
+    assert said(status)["Authorized"] == ("True", "Authorized")
+    assert status.management_server_version == "4.20.2.0"
+    assert [each.version for each in status.minimum_template_version] == ["4.20.1"]
+
+
+@pytest.mark.parametrize("change", ["another spec", "suspended", "never swept"])
+def test_what_was_told_of_another_cloud_does_not_stand(change: str) -> None:
+    endpoint = swept(suspend=change == "suspended")
+    if change == "another spec":
+        edited = endpoint.metadata.model_copy(update={"generation": 3})
+        endpoint = endpoint.model_copy(update={"metadata": edited})
+        status = endpoint_status(endpoint, [b.facts(reach=OK)], problem=None, now=b.NOW, cloud=CloudFacts(None))
+        assert status.management_server_version is None
+        assert "Authorized" not in said(status)
+    elif change == "never swept":
+        endpoint = b.endpoint(inventory="CloudStack")
+    assert not stands_until_swept(endpoint, CloudFacts(None))
 
 
 FOUND = PayloadFound(b.NEW, b.NEW_SIGNATURE, 188, 144000, ("w" * 300,) * 20)
