@@ -13,6 +13,9 @@ from typing import Generic, Self, TypeVar
 from sysvm.kube.objects import Key
 from sysvm.patching.errors import PatchingError
 
+CUT_OFF_SECONDS = 1.0
+"""Work that was cut off from within is wanted again after so long: it may be cut off again at once."""
+
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -37,6 +40,7 @@ class Pool(Generic[P, R]):
 
     `notify(key)` is called in the loop with every progress and at the end. Leaving the context cancels what runs:
     the VMs end their operations alone. An error that is not a `PatchingError` is a defect and ends the whole group.
+    Work that is cut off from within has no outcome: its key is told, and whoever wants it starts it again.
     """
 
     def __init__(self, size: int, notify: Callable[[Key, bool], None]) -> None:
@@ -99,5 +103,10 @@ class Pool(Generic[P, R]):
             handle.error = error
         except asyncio.CancelledError:
             self._handles.pop(key, None)
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that it waited for was cancelled, not the work. Nobody else knows that it has ended.
+            asyncio.get_running_loop().call_later(CUT_OFF_SECONDS, self._notify, key, True)
+            return
         self._notify(key, True)
