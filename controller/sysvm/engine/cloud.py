@@ -49,6 +49,8 @@ class SweepFailed:
 class _Swept:
     """What a sweep brought."""
 
+    client: CloudStack
+    """With which it was made."""
     outcome: Sweep | SweepFailed
     permissions: Permissions | None
 
@@ -268,8 +270,8 @@ class ManagedClouds:
         if handle is None or not handle.done:
             return None
         self._pool.forget(endpoint)
-        if cloud is None or handle.result is None:
-            return None
+        if cloud is None or handle.result is None or handle.result.client is not cloud.client:
+            return None  # who is asked now is another server, or another user: a sweep of it is due
         if handle.result.permissions is not None:
             cloud.permissions, cloud.permissions_at = handle.result.permissions, now
         outcome = handle.result.outcome
@@ -290,9 +292,9 @@ class ManagedClouds:
         try:
             if features is not None:
                 permissions = await missing_permissions(client, features)
-            return _Swept(await sweep(client, self._clock), permissions)
+            return _Swept(client, await sweep(client, self._clock), permissions)
         except CloudStackError as error:
-            return _Swept(SweepFailed(error.reason, str(error), error.retryable), permissions)
+            return _Swept(client, SweepFailed(error.reason, str(error), error.retryable), permissions)
 
 
 __all__ = ["Connect", "ManagedClouds", "SweepFailed", "connect"]

@@ -1,0 +1,48 @@
+"""The last sweep of a cloud is of the cloud that the endpoint names now."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from lab.cloud import World, cloud_server
+from sysvm.api.endpoint import Management
+from sysvm.cloudstack.transport import Access, Credentials
+from sysvm.engine.cloud import ManagedClouds
+from sysvm.kube.objects import Key
+
+KEY, HOUR = Key("cloud", "prod"), timedelta(hours=1)
+
+
+def world_with(zone: str) -> World:
+    world = World()
+    world.add_host(world.add_zone(zone), "kvm-1")
+    return world
+
+
+def access(world: World, url: str) -> Access:
+    user = world.users[0]
+    return Access(url=url, credentials=Credentials(user.api_key, user.secret), requests_per_second=500, burst=500)
+
+
+async def test_a_sweep_that_ends_after_the_endpoint_was_pointed_elsewhere_is_not_taken_for_the_other_cloud() -> None:
+    ended = asyncio.Event()
+    one, other, now = world_with("ams"), world_with("fra"), datetime.now(UTC)
+    async with (
+        cloud_server(one) as first,
+        cloud_server(other) as second,
+        ManagedClouds(lambda key: ended.set(), lambda: now) as clouds,
+    ):
+        await clouds.follow(KEY, access(one, first), Management.OBSERVE)
+        clouds.sweep_if_due(KEY, (), now)
+        await clouds.follow(KEY, access(other, second), Management.OBSERVE)
+        await asyncio.wait_for(ended.wait(), 30)
+        assert clouds.take_note(KEY, HOUR, now) is None
+        assert clouds.snapshot(KEY) is None
+        ended.clear()
+        clouds.sweep_if_due(KEY, (), now)
+        await asyncio.wait_for(ended.wait(), 30)
+        assert clouds.take_note(KEY, HOUR, now) is not None
+        snapshot = clouds.snapshot(KEY)
+        assert snapshot is not None
+        assert [zone.name for zone in snapshot.zones.values()] == ["fra"]
