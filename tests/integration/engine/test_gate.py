@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_asyncio
 from tests.integration.engine import objects
 from tests.integration.engine.cloud_fleet import OLD, close_gates, cloud_endpoint, cloud_secret
@@ -26,9 +25,6 @@ from sysvm.engine.resources import POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
 
 __all__ = ["admin"]
-
-LIVES = (("8:after", "7:before"), ("6:before", "11:after"))
-"""Where the lives of one story die, in turns: a life that is cut earlier would only write down its looks again."""
 
 
 @pytest_asyncio.fixture
@@ -238,15 +234,3 @@ async def test_a_job_that_the_server_lost_is_found_out_and_not_made_again(story:
     await story.ended("Succeeded")
     await story.converged()
     assert story.cloud.calls == ["restartNetwork"]
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("deaths", LIVES, ids=" ".join)
-async def test_dying_at_writes_leaves_every_call_made_once(story: Story, deaths: tuple[str, ...]) -> None:
-    story.deaths = deaths
-    await declare(story, *story.cloud.routers("pair"), livePatch={"plannedFailover": "Allowed"})
-    await story.ended("Succeeded")
-    await story.converged()
-    assert story.cloud.calls == ["restartNetwork"]
-    assert len(await story.namespace.all(ROLLOUT)) == 1
-    assert story.lives > 3
