@@ -23,9 +23,11 @@ demo: $(STAMP) ## Bring the lab up and run the whole story: old payload, patch, 
 demo-down: $(STAMP) ## Leave no process, mount, namespace or file of the lab behind
 	@$(BIN)/python -m lab down
 
+# A process of tests that dies ends the run: another in its place would wait for tests that nobody gives it.
+WORKERS ?= 2
 .PHONY: test
-test: $(STAMP) ## Every test that this machine can run: unit, remote, contract, chart, integration, system
-	@$(PYTEST) tests
+test: $(STAMP) ## Every test that this machine can run, real machines in one process beside all others (WORKERS=2)
+	@$(PYTEST) tests -n $(WORKERS) --max-worker-restart=0
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The inner loop: unit tests, seconds
