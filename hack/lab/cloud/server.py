@@ -20,7 +20,8 @@ from aiohttp import web
 
 from lab.cloud import signing
 from lab.cloud.background import Background
-from lab.cloud.commands import BY_NAME, Context, check
+from lab.cloud.command import Context, check
+from lab.cloud.commands import BY_NAME
 from lab.cloud.errors import ApiError, not_available, throttled, unverified
 from lab.cloud.faults import Answer
 from lab.cloud.jobs import Jobs, stamp
