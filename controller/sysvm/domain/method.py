@@ -4,79 +4,30 @@ Each says whether something is required, by which method, why for programs and w
 here once and shown in the plan, the SystemVM and the policy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from sysvm.api.base import format_time
-from sysvm.api.policy import (
-    AllowedMethod,
-    HostPayloadRule,
-    LivePatchOptions,
-    LivePatchRoute,
-    Method,
-    PlannedFailover,
-    Route,
-)
+from sysvm.api.policy import AllowedMethod, HostPayloadRule, LivePatchOptions, Method, Route
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, DriftKind, Identity, ObservedManagement
+from sysvm.api.systemvm import DriftKind
+from sysvm.domain.by_server import (
+    is_at_the_release_and_gated,
+    is_not_obeyed_for_certain,
+    needs_another_template,
+    needs_the_api_route,
+    of_the_api_route,
+    of_the_books,
+    would_be_recreated,
+)
 from sysvm.domain.drift import Drift, drift_of
-from sysvm.domain.facts import ZONE_TYPES, Release, VMFacts
-from sysvm.domain.gate import names_version_check, would_install
+from sysvm.domain.facts import Release, VMFacts
+from sysvm.domain.findings import Checker, Context, Finding, figures, what_differs
 from sysvm.domain.host_payload import host_mismatch
-from sysvm.domain.lifecycle import why_impossible
 from sysvm.domain.rules import rules_lost
 from sysvm.domain.running import failed_services
-from sysvm.domain.versions import Verdict, compatibility
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a checker may look at."""
-
-    facts: VMFacts
-    release: Release
-    drift: Drift
-    verdict: Verdict
-    methods: tuple[AllowedMethod, ...]
-    live_patch: LivePatchOptions
-    heal: bool
-    """Whether a VM that was at the release and no longer is may be put back."""
-    excluded: str | None
-    """Reason that the policy gives for leaving it alone; None: not excluded."""
-
-    @property
-    def may_fail_over(self) -> bool:
-        """Whether a PRIMARY's keepalived may be restarted."""
-        return self.live_patch.planned_failover is PlannedFailover.ALLOWED
-
-    @property
-    def management(self) -> ObservedManagement | None:
-        """What the management server's books say; None: there is none, or it does not know the VM."""
-        return self.facts.observed.management if self.facts.observed else None
-
-    @property
-    def goes_by_api(self) -> bool:
-        """CloudStack's own live patch is what the policy wants for this VM."""
-        route = self.live_patch.route
-        return route is LivePatchRoute.API or (route is LivePatchRoute.AUTO and self.facts.gate_closed is True)
-
-    @property
-    def standing(self) -> str:
-        """`is at 4.20.2 (8c1f03ab)`, or what differs: the predicate of a sentence about the VM."""
-        at = f"at {self.release.version} ({self.release.short})"
-        return f"is {at}" if self.drift.converged else f"is not {at}: {_figures(self)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    method: Method
-    reason: Reason
-    sentence: str
-    undecided: bool = False
-    """The VM must be looked at again before anything can be said."""
-    route: Route | None = None
-    """Of a live patch."""
+from sysvm.domain.versions import compatibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +59,6 @@ HEALS = 3
 """So often a VM is put back within `HEAL_PERIOD` before it is held."""
 HEAL_PERIOD = timedelta(hours=24)
 
-Checker = Callable[[Context], Finding | None]
 
 KEEPALIVED_RESTART = ("keepalived", "Restart")
 """Unit and action, as a plan names them."""
@@ -249,58 +199,6 @@ def does_not_run(context: Context) -> Finding | None:
     return Finding(Method.HOLD, trouble.reason, f"{vm} is at {at}, but {trouble.sentence}")
 
 
-def needs_another_template(context: Context) -> Finding | None:
-    """The template must be another, or a live patch cannot close what differs: by the first other method listed."""
-    kinds, vm, release = context.drift.kinds, context.facts.vm, context.release
-    required = DriftKind.TEMPLATE in kinds
-    if not required and (context.verdict.supported or not kinds):
-        return None
-    observed, identity = context.facts.observed, context.facts.identity
-    template = observed.template.version if observed and observed.template else "unknown"
-    sentence = f"{vm} was started from template {template}, not {release.version}"
-    if not required:
-        why = context.verdict.message
-        sentence = f"{vm} (template {template}) cannot be live-patched to {release.version}: {why}"
-    listed = [method for method in map(Method, context.methods) if method in (Method.REBOOT, Method.RECREATE)]
-    if not listed or identity is None:
-        told = f"{sentence}; the policy lists neither Reboot nor Recreate"
-        return Finding(Method.HOLD, Reason.METHOD_NOT_ALLOWED, told) if required else None
-    impossible = why_impossible(listed[0], identity.type)
-    if impossible is not None:
-        return Finding(Method.HOLD, Reason.RECREATE_IMPOSSIBLE, f"{sentence}; {impossible}")
-    refusal = _why_not_anew(context, identity)
-    if refusal is not None:
-        return Finding(Method.HOLD, refusal[0], f"{sentence}; {refusal[1]}")
-    reason = Reason.TEMPLATE_OUTDATED if required else context.verdict.reason or Reason.NOT_COMPATIBLE
-    return Finding(listed[0], reason, sentence)
-
-
-def _why_not_anew(context: Context, identity: Identity) -> tuple[Reason, str] | None:
-    """Why the management server would not start the VM from the declared image, by the last look at its templates. It
-    is asked again right before the call."""
-    release = context.release
-    if identity.id is None:
-        return Reason.RECREATE_IMPOSSIBLE, "no management server knows the VM: start it anew where it came from"
-    if not release.images_declared:
-        return Reason.IMAGE_NOT_DECLARED, f"add its image to spec.images of SystemVMTemplate {release.template_name}"
-    hypervisor = (identity.hypervisor or "").casefold()
-    rows = [
-        row
-        for row in release.images
-        if (row.endpoint, row.zone) == (context.facts.endpoint, identity.zone)
-        and row.hypervisor.casefold() == hypervisor
-    ]
-    if not rows:
-        where = f"{identity.hypervisor or 'an unknown hypervisor'} in zone {identity.zone or 'unknown'}"
-        return Reason.IMAGES_NOT_SEEN, f"no image for {where} was seen yet"
-    users = "SSVM and CPVM" if identity.type in ZONE_TYPES else "routers"
-    if any(users in row.used_by for row in rows):
-        return None
-    reason = Reason.WRONG_TEMPLATE_WOULD_BE_USED if any(row.ready for row in rows) else Reason.IMAGE_NOT_READY
-    told = rows[0].message or f"CloudStack would start {users} in zone {identity.zone} from another template"
-    return reason, told
-
-
 def is_not_compatible(context: Context) -> Finding | None:
     """The template decides what a live patch can install; a version that cannot be read is no licence."""
     if context.verdict.supported:
@@ -335,72 +233,7 @@ def is_drifted_without_leave_to_heal(context: Context) -> Finding | None:
         Method.HOLD,
         Reason.DRIFTED,
         f"{context.facts.vm} was at {context.release.version} ({context.release.short}) and no longer is: "
-        f"{_figures(context)}; drift.heal is Never",
-    )
-
-
-def needs_the_api_route(context: Context) -> Finding | None:
-    """CloudStack's own live patch: where the policy asks for it, and where nothing else makes a router obey again."""
-    if not context.goes_by_api:
-        return None
-    management, closed = context.management, context.facts.gate_closed is True
-    if context.drift.converged and not closed:
-        return None
-    what = f"{context.facts.vm} {context.standing}"
-    if closed and management is not None:
-        what = f"{what}; {management.gate}"
-    refusal = _why_not_by_api(context)
-    if refusal is None:
-        call = management.api_patch if management is not None else None
-        named = f"{call.command} {call.name}" if call is not None else ""
-        reason = Reason.MANAGEMENT_GATE_CLOSED if closed else _what_differs(context)
-        return Finding(
-            Method.LIVE_PATCH, reason, f"{what}; CloudStack's own live patch ({named}) closes that", route=Route.API
-        )
-    reason, why = refusal
-    what = f"{what}; CloudStack's own live patch is not used: {why}"
-    if closed and (start := _start_by_cloudstack(context)) is not None:
-        return Finding(start, Reason.MANAGEMENT_GATE_CLOSED, what)
-    if context.live_patch.route is LivePatchRoute.AUTO:
-        reason = Reason.MANAGEMENT_GATE_CLOSED
-    return Finding(Method.HOLD, reason, what)
-
-
-def is_not_obeyed_for_certain(context: Context) -> Finding | None:
-    """A guess would either restart every service for nothing, or leave a router that takes no command."""
-    management = context.management
-    if management is None or management.gate_closed is not None or context.live_patch.route is not LivePatchRoute.AUTO:
-        return None
-    return Finding(
-        Method.HOLD,
-        Reason.MANAGEMENT_GATE_UNKNOWN,
-        f"{context.facts.vm} {context.standing}; {management.gate}; livePatch.route can say SSH or API",
-    )
-
-
-def is_at_the_release_and_gated(context: Context) -> Finding | None:
-    """A live patch over SSH has done all it can."""
-    management = context.management
-    if not context.drift.converged or management is None:
-        return None
-    what = f"{context.facts.vm} {context.standing}; {management.gate}"
-    if not management.gate_closed:
-        return Finding(Method.HOLD, Reason.MANAGEMENT_GATE_UNKNOWN, what)
-    return Finding(_start_by_cloudstack(context) or Method.HOLD, Reason.MANAGEMENT_GATE_CLOSED, what)
-
-
-def would_be_recreated(context: Context) -> Finding | None:
-    """After a patch over SSH CloudStack's version check fails, and this zone recreates routers for that."""
-    management = context.management
-    if management is None or not names_version_check(management):
-        return None
-    zone = context.facts.identity.zone if context.facts.identity else None
-    return Finding(
-        Method.HOLD,
-        Reason.HEALTH_CHECK_WOULD_RECREATE,
-        f"{context.facts.vm} {context.standing}; after a live patch over SSH its router_version_check.py fails, and "
-        f"router.health.checks.failures.to.recreate.vr of zone {zone or 'unknown'} names that check: CloudStack would "
-        "recreate the router; take the check out of the setting, or set livePatch.route to API",
+        f"{figures(context)}; drift.heal is Never",
     )
 
 
@@ -415,7 +248,7 @@ def would_fail_over(context: Context) -> Finding | None:
     return Finding(
         Method.HOLD,
         Reason.FAILOVER_NOT_ALLOWED,
-        f"{facts.vm} is not at {context.release.version} ({context.release.short}): {_figures(context)}; it is PRIMARY "
+        f"{facts.vm} is not at {context.release.version} ({context.release.short}): {figures(context)}; it is PRIMARY "
         f"and its keepalived must be restarted ({loss}): set livePatch.plannedFailover to Allowed, or let it become "
         "BACKUP first",
     )
@@ -433,7 +266,7 @@ def is_put_back_again_and_again(context: Context) -> Finding | None:
         Method.HOLD,
         Reason.HEAL_LOOP,
         f"{context.facts.vm} was put back to {context.release.version} ({context.release.short}) {count} times in "
-        f"24 hours and is not there again: {_figures(context)}; find out who changes it",
+        f"24 hours and is not there again: {figures(context)}; find out who changes it",
     )
 
 
@@ -442,7 +275,7 @@ def needs_live_patch(context: Context) -> Finding:
     sentence = f"{context.facts.vm} {context.standing}"
     if AllowedMethod.LIVE_PATCH not in context.methods:
         return Finding(Method.HOLD, Reason.METHOD_NOT_ALLOWED, f"{sentence}; the policy does not list LivePatch")
-    return Finding(Method.LIVE_PATCH, _what_differs(context), sentence, route=Route.SSH)
+    return Finding(Method.LIVE_PATCH, what_differs(context), sentence, route=Route.SSH)
 
 
 CHECKERS: tuple[Checker, ...] = (
@@ -471,75 +304,6 @@ CHECKERS: tuple[Checker, ...] = (
 """In this order. The last one always has an answer."""
 
 
-def _start_by_cloudstack(context: Context) -> Method | None:
-    """The listed method by which the server starts the router itself, and so notes what runs on it."""
-    identity = context.facts.identity
-    listed = (method for method in map(Method, context.methods) if method in (Method.REBOOT, Method.RECREATE))
-    return next((each for each in listed if identity and why_impossible(each, identity.type) is None), None)
-
-
-def _what_differs(context: Context) -> Reason:
-    if context.drift.converged:
-        return Reason.UP_TO_DATE
-    for note in (Reason.PARTIAL_PATCH, Reason.SIGNATURE_MISMATCH):
-        if note in context.drift.notes:
-            return note
-    return Reason.CONTENT_DRIFTED if DriftKind.CONTENT in context.drift.kinds else Reason.SCRIPTS_OUTDATED
-
-
-def _why_not_by_api(context: Context) -> tuple[Reason, str] | None:
-    """Why CloudStack's own live patch must not or cannot be used, as the end of a sentence."""
-    management, options = context.management, context.live_patch
-    if AllowedMethod.LIVE_PATCH not in context.methods:
-        return Reason.METHOD_NOT_ALLOWED, "the policy does not list LivePatch"
-    if management is None:
-        return Reason.API_PATCH_IMPOSSIBLE, "no management server knows the VM"
-    call = management.api_patch
-    if call is None:
-        return Reason.API_PATCH_IMPOSSIBLE, management.api_patch_refused
-    if call.patches > options.max_api_patches_per_router:
-        why = (
-            f"{call.command} patches every router of VPC {call.name} once for each of its {call.patches} tiers, and "
-            f"livePatch.maxApiPatchesPerRouter is {options.max_api_patches_per_router}"
-        )
-        return Reason.TOO_MANY_API_PATCHES, why
-    installs = would_install(context.facts, context.release)
-    if installs.checksum is None:
-        return Reason.HOST_PAYLOAD_MISMATCH if installs.known else Reason.API_PATCH_IMPOSSIBLE, installs.why_not
-    if len(call.vms) > 1 and not context.may_fail_over:
-        why = (
-            f"{call.command} patches {' and '.join(call.vms)} one right after the other and restarts keepalived on "
-            "each: set livePatch.plannedFailover to Allowed if tenants may feel that"
-        )
-        return Reason.FAILOVER_NOT_ALLOWED, why
-    return None
-
-
-def _figures(context: Context) -> str:
-    """What differs, in numbers, with the first paths."""
-    observed = context.facts.observed
-    content = observed.content if observed else None
-    parts = []
-    if Reason.PARTIAL_PATCH in context.drift.notes:
-        parts.append("its signature is empty or zeros, a patch was begun and never committed")
-    elif Reason.SIGNATURE_MISMATCH in context.drift.notes:
-        parts.append("its signature does not belong to its own payload")
-    if content is not None:
-        counted = (
-            (content.changed, "changed"),
-            (content.missing, "missing"),
-            (content.extra, "left over from an older payload"),
-        )
-        figures = ", ".join(f"{count} {what}" for count, what in counted if count)
-        paths = ", ".join(content.paths[:3])
-        more = ", ..." if len(content.paths) > 3 else ""
-        if figures:
-            parts.append(f"files {figures}" + (f" ({paths}{more})" if paths else ""))
-        elif content.state is ContentState.MATCHES:
-            parts.append("all files match")
-    return "; ".join(parts) or "its files differ"
-
-
 def _warnings(context: Context, finding: Finding) -> tuple[str, ...]:
     vm = context.facts.vm
     found = [f"{vm}: {context.verdict.warning}"] if context.verdict.warning else []
@@ -550,34 +314,5 @@ def _warnings(context: Context, finding: Finding) -> tuple[str, ...]:
     management = context.management
     if management is None:
         return tuple(found)
-    found += _of_the_api_route(management) if finding.route is Route.API else _of_the_books(context, management)
+    found += of_the_api_route(management) if finding.route is Route.API else of_the_books(context, management)
     return tuple(found)
-
-
-def _of_the_api_route(management: ObservedManagement) -> list[str]:
-    """What CloudStack's own live patch does beside patching (CloudStack 4.21 patch-sysvms.sh, VpcManagerImpl.java)."""
-    call = management.api_patch
-    if call is None:
-        return []
-    names, times = " and ".join(call.vms), f", {call.patches} times" if call.patches > 1 else ""
-    restarts = (
-        f"{call.command} restarts every enabled service of {names}{times}: load-balanced connections are cut, DNS, "
-        "DHCP and metadata pause; the operator makes no backup and cannot take it back"
-    )
-    if len(call.vms) == 1:
-        return [restarts]
-    return [restarts, f"{names} are patched one right after the other: their gateway may move, or pause"]
-
-
-def _of_the_books(context: Context, management: ObservedManagement) -> list[str]:
-    """What a live patch over SSH leaves behind in the management server."""
-    vm = context.facts.vm
-    told = []
-    if management.gate_closed is not False:
-        told.append(f"{management.gate}; a live patch over SSH does not change that")
-    if management.recreating_checks:
-        checks = ", ".join(management.recreating_checks[:5])
-        told.append(f"{vm}: CloudStack recreates routers of its zone after a failure of {checks}")
-    elif management.recreating_checks is None and context.facts.identity and context.facts.identity.type.is_router:
-        told.append(f"{vm}: whether CloudStack recreates routers whose health checks fail cannot be read")
-    return told
