@@ -1,4 +1,4 @@
-"""What the management server does to a VM, or would do: its own live patch, a start from another template, a recreation.
+"""What the management server does to a VM, or would do: its live patch, a start from another template, a recreation.
 
 Checkers of `method.py`, and words of its warnings. Apart from the others because they look at the server's books: the
 VM itself may be as it should be and still need something.
