@@ -31,8 +31,9 @@ from sysvm.api.systemvm import (
     SystemVMStatus,
 )
 from sysvm.api.template import DEFAULT_COMPATIBILITY, Signature
-from sysvm.domain.admission import EndpointState, RunningRollout, admit
+from sysvm.domain.admission import EndpointState, admit
 from sysvm.domain.facts import Release, VMFacts, facts_of
+from sysvm.domain.ledger import RunningRollout
 from sysvm.domain.members import classify
 from sysvm.domain.planner import Plan, plan
 from sysvm.domain.rollout import outcome

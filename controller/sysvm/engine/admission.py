@@ -14,8 +14,9 @@ from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.rollout import Rollout
 from sysvm.domain import admission
-from sysvm.domain.admission import Admission, EndpointState, RunningRollout
+from sysvm.domain.admission import Admission, EndpointState
 from sysvm.domain.facts import facts_of
+from sysvm.domain.ledger import RunningRollout
 from sysvm.engine.board import Board
 from sysvm.engine.live import live_of
 from sysvm.engine.plans import PlanMissing, Plans

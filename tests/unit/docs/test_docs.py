@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sysvm.api.reasons import Reason
-from sysvm.domain import admission, method, policy_status
+from sysvm.domain import admission_rules, method, policy_status
 from sysvm.patching.remote.main import parser
 from sysvm.patching.results import JournalPhase
 
@@ -157,7 +157,7 @@ def test_live_patch_names_every_phase_of_the_journal() -> None:
 def test_architecture_counts_the_rules_as_they_are() -> None:
     page = (DOCS / "architecture.md").read_text()
     assert f"{_word(len(method.CHECKERS))} checkers" in page
-    assert f"{_word(len(admission.RULES))} rules" in page
+    assert f"{_word(len(admission_rules.RULES))} rules" in page
     assert f"one table of {_word(len(policy_status.TABLE))} lines" in page
 
 

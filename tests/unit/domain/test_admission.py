@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, OperationResult, RedundancyRole
-from sysvm.domain.admission import Admissions, EndpointState, RunningRollout, admit
+from sysvm.domain.admission import Admissions, EndpointState, admit
 from sysvm.domain.facts import ZONE_TYPES, VMFacts
+from sysvm.domain.ledger import RunningRollout
 from sysvm.domain.limits import rounded_down
 from sysvm.domain.members import classify
 from sysvm.domain.rollout import Live

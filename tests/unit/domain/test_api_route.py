@@ -18,8 +18,9 @@ from sysvm.api.systemvm import (
     OperationResult,
     RedundancyRole,
 )
-from sysvm.domain.admission import Admissions, EndpointState, RunningRollout, admit
+from sysvm.domain.admission import Admissions, EndpointState, admit
 from sysvm.domain.facts import VMFacts
+from sysvm.domain.ledger import RunningRollout
 from sysvm.domain.members import classify, patched_here
 from sysvm.domain.planner import Plan, plan
 

@@ -12,10 +12,11 @@ from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import CloudStatus, Rollout, RolloutStatus
 from sysvm.api.systemvm import ObservedHostPayload
 from sysvm.domain import admission, gates
-from sysvm.domain.admission import EndpointState, RunningRollout
+from sysvm.domain.admission import EndpointState
 from sysvm.domain.cloud import CloudHost, CloudZone, Snapshot
 from sysvm.domain.cloud_changed import CloudFacts, cloud_facts, cloud_status, differences, warnings, word_of
 from sysvm.domain.facts import VMFacts, host_payloads
+from sysvm.domain.ledger import RunningRollout
 from sysvm.domain.members import classify, wave_digests
 from sysvm.domain.planner import Plan
 from sysvm.domain.rollout import Live, outcome

@@ -23,9 +23,10 @@ from sysvm.api.policy import Method, PatchPolicySpec
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, Rollout, RolloutStatus
 from sysvm.api.systemvm import DriftKind, OperationOrder, OperationResult, OperationStatus, RedundancyRole
-from sysvm.domain.admission import EndpointState, RunningRollout, admit
+from sysvm.domain.admission import EndpointState, admit
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts
+from sysvm.domain.ledger import RunningRollout
 from sysvm.domain.members import classify, patched_here, successors_of
 from sysvm.domain.method import decide
 from sysvm.domain.planner import Plan, plan

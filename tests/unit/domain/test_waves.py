@@ -18,10 +18,11 @@ from sysvm.api.rollout import AppendedVM, DesiredState, Rollout, RolloutPhase, R
 from sysvm.api.systemvm import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.window import AtEnd
 from sysvm.domain import conditions
-from sysvm.domain.admission import Admissions, EndpointState, RunningRollout, admit
+from sysvm.domain.admission import Admissions, EndpointState, admit
 from sysvm.domain.approvals import WaveGate
 from sysvm.domain.calendar import Opening
 from sysvm.domain.facts import VMFacts
+from sysvm.domain.ledger import RunningRollout
 from sysvm.domain.members import classify, wave_digests
 from sysvm.domain.planner import Plan
 from sysvm.domain.rollout import Live, outcome
