@@ -17,7 +17,7 @@ from tests.unit.domain import builders as b
 
 from lab.cloud import CutJob, ManagementServer, Network, Patch, VMState, Vpc, World, management_server
 from sysvm.api.endpoint import Management
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.api.systemvm import ApiPatchCall, ObservedHostPayload, OperationResult, RedundancyRole

@@ -17,7 +17,7 @@ from tests.unit.domain.builders import facts, observed, redundancy
 from lab.cloud import Answer, CutJob, ManagementServer, Network, VMState, Vpc, World, management_server
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import Images
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.api.systemvm import OperationResult, RedundancyRole

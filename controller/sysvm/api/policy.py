@@ -6,83 +6,16 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from sysvm.api.base import (
-    ApiModel,
-    Duration,
-    IntOrPercent,
-    NameRef,
-    ObjectMeta,
-    ObservedStatus,
-    ShortText,
-    Time,
-    at_least,
-    at_most,
-    compare_durations,
-    matching,
-    rule,
-)
+from sysvm.api.base import ApiModel, Duration, NameRef, ObjectMeta, ObservedStatus, ShortText, Time, at_most, rule
 from sysvm.api.endpoint import SystemVMType
+from sysvm.api.methods import AllowedMethod, LivePatchOptions
+from sysvm.api.strategy import Strategy, WaveName
 from sysvm.api.template import Signature
-
-
-class Method(StrEnum):
-    """How a difference is closed."""
-
-    LIVE_PATCH = "LivePatch"
-    REBOOT = "Reboot"
-    RECREATE = "Recreate"
-    HOLD = "Hold"
-    NONE = "None"
-
-    @property
-    def is_work(self) -> bool:
-        """It changes a VM: what an order may ask for."""
-        return self in (Method.LIVE_PATCH, Method.REBOOT, Method.RECREATE)
-
-
-class AllowedMethod(StrEnum):
-    """LivePatch: changed files are put in place while the VM runs. Reboot and Recreate: by the management server."""
-
-    LIVE_PATCH = "LivePatch"
-    REBOOT = "Reboot"
-    RECREATE = "Recreate"
 
 
 class TemplateVersionRule(StrEnum):
     REPORT = "Report"
     REQUIRE = "Require"
-
-
-class HostPayloadRule(StrEnum):
-    REQUIRE = "Require"
-    WARN = "Warn"
-
-
-class LivePatchRoute(StrEnum):
-    AUTO = "Auto"
-    SSH = "SSH"
-    API = "API"
-
-
-class Route(StrEnum):
-    """The way that a live patch takes."""
-
-    SSH = "SSH"
-    API = "API"
-
-
-class ServicesScope(StrEnum):
-    AFFECTED = "Affected"
-
-
-class Databags(StrEnum):
-    NEVER = "Never"
-    NEEDED = "Needed"
-
-
-class PlannedFailover(StrEnum):
-    NEVER = "Never"
-    ALLOWED = "Allowed"
 
 
 class Heal(StrEnum):
@@ -93,28 +26,6 @@ class Heal(StrEnum):
 class RedundancyKind(StrEnum):
     REDUNDANT = "Redundant"
     SINGLE = "Single"
-
-
-class OrderKey(StrEnum):
-    PRIORITY = "priority"
-    NAME = "name"
-
-
-class OnBudgetSpent(StrEnum):
-    PAUSE = "Pause"
-    ROLL_BACK = "RollBack"
-
-
-class RetryReason(StrEnum):
-    """Failures that pass by themselves, and before which nothing of the VM was changed."""
-
-    SSH_UNREACHABLE = "SSHUnreachable"
-    SSH_TIMEOUT = "SSHTimeout"
-    HOST_UNREACHABLE = "HostUnreachable"
-    VM_BUSY = "VMBusy"
-    LOCK_HELD = "LockHeld"
-    OTHER_ACTOR = "OtherActor"
-    HAPROXY_DRAINING = "HaproxyDraining"
 
 
 class ExcludedVM(ApiModel):
@@ -169,50 +80,6 @@ class Selector(ApiModel):
     """VMs left alone although they match."""
 
 
-class LivePatchOptions(ApiModel):
-    """How a live patch works."""
-
-    route: LivePatchRoute = LivePatchRoute.AUTO
-    """Auto: over SSH where the management server sends commands to the VM; where its command gate is closed, by
-    CloudStack's own live patch (patchSystemVm, or restartNetwork and restartVPC with livepatch=true) if that can work,
-    else the VM is held. SSH: only over SSH; a closed gate stays closed and the policy is not Ready. API: only by
-    CloudStack's own live patch, which restarts every service, takes the hypervisor host's payload and cannot be taken
-    back."""
-    max_api_patches_per_router: Annotated[int, Field(ge=1, le=50)] = 2
-    """How often one call may patch the same router: CloudStack patches every router of a VPC once for each tier, with
-    all of its restarts. A VPC with more tiers than this is not patched by the API route."""
-    services: ServicesScope = ServicesScope.AFFECTED
-    """Affected: only services whose files changed get an action, the least one that makes the change effective."""
-    databags: Databags = Databags.NEVER
-    """Never: CloudStack's configure.py is not run; a changed file that only it applies takes effect at the next command
-    of the management server. Needed: it is run for exactly the data bag concerned, on single routers; addresses and
-    firewall rules are then set anew, and new outbound connections may fail for a moment, which the plan says."""
-    host_payload: HostPayloadRule = HostPayloadRule.REQUIRE
-    """Require: a VM whose hypervisor host keeps another payload than the release is held, for its next stop and start
-    would undo the patch. Warn: the condition HostPayloadMismatch tells it and the VM is patched. It counts where the
-    host is on the way to the VM (spec.ssh.routes via Host of the endpoint)."""
-    planned_failover: PlannedFailover = PlannedFailover.NEVER
-    """Never: the PRIMARY of a pair of routers is held where its keepalived would have to be restarted. Allowed: it is
-    restarted once the BACKUP is patched and exactly one PRIMARY is proven, and the other router takes over: tenants
-    lose what the plan names."""
-    keep_backups: Annotated[int, Field(ge=0, le=10)] = 2
-    """Backups of earlier patches kept on the VM, beside the one of the patch in work. They use at most 10 % of the
-    disk."""
-
-
-class Timeouts(ApiModel):
-    """When a VM in work counts as failed."""
-
-    step: Annotated[Duration, at_least("10s")] = timedelta(minutes=10)
-    """One step of an operation; then the VM goes back to what it was. At least 10s."""
-    vm: Duration = timedelta(minutes=30)
-    """A whole operation; then the VM goes back to what it was. Not shorter than step."""
-
-    cel: ClassVar[tuple[dict[str, str], ...]] = (
-        rule(compare_durations("self.vm", ">=", "self.step"), "vm must not be shorter than step"),
-    )
-
-
 class DriftOptions(ApiModel):
     """What happens when a VM that was at the release no longer is."""
 
@@ -220,115 +87,6 @@ class DriftOptions(ApiModel):
     """Never: it is reported and the policy is not Ready. Automatic: changed files are put back by a rollout of cause
     Drift, within windows, waves and budgets; a VM that was put back three times in 24 hours is held, because somebody
     else changes it again and again. A failed service is only reported in both cases."""
-
-
-WAVE_NAME_PATTERN = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-
-WaveName = Annotated[
-    str,
-    Field(min_length=1, max_length=40, pattern=WAVE_NAME_PATTERN),
-    matching(WAVE_NAME_PATTERN, "must be lower case letters, digits and '-', and begin and end with one of the first"),
-]
-
-
-class WaveSpec(ApiModel):
-    """A slice of the rollout; the next one starts when this one is done and has soaked."""
-
-    name: WaveName
-    """Shown to people; approvals name it."""
-    limit: IntOrPercent | None = None
-    """VMs that this wave adds: a count, or a percentage of the VMs that the rollout works on, rounded up. The routers
-    of one group are never split: a wave takes as many whole groups as fit, at least one. The last wave has no limit
-    and takes the rest; every other wave needs one."""
-    soak: Annotated[Duration, at_most("168h")] = timedelta(0)
-    """How long the VMs of this wave must stay well before the next wave starts, after the last one the rollout ends.
-    At most 168h."""
-
-
-class FailureBudget(ApiModel):
-    """When a rollout takes no more VMs. A VM that failed counts until the rollout ends, and goes on counting against
-    maxUnavailable: once failed VMs fill that, the budget is spent too."""
-
-    per_wave: IntOrPercent = 1
-    """Spent when so many VMs of one wave have failed: a count, or a percentage of the wave rounded down, at least 1.
-    1: the first failure."""
-    total: IntOrPercent | None = None
-    """Spent when so many VMs of the rollout have failed: a count, or a percentage of its VMs rounded down, at least 1.
-    Absent: only the other limits count."""
-    consecutive: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Spent when so many VMs failed one after the other. Absent: only the other limits count."""
-
-    cel: ClassVar[tuple[dict[str, str], ...]] = (
-        rule(
-            "!has(self.total) || type(self.total) != int || type(self.perWave) != int || self.perWave <= self.total",
-            "perWave must not be more than total: total would always be spent first",
-        ),
-        rule(
-            "!has(self.total) || type(self.total) != int || !has(self.consecutive) || self.consecutive <= self.total",
-            "consecutive must not be more than total: total would always be spent first",
-        ),
-    )
-
-
-class Retry(ApiModel):
-    """Whether a VM whose operation could not begin is tried again in the same rollout."""
-
-    limit: Annotated[int, Field(ge=0, le=10)] = 0
-    """Further tries of one VM. 0: the first failure counts."""
-    backoff: Annotated[Duration, at_least("1s"), at_most("1h")] = timedelta(seconds=30)
-    """Wait before the second try; doubled before each further one. From 1s to 1h. The VM keeps its place in
-    maxUnavailable meanwhile."""
-    reasons: Annotated[
-        tuple[RetryReason, ...],
-        Field(min_length=1, max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}),
-    ] = tuple(RetryReason)
-    """Failures that are worth another try. With all of them nothing on the VM was changed."""
-
-
-class Strategy(ApiModel):
-    """How fast, in which order, and how much may go wrong."""
-
-    waves: Annotated[
-        tuple[WaveSpec, ...],
-        Field(
-            min_length=1,
-            max_length=16,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        ),
-    ] = (WaveSpec(name="rest"),)
-    """Slices of the rollout, one after the other."""
-    max_unavailable: IntOrPercent = 1
-    """VMs in work or failed at once: a count, or a percentage of the applicable VMs rounded down, at least 1."""
-    per_host: Annotated[int, Field(ge=1, le=100)] = 2
-    """VMs in work at once on one hypervisor host."""
-    failure_budget: FailureBudget = FailureBudget()
-    """When a rollout takes no more VMs."""
-    on_budget_spent: OnBudgetSpent = OnBudgetSpent.PAUSE
-    """Pause: nothing new starts and the rollout ends once nothing is in work; what was patched stays. RollBack: the VMs
-    of the wave in work that were patched go back to what they were, one group at a time, then the rollout ends."""
-    order: Annotated[
-        tuple[OrderKey, ...],
-        Field(min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}),
-    ] = (OrderKey.PRIORITY, OrderKey.NAME)
-    """What decides who goes first: priority is spec.priority of the SystemVM, lower first. The BACKUP of a pair goes
-    before its PRIMARY in any case."""
-    timeouts: Timeouts = Timeouts()
-    """When a VM in work counts as failed."""
-    retry: Retry = Retry()
-    """Whether a VM whose operation could not begin is tried again."""
-
-    cel: ClassVar[tuple[dict[str, str], ...]] = (
-        rule(
-            "self.waves.all(wave, has(wave.limit) == (wave.name != self.waves[size(self.waves) - 1].name))",
-            "the last wave takes the rest and has no limit; every other wave needs one",
-        ),
-        rule(
-            "type(self.maxUnavailable) != int || self.maxUnavailable < 1 || type(self.failureBudget.perWave) != int"
-            " || self.failureBudget.perWave <= self.maxUnavailable",
-            "can never proceed: failed VMs go on counting against maxUnavailable, so failureBudget.perWave must not be "
-            "more than maxUnavailable",
-        ),
-    )
 
 
 class Approval(ApiModel):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, ShortText, Time, matching, rule
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method, Route
+from sysvm.api.methods import Method, Route
 from sysvm.api.template import Signature
 
 _FINGERPRINT = "^SHA256:[A-Za-z0-9+/]{43}$"

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from sysvm.api.endpoint import Management
+from sysvm.api.methods import Method, Route
 from sysvm.api.names import operation_id
-from sysvm.api.policy import Method, PolicyBlocker, Route
+from sysvm.api.policy import PolicyBlocker
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import Blocker, OperationOrder
 from sysvm.api.window import AtEnd

@@ -6,7 +6,7 @@ A new one is a function here and a line in the lists at the end.
 from collections.abc import Callable
 from datetime import datetime
 
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import Blocker
 from sysvm.domain import pairs

@@ -4,7 +4,7 @@ Checkers of `method.py`, and words of its warnings. Apart from the others becaus
 VM itself may be as it should be and still need something.
 """
 
-from sysvm.api.policy import AllowedMethod, LivePatchRoute, Method, Route
+from sysvm.api.methods import AllowedMethod, LivePatchRoute, Method, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import DriftKind, Identity, ObservedManagement
 from sysvm.domain.facts import ZONE_TYPES

@@ -11,7 +11,8 @@ from datetime import datetime
 from sysvm.api.base import ApiModel, Condition, ConditionStatus
 from sysvm.api.endpoint import Scan, SystemVMType
 from sysvm.api.images import ImageStatus
-from sysvm.api.policy import Method, PatchPolicySpec, TemplateVersionRule
+from sysvm.api.methods import Method
+from sysvm.api.policy import PatchPolicySpec, TemplateVersionRule
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import (
     HistoryEntry,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sysvm.api.policy import AllowedMethod, LivePatchOptions, LivePatchRoute, Method, PlannedFailover, Route
+from sysvm.api.methods import AllowedMethod, LivePatchOptions, LivePatchRoute, Method, PlannedFailover, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, DriftKind, ObservedManagement
 from sysvm.domain.drift import Drift

@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
-from sysvm.api.policy import Method, Route
+from sysvm.api.methods import Method, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
 from sysvm.api.systemvm import OperationResult

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sysvm.api.policy import Method, Route
+from sysvm.api.methods import Method, Route
 from sysvm.api.rollout import Rollout
 from sysvm.domain.budgets import Budget
 from sysvm.domain.facts import VMFacts

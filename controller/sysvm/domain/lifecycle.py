@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.images import Images
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState

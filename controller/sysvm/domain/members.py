@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from sysvm.api.methods import AllowedMethod, LivePatchRoute, Method, Route
 from sysvm.api.names import system_vm_name
-from sysvm.api.policy import AllowedMethod, LivePatchRoute, Method, Retry, Route
 from sysvm.api.rollout import AppendedVM, GroupOperation, Rollout
+from sysvm.api.strategy import Retry
 from sysvm.api.systemvm import OperationResult, OperationStatus
 from sysvm.domain.drift import is_converged
 from sysvm.domain.facts import VMFacts

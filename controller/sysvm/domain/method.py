@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sysvm.api.base import format_time
-from sysvm.api.policy import AllowedMethod, HostPayloadRule, LivePatchOptions, Method, Route
+from sysvm.api.methods import AllowedMethod, HostPayloadRule, LivePatchOptions, Method, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import DriftKind
 from sysvm.domain.by_server import (

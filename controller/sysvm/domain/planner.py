@@ -19,9 +19,11 @@ from pydantic import Field, ValidationError
 
 from sysvm.api.base import ApiModel
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Heal, Method, OrderKey, PatchPolicySpec, Route, WaveSpec
+from sysvm.api.methods import Method, Route
+from sysvm.api.policy import Heal, PatchPolicySpec
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import AppendedVM
+from sysvm.api.strategy import OrderKey, WaveSpec
 from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.cloud_changed import CloudFacts
 from sysvm.domain.facts import Release, VMFacts

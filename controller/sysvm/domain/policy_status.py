@@ -11,9 +11,9 @@ from datetime import datetime
 
 from sysvm.api.base import ConditionStatus
 from sysvm.api.endpoint import CloudStackEndpoint, Management
+from sysvm.api.methods import Method
 from sysvm.api.policy import (
     LastRollout,
-    Method,
     PatchPolicy,
     PatchPolicyStatus,
     PolicyBlocker,

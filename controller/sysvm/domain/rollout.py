@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sysvm.api.policy import NextAction, OnBudgetSpent, PolicyBlocker
+from sysvm.api.policy import NextAction, PolicyBlocker
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import (
     AppendedVM,
@@ -23,6 +23,7 @@ from sysvm.api.rollout import (
     WavePhase,
     WaveStatus,
 )
+from sysvm.api.strategy import OnBudgetSpent
 from sysvm.api.systemvm import Blocker, OperationResult
 from sysvm.domain import conditions, gates
 from sysvm.domain.approvals import WaveGate

@@ -8,7 +8,7 @@ status with every look, so a restart of the operator forgets nothing.
 
 from datetime import datetime, timedelta
 
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.systemvm import DataBags, Observed, OperationStatus
 from sysvm.domain.facts import VMFacts
 

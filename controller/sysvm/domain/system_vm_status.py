@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sysvm.api.base import Condition
-from sysvm.api.policy import Databags, Method, Route
+from sysvm.api.methods import Databags, Method, Route
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import (
     Blocker,

@@ -10,8 +10,8 @@ from datetime import datetime
 from itertools import pairwise
 
 from sysvm.api.base import format_time
-from sysvm.api.policy import WaveSpec
 from sysvm.api.rollout import Rollout, WavePhase, WaveStatus
+from sysvm.api.strategy import WaveSpec
 from sysvm.domain.conditions import bounded
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts

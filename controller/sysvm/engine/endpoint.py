@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from sysvm.api.base import API_VERSION, ENDPOINT_LABEL, PREDECESSOR_ANNOTATION, REQUESTED_AT_ANNOTATION, ObjectMeta
 from sysvm.api.endpoint import CloudStackEndpoint, Inventory, Management
 from sysvm.api.images import ImageMode, Images
-from sysvm.api.policy import AllowedMethod, LivePatchRoute, PatchPolicy
+from sysvm.api.methods import AllowedMethod, LivePatchRoute
+from sysvm.api.policy import PatchPolicy
 from sysvm.api.reasons import ConditionType, EventReason, Reason
 from sysvm.api.systemvm import SystemVM
 from sysvm.cloudstack.preflight import Feature

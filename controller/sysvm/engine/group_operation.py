@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sysvm.api.endpoint import CloudStackEndpoint, Management
-from sysvm.api.policy import Method, Route
+from sysvm.api.methods import Method, Route
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import DesiredState, GroupOperation, GroupPhase, Rollout
 from sysvm.api.systemvm import OperationOrder, OperationResult, SystemVM

@@ -3,7 +3,8 @@
 from datetime import datetime
 
 from sysvm.api.endpoint import CloudStackEndpoint, Management
-from sysvm.api.policy import Method, PatchPolicy
+from sysvm.api.methods import Method
+from sysvm.api.policy import PatchPolicy
 from sysvm.api.rollout import AppendedVM, Rollout
 from sysvm.domain.approvals import glass_broken_until, wave_gate
 from sysvm.domain.calendar import openings_of

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import REQUESTED_AT_ANNOTATION, format_time
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.policy import Route
+from sysvm.api.methods import Route
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import Observed, PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain import rules

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
 from sysvm.api.systemvm import (

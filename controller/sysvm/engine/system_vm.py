@@ -13,18 +13,10 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.policy import (
-    Checks,
-    Databags,
-    Heal,
-    HostPayloadRule,
-    LivePatchOptions,
-    Method,
-    PatchPolicy,
-    PlannedFailover,
-    Timeouts,
-)
+from sysvm.api.methods import Databags, HostPayloadRule, LivePatchOptions, Method, PlannedFailover
+from sysvm.api.policy import Checks, Heal, PatchPolicy
 from sysvm.api.reasons import EventReason, Reason
+from sysvm.api.strategy import Timeouts
 from sysvm.api.systemvm import (
     OperationOrder,
     OperationResult,

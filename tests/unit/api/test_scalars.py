@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sysvm.api.base import DURATION_PATTERN, cel_text, compare_durations, format_duration, format_time, parse_duration
 from sysvm.api.endpoint import StaticSystemVM
 from sysvm.api.names import operation_id, plan_name, rollout_name, system_vm_name
-from sysvm.api.policy import Strategy
+from sysvm.api.strategy import Strategy
 from sysvm.api.systemvm import Hold
 
 DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")

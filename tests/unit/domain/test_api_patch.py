@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, RedundancyRole

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sysvm.api.endpoint import Management, SystemVMType
-from sysvm.api.policy import Method, Route
+from sysvm.api.methods import Method, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import (
     ApiCommand,

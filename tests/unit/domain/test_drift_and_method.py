@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sysvm.api.endpoint import Scan
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import ContentState, DriftKind, HistoryEntry, Obstacle, OperationResult
 from sysvm.api.template import Signature

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.domain.kstatus import kstatus
 
 from sysvm.api.base import ConditionStatus
-from sysvm.api.policy import AllowedMethod, LivePatchOptions, Method, Route
+from sysvm.api.methods import AllowedMethod, LivePatchOptions, Method, Route
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, SystemVM
 from sysvm.domain import conditions

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.domain.builders import NOW
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.api.systemvm import OperationResult

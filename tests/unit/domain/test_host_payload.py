@@ -16,7 +16,7 @@ from tests.unit.domain.builders import (
 )
 from tests.unit.domain.test_policy_status import situation
 
-from sysvm.api.policy import HostPayloadRule, LivePatchOptions, Method
+from sysvm.api.methods import HostPayloadRule, LivePatchOptions, Method
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import Observed, ObservedHostPayload, VMState
 from sysvm.api.template import Signature

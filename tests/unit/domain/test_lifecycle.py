@@ -9,7 +9,7 @@ from tests.unit.domain.builders import NOW, ago, facts, observed, up_to_date
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.images import Images
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
 from sysvm.api.systemvm import RedundancyRole

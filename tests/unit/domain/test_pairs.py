@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sysvm.api.policy import LivePatchOptions, Method, PlannedFailover
+from sysvm.api.methods import LivePatchOptions, Method, PlannedFailover
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import PairSample, PlannedAction, RedundancyRole
 from sysvm.domain.facts import VMFacts

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.rollout import AppendedVM
 from sysvm.api.systemvm import RedundancyRole
 from sysvm.domain.facts import VMFacts

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import DataBags, Observed, OperationResult, OperationStatus
 from sysvm.domain.method import decide

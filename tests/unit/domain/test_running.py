@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.systemvm import DriftKind, RedundancyRole
 from sysvm.domain.conditions import find

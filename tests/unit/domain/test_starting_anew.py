@@ -19,7 +19,8 @@ from tests.unit.domain.builders import (
 
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import ImageStatus
-from sysvm.api.policy import Method, PatchPolicySpec
+from sysvm.api.methods import Method
+from sysvm.api.policy import PatchPolicySpec
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, Rollout, RolloutStatus
 from sysvm.api.systemvm import DriftKind, OperationOrder, OperationResult, OperationStatus, RedundancyRole

@@ -10,7 +10,7 @@ from typing import Any, cast
 from tests.unit.domain import builders
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM, Rollout, RolloutStatus
 from sysvm.api.systemvm import OperationResult
 from sysvm.domain.cloud import CloudVM, CloudVMState, Snapshot

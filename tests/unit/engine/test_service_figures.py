@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sysvm.api.policy import Method
+from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import OperationStatus
 from sysvm.engine.operations import ended, remembered

@@ -7,7 +7,7 @@ from tests.unit.patching.test_diff import OLD, PREVIOUS, facts_of
 
 from lab.content import payloads, releases
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.policy import Databags
+from sysvm.api.methods import Databags
 from sysvm.api.systemvm import PlannedAction
 from sysvm.domain.system_vm_status import AT_NEXT_COMMAND, RERUN, as_allowed
 from sysvm.patching.databags import DATABAGS, databag_order, databags_for
