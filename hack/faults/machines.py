@@ -28,8 +28,8 @@ from lab import Fault, Lab, SystemVMType, VMSpec
 from lab.content import cloudstack_patch, payloads, releases
 from lab.guest import Entry
 from reach import target_of
+from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState
 from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher

@@ -18,18 +18,10 @@ from lab import chart
 from lab.controlplane import ControlPlane
 from sysvm.api.base import NameRef, ObjectMeta
 from sysvm.api.endpoint import Management, SystemVMType
+from sysvm.api.observed import ContentState, Observed, ObservedContent, ObservedTemplate
 from sysvm.api.policy import PatchPolicySpec
 from sysvm.api.rollout import Rollout, RolloutSpec
-from sysvm.api.systemvm import (
-    ContentState,
-    Identity,
-    Observed,
-    ObservedContent,
-    ObservedTemplate,
-    SystemVM,
-    SystemVMSpec,
-    SystemVMStatus,
-)
+from sysvm.api.systemvm import Identity, SystemVM, SystemVMSpec, SystemVMStatus
 from sysvm.api.template import DEFAULT_COMPATIBILITY, Signature
 from sysvm.domain.admission import EndpointState, admit
 from sysvm.domain.facts import Release, VMFacts, facts_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sysvm.api.systemvm import ContentState
+from sysvm.api.observed import ContentState
 from sysvm.operator.app import App
 from sysvm.operator.main import until_told
 from sysvm.operator.settings import Settings

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 
 from sim.loop import now
 from sysvm.api.endpoint import SystemVMType
+from sysvm.api.observed import ContentState, PairGateway, PairSample, RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, PairGateway, PairSample, RedundancyRole
 from sysvm.engine.ports import Progress
 from sysvm.patching.errors import Refused, Unreachable
 from sysvm.patching.payload import Payload

@@ -14,7 +14,7 @@ from sim.fleet import BAD, GOOD, LOST, Fleet, Machine, Operation
 from sim.loop import now
 from sim.server import Server
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.api.observed import RedundancyRole
 from sysvm.engine.resources import APPROVAL, POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.objects import Key, Object, Resource
 

@@ -8,7 +8,7 @@ from sim.fleet import BAD, GOOD, LOST, Machine
 from sim.telling import Scenario, Story
 from sim.world import NAMESPACE, World
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.api.observed import RedundancyRole
 from sysvm.engine.resources import APPROVAL, POLICY, ROLLOUT, SYSTEM_VM, WINDOW
 from sysvm.kube.objects import Key
 

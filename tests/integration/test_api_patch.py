@@ -18,9 +18,10 @@ from tests.unit.domain import builders as b
 from lab.cloud import CutJob, ManagementServer, Network, Patch, VMState, Vpc, World, management_server
 from sysvm.api.endpoint import Management
 from sysvm.api.methods import Method
+from sysvm.api.observed import ApiPatchCall, ObservedHostPayload, RedundancyRole
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
-from sysvm.api.systemvm import ApiPatchCall, ObservedHostPayload, OperationResult, RedundancyRole
 from sysvm.api.template import Signature
 from sysvm.cloudstack.client import Access, CloudStack, Credentials, MayChange
 from sysvm.cloudstack.inventory import sweep

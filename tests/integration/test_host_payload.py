@@ -15,8 +15,8 @@ from tests.integration.openssh import OpenSSH, find_sshd, make_key, user
 from tests.integration.test_live_patch import ORDER, Bench, make_bench, payload_of
 
 from lab.content import payloads, releases
+from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState
 from sysvm.patching.errors import HostUnreachable, PatchingError, PayloadError, Refused, Unreachable
 from sysvm.patching.hosts import HostPayloads, read_file
 from sysvm.patching.payload import scripts_revision

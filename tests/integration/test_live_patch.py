@@ -18,8 +18,8 @@ from tests.integration.scratch_vm import ScratchVM
 
 from lab.content import payloads, releases
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
+from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState
 from sysvm.patching.errors import Refused, Unreachable
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload

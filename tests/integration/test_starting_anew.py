@@ -18,9 +18,10 @@ from lab.cloud import Answer, CutJob, ManagementServer, Network, VMState, Vpc, W
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import Images
 from sysvm.api.methods import Method
+from sysvm.api.observed import RedundancyRole
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
-from sysvm.api.systemvm import OperationResult, RedundancyRole
 from sysvm.cloudstack.client import Access, CloudStack, Credentials, MayChange
 from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.domain import group_operation as machine

@@ -13,8 +13,8 @@ from lab import Fault, Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
 from reach import target_of
 from sysvm.api.endpoint import SystemVMType as Type
+from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState
 from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload

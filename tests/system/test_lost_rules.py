@@ -11,7 +11,7 @@ import pytest
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content.layout import PUSHES
 from reach import target_of
-from sysvm.api.systemvm import Observed
+from sysvm.api.observed import Observed
 from sysvm.domain.rules import PROGRAMMING
 from sysvm.engine.observed import observed_from
 from sysvm.patching.live import LivePatcher

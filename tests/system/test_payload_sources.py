@@ -14,8 +14,8 @@ from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
 from lab.hosts import Hosts
 from reach import behind_host, login_of
+from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.engine.payload_fetch import Machines, PayloadFetcher
 from sysvm.kube.client import Cluster

@@ -17,8 +17,8 @@ from lab.content import payloads, releases
 from lab.hosts import Hosts
 from reach import Inventory, behind_host, login_of
 from sysvm.api.endpoint import HostKeyPolicy
+from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState
 from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.errors import HostKeyRejected, HostUnreachable, Refused, Unreachable
 from sysvm.patching.live import LivePatcher

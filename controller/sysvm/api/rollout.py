@@ -8,9 +8,9 @@ from pydantic import Field
 from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, matching, rule
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import AllowedMethod, LivePatchOptions, Method
+from sysvm.api.operation import OperationResult
 from sysvm.api.policy import Approval, Checks, NextAction, PolicyBlocker
 from sysvm.api.strategy import Strategy
-from sysvm.api.systemvm import OperationResult
 
 _WORD = "^[a-f0-9]{8}$"
 

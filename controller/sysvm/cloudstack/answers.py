@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.api.observed import RedundancyRole
 from sysvm.cloudstack.errors import AnswerInvalid
 from sysvm.cloudstack.transport import Answer
 from sysvm.domain.cloud import CloudHost, CloudNetwork, CloudVM, CloudVMState, CloudVPC, CloudZone

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from sysvm.api.endpoint import Management
 from sysvm.api.methods import Method, Route
 from sysvm.api.names import operation_id
+from sysvm.api.operation import OperationOrder
 from sysvm.api.policy import PolicyBlocker
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import Blocker, OperationOrder
+from sysvm.api.systemvm import Blocker
 from sysvm.api.window import AtEnd
 from sysvm.domain import gates
 from sysvm.domain.admission_rules import first_blocker, objection

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from sysvm.api.observed import ApiPatchCall, ContentState
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
-from sysvm.api.systemvm import ApiPatchCall, ContentState
 from sysvm.domain.cloud import CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.gate import Claim, ServerPayload, gate_of, unverified, would_install

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import ConditionType
 from sysvm.api.rollout import Rollout
-from sysvm.api.systemvm import OperationResult
 from sysvm.domain import conditions
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.limits import rounded_down

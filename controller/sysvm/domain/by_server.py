@@ -5,8 +5,9 @@ VM itself may be as it should be and still need something.
 """
 
 from sysvm.api.methods import AllowedMethod, LivePatchRoute, Method, Route
+from sysvm.api.observed import ObservedManagement
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import DriftKind, Identity, ObservedManagement
+from sysvm.api.systemvm import DriftKind, Identity
 from sysvm.domain.facts import ZONE_TYPES
 from sysvm.domain.findings import Context, Finding, what_differs
 from sysvm.domain.gate import names_version_check, would_install

@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.api.observed import RedundancyRole
 
 
 class CloudVMState(StrEnum):

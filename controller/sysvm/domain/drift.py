@@ -7,8 +7,10 @@ what the VM claims, the comparison of files what is true; where they disagree, t
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sysvm.api.observed import ContentState
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, DriftKind, OperationResult
+from sysvm.api.systemvm import DriftKind
 from sysvm.domain.facts import Release, VMFacts, is_partial, signature_contradicts_payload
 from sysvm.domain.host_payload import is_build_of
 from sysvm.domain.running import failed_services

@@ -12,21 +12,11 @@ from sysvm.api.base import ApiModel, Condition, ConditionStatus
 from sysvm.api.endpoint import Scan, SystemVMType
 from sysvm.api.images import ImageStatus
 from sysvm.api.methods import Method
+from sysvm.api.observed import Observed, Redundancy, RedundancyRole
+from sysvm.api.operation import HistoryEntry, OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import PatchPolicySpec, TemplateVersionRule
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.systemvm import (
-    HistoryEntry,
-    Hold,
-    Identity,
-    Observed,
-    OperationOrder,
-    OperationResult,
-    OperationStatus,
-    PlannedAction,
-    Redundancy,
-    RedundancyRole,
-    SystemVM,
-)
+from sysvm.api.systemvm import Hold, Identity, PlannedAction, SystemVM
 from sysvm.api.template import CompatibilityRow, Signature, SystemVMTemplate
 from sysvm.domain.pairs import Trouble
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sysvm.api.systemvm import OperationResult, StepResult
+from sysvm.api.operation import OperationResult, StepResult
 from sysvm.domain.conditions import bounded
 from sysvm.domain.facts import VMFacts
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sysvm.api.methods import AllowedMethod, LivePatchOptions, LivePatchRoute, Method, PlannedFailover, Route
+from sysvm.api.observed import ContentState, ObservedManagement
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, DriftKind, ObservedManagement
+from sysvm.api.systemvm import DriftKind
 from sysvm.domain.drift import Drift
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.versions import Verdict

@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement
+from sysvm.api.observed import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement
 from sysvm.domain.cloud import CloudVM, CloudZone, Snapshot
 from sysvm.domain.conditions import bounded
 from sysvm.domain.facts import Release, VMFacts

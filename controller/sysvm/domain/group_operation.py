@@ -24,9 +24,9 @@ from enum import StrEnum
 from typing import Protocol
 
 from sysvm.api.methods import Method, Route
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
-from sysvm.api.systemvm import OperationResult
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.templates import CloudTemplates

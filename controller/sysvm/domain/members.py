@@ -11,9 +11,9 @@ from datetime import datetime
 
 from sysvm.api.methods import AllowedMethod, LivePatchRoute, Method, Route
 from sysvm.api.names import system_vm_name
+from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.rollout import AppendedVM, GroupOperation, Rollout
 from sysvm.api.strategy import Retry
-from sysvm.api.systemvm import OperationResult, OperationStatus
 from sysvm.domain.drift import is_converged
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.planner import Plan, Wave, digest_with

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sysvm.api.observed import PairSample, RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import PairSample, RedundancyRole
 
 SAMPLES = 3
 PAUSE_SECONDS = 5.0

@@ -20,11 +20,12 @@ from pydantic import Field, ValidationError
 from sysvm.api.base import ApiModel
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method, Route
+from sysvm.api.observed import RedundancyRole
 from sysvm.api.policy import Heal, PatchPolicySpec
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import AppendedVM
 from sysvm.api.strategy import OrderKey, WaveSpec
-from sysvm.api.systemvm import DriftKind, RedundancyRole
+from sysvm.api.systemvm import DriftKind
 from sysvm.domain.cloud_changed import CloudFacts
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.lifecycle import ROUTER_TYPES, interruption

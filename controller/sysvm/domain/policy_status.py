@@ -12,6 +12,7 @@ from datetime import datetime
 from sysvm.api.base import ConditionStatus
 from sysvm.api.endpoint import CloudStackEndpoint, Management
 from sysvm.api.methods import Method
+from sysvm.api.operation import OperationResult
 from sysvm.api.policy import (
     LastRollout,
     PatchPolicy,
@@ -23,7 +24,6 @@ from sysvm.api.policy import (
 )
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import Rollout, WavePhase
-from sysvm.api.systemvm import OperationResult
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain import conditions, gates
 from sysvm.domain.conditions import Wanted

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sysvm.api.operation import OperationResult
 from sysvm.api.policy import NextAction, PolicyBlocker
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import (
@@ -24,7 +25,7 @@ from sysvm.api.rollout import (
     WaveStatus,
 )
 from sysvm.api.strategy import OnBudgetSpent
-from sysvm.api.systemvm import Blocker, OperationResult
+from sysvm.api.systemvm import Blocker
 from sysvm.domain import conditions, gates
 from sysvm.domain.approvals import WaveGate
 from sysvm.domain.budgets import Budget, budget_of

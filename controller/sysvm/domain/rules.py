@@ -9,7 +9,8 @@ status with every look, so a restart of the operator forgets nothing.
 from datetime import datetime, timedelta
 
 from sysvm.api.methods import Method
-from sysvm.api.systemvm import DataBags, Observed, OperationStatus
+from sysvm.api.observed import DataBags, Observed
+from sysvm.api.operation import OperationStatus
 from sysvm.domain.facts import VMFacts
 
 PROGRAMMING = timedelta(minutes=5)

@@ -6,17 +6,9 @@ from datetime import datetime
 
 from sysvm.api.base import Condition
 from sysvm.api.methods import Databags, Method, Route
+from sysvm.api.operation import OperationResult, OperationStatus, StepResult
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.systemvm import (
-    Blocker,
-    OperationResult,
-    OperationStatus,
-    PlanEntry,
-    PlannedAction,
-    StepResult,
-    SystemVM,
-    VMState,
-)
+from sysvm.api.systemvm import Blocker, PlanEntry, PlannedAction, SystemVM, VMState
 from sysvm.domain import conditions
 from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import Reach, Release, VMFacts, facts_of, is_partial, short, signature_contradicts_payload

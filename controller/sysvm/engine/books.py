@@ -7,7 +7,8 @@ wants, and the payloads that looks found on hypervisor hosts. None of it is aske
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sysvm.api.systemvm import ApiPatchCall, ObservedHostPayload, ObservedManagement, SystemVM, SystemVMStatus
+from sysvm.api.observed import ApiPatchCall, ObservedHostPayload, ObservedManagement
+from sysvm.api.systemvm import SystemVM, SystemVMStatus
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.cloud import CloudVM, Snapshot
 from sysvm.domain.facts import Release

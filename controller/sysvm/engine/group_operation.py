@@ -23,9 +23,10 @@ from datetime import datetime, timedelta
 
 from sysvm.api.endpoint import CloudStackEndpoint, Management
 from sysvm.api.methods import Method, Route
+from sysvm.api.operation import OperationOrder, OperationResult
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import DesiredState, GroupOperation, GroupPhase, Rollout
-from sysvm.api.systemvm import OperationOrder, OperationResult, SystemVM
+from sysvm.api.systemvm import SystemVM
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain import api_patch as api_patches
 from sysvm.domain import group_operation as machine

@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from sysvm.api.base import REQUESTED_AT_ANNOTATION, format_time
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.methods import Route
+from sysvm.api.observed import Observed
 from sysvm.api.reasons import EventReason, Reason
-from sysvm.api.systemvm import Observed, PlannedAction, SystemVM, SystemVMStatus
+from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain import rules
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
 from sysvm.domain.pairs import SAMPLES

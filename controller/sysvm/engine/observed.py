@@ -6,18 +6,18 @@ So the old time stays while nothing else changed and it is not old, unless someb
 
 from datetime import datetime, timedelta
 
-from sysvm.api.systemvm import (
+from sysvm.api.observed import (
     ContentState,
-    HostKey,
     Observed,
     ObservedContent,
     ObservedHostPayload,
     ObservedService,
     ObservedTemplate,
     Obstacle,
-    OperationStatus,
     Redundancy,
 )
+from sysvm.api.operation import OperationStatus
+from sysvm.api.systemvm import HostKey
 from sysvm.api.template import Signature
 from sysvm.domain.rules import data_bags
 from sysvm.patching.results import ContentReport, Observation

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sysvm.api.methods import Method
-from sysvm.api.reasons import Reason
-from sysvm.api.rollout import GroupOperation
-from sysvm.api.systemvm import (
+from sysvm.api.operation import (
     HistoryEntry,
     OperationOrder,
     OperationResult,
@@ -21,6 +19,8 @@ from sysvm.api.systemvm import (
     ServiceAction,
     StepResult,
 )
+from sysvm.api.reasons import Reason
+from sysvm.api.rollout import GroupOperation
 from sysvm.engine.ports import SystemVMs
 from sysvm.patching.errors import PatchingError, Refused
 from sysvm.patching.payload import Payload

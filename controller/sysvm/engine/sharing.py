@@ -10,15 +10,9 @@ from sys import intern
 from typing import TypeVar
 
 from sysvm.api.base import ApiModel, Condition, NameRef
-from sysvm.api.systemvm import (
-    Blocker,
-    ObservedService,
-    ObservedTemplate,
-    Obstacle,
-    PairGateway,
-    PlannedAction,
-    ServiceAction,
-)
+from sysvm.api.observed import ObservedService, ObservedTemplate, Obstacle, PairGateway
+from sysvm.api.operation import ServiceAction
+from sysvm.api.systemvm import Blocker, PlannedAction
 from sysvm.api.template import Signature
 
 T = TypeVar("T", bound=ApiModel)

@@ -14,19 +14,11 @@ from datetime import datetime, timedelta
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.methods import Databags, HostPayloadRule, LivePatchOptions, Method, PlannedFailover
+from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import Checks, Heal, PatchPolicy
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.strategy import Timeouts
-from sysvm.api.systemvm import (
-    OperationOrder,
-    OperationResult,
-    OperationStatus,
-    PlanEntry,
-    PlannedAction,
-    SystemVM,
-    SystemVMStatus,
-    VMState,
-)
+from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
 from sysvm.domain.inventory import news

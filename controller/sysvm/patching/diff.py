@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from sysvm.api.endpoint import SystemVMType
+from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState
 from sysvm.patching import conntrackd, packages, protocol
 from sysvm.patching.archives import FileEntry
 from sysvm.patching.databags import Databag, databags_for

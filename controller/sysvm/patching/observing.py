@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from sysvm.api.endpoint import SystemVMType
+from sysvm.api.observed import PairGateway, PairSample, RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import PairGateway, PairSample, RedundancyRole
 from sysvm.patching import archives, protocol
 from sysvm.patching.boot import CMDLINE_PATH, BootArguments, parse_boot_arguments
 from sysvm.patching.diff import AGENT_TREE, SCRIPTS_TREE, Difference, Previous, compare, contents_to_read, digest_args

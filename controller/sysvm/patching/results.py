@@ -7,8 +7,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms, SystemVMType
+from sysvm.api.observed import ContentState, PairSample, RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, PairSample, RedundancyRole
 
 
 @dataclass(frozen=True, slots=True)

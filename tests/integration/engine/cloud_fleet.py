@@ -14,8 +14,8 @@ from tests.integration.engine.simulated_vms import Fleet
 
 from lab.cloud import VM, InMemoryMachines, ManagementServer, Network, Patched, Told, Vpc, World, management_server
 from lab.spec import RedundancyRole as LabRole
+from sysvm.api.observed import RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import RedundancyRole
 from sysvm.patching.payload import read_payload
 
 CHANGES = {"restartNetwork", "restartVPC", "destroySystemVm", "rebootRouter", "rebootSystemVm", "patchSystemVm"}

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms
+from sysvm.api.observed import ContentState, PairGateway, PairSample, RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, PairGateway, PairSample, RedundancyRole
 from sysvm.engine.ports import Progress
 from sysvm.patching.errors import HostKeyRejected, Refused, Unreachable
 from sysvm.patching.payload import Payload

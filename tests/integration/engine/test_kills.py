@@ -25,7 +25,7 @@ from tests.integration.engine.lives import Lane, free_port, lane, writes
 from tests.integration.engine.simulated_vms import Fleet, Patch
 
 from lab.controlplane import ControlPlane
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.api.observed import RedundancyRole
 from sysvm.engine.resources import POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
 from sysvm.operator.killer import VARIABLE

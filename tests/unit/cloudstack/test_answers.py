@@ -10,7 +10,7 @@ import pytest
 from tests.unit.cloudstack.recorded import inner
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import RedundancyRole
+from sysvm.api.observed import RedundancyRole
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.errors import AnswerInvalid
 from sysvm.domain.cloud import CloudVMState

@@ -6,30 +6,22 @@ from typing import Any
 
 from sysvm.api.base import Condition, ConditionStatus, ObjectMeta
 from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, EndpointCounts, SystemVMType
-from sysvm.api.policy import PatchPolicy, PatchPolicySpec
-from sysvm.api.reasons import Reason
-from sysvm.api.rollout import Rollout, RolloutSpec
-from sysvm.api.systemvm import (
+from sysvm.api.observed import (
     ContentState,
-    Hold,
-    Identity,
     Observed,
     ObservedContent,
     ObservedService,
     ObservedTemplate,
-    OperationOrder,
-    OperationResult,
-    OperationStatus,
-    OperationStep,
     PairGateway,
     PairSample,
     Redundancy,
     RedundancyRole,
-    StepResult,
-    SystemVM,
-    SystemVMSpec,
-    SystemVMStatus,
 )
+from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus, OperationStep, StepResult
+from sysvm.api.policy import PatchPolicy, PatchPolicySpec
+from sysvm.api.reasons import Reason
+from sysvm.api.rollout import Rollout, RolloutSpec
+from sysvm.api.systemvm import Hold, Identity, SystemVM, SystemVMSpec, SystemVMStatus
 from sysvm.api.template import DEFAULT_COMPATIBILITY, Signature, SystemVMTemplate
 from sysvm.domain.facts import Reach, Release, VMFacts
 from sysvm.domain.planner import Plan, plan

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import Management, SystemVMType
+from sysvm.api.observed import ContentState, RedundancyRole
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, OperationResult, RedundancyRole
 from sysvm.domain.admission import Admissions, EndpointState, admit
 from sysvm.domain.facts import ZONE_TYPES, VMFacts
 from sysvm.domain.ledger import RunningRollout

@@ -10,9 +10,9 @@ import pytest
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
+from sysvm.api.observed import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, RedundancyRole
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, RedundancyRole
 from sysvm.domain.api_patch import ApiPatch, aim_of
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts

@@ -9,15 +9,9 @@ import pytest
 
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.methods import Method, Route
+from sysvm.api.observed import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, RedundancyRole
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import (
-    ApiCommand,
-    ApiPatchCall,
-    ObservedHostPayload,
-    ObservedManagement,
-    OperationResult,
-    RedundancyRole,
-)
 from sysvm.domain.admission import Admissions, EndpointState, admit
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.ledger import RunningRollout

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sysvm.api.endpoint import Management
+from sysvm.api.observed import ObservedHostPayload
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import CloudStatus, Rollout, RolloutStatus
-from sysvm.api.systemvm import ObservedHostPayload
 from sysvm.domain import admission, gates
 from sysvm.domain.admission import EndpointState
 from sysvm.domain.cloud import CloudHost, CloudZone, Snapshot

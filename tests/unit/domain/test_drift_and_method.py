@@ -7,8 +7,10 @@ import pytest
 
 from sysvm.api.endpoint import Scan
 from sysvm.api.methods import Method
+from sysvm.api.observed import ContentState, Obstacle
+from sysvm.api.operation import HistoryEntry, OperationResult
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import ContentState, DriftKind, HistoryEntry, Obstacle, OperationResult
+from sysvm.api.systemvm import DriftKind
 from sysvm.api.template import Signature
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import NEVER_TRIED, VMFacts, facts_of

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement
+from sysvm.api.observed import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement
 from sysvm.domain.cloud import CloudNetwork, CloudVM, CloudVMState, CloudVPC, CloudZone, Snapshot
 from sysvm.domain.gate import (
     Claim,

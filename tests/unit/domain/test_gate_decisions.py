@@ -12,8 +12,9 @@ from tests.unit.domain.kstatus import kstatus
 
 from sysvm.api.base import ConditionStatus
 from sysvm.api.methods import AllowedMethod, LivePatchOptions, Method, Route
+from sysvm.api.observed import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.systemvm import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, SystemVM
+from sysvm.api.systemvm import SystemVM
 from sysvm.domain import conditions
 from sysvm.domain.facts import Reach, VMFacts, facts_of
 from sysvm.domain.method import Decision, decide

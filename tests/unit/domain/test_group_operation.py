@@ -10,9 +10,9 @@ from tests.unit.domain.builders import NOW
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
-from sysvm.api.systemvm import OperationResult
 from sysvm.domain import group_operation as machine
 from sysvm.domain.cloud import CloudVM, CloudVMState
 from sysvm.domain.facts import VMFacts

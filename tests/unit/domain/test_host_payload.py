@@ -17,8 +17,9 @@ from tests.unit.domain.builders import (
 from tests.unit.domain.test_policy_status import situation
 
 from sysvm.api.methods import HostPayloadRule, LivePatchOptions, Method
+from sysvm.api.observed import Observed, ObservedHostPayload
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import Observed, ObservedHostPayload, VMState
+from sysvm.api.systemvm import VMState
 from sysvm.api.template import Signature
 from sysvm.domain.facts import Reach, Release
 from sysvm.domain.host_payload import host_mismatch, is_build_of

@@ -10,9 +10,9 @@ from tests.unit.domain.builders import NOW, ago, facts, observed, up_to_date
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.images import Images
 from sysvm.api.methods import Method
+from sysvm.api.observed import RedundancyRole
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
-from sysvm.api.systemvm import RedundancyRole
 from sysvm.domain import group_operation as machine
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import Reach, VMFacts

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.api.observed import ContentState, DataBags
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import Blocker, ContentState, DataBags, OperationResult, SystemVM, SystemVMStatus
+from sysvm.api.systemvm import Blocker, SystemVM, SystemVMStatus
 from sysvm.domain.cloud import CloudZone, Snapshot
 from sysvm.domain.cloud_status import CloudFacts, stands_until_swept
 from sysvm.domain.facts import NEVER_TRIED, Reach, facts_of

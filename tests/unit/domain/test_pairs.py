@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from sysvm.api.methods import LivePatchOptions, Method, PlannedFailover
+from sysvm.api.observed import PairSample, RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import PairSample, PlannedAction, RedundancyRole
+from sysvm.api.systemvm import PlannedAction
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.method import decide
 from sysvm.domain.pairs import FRESH, SAMPLES, Proof, Router, Trouble, one_primary, primary_now

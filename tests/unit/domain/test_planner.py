@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
+from sysvm.api.observed import RedundancyRole
 from sysvm.api.rollout import AppendedVM
-from sysvm.api.systemvm import RedundancyRole
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.planner import Plan, UnreadablePlanError, digest_with, plan
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from sysvm.api.observed import ContentState
+from sysvm.api.operation import OperationResult
 from sysvm.api.policy import LastRollout, NextAction, PatchPolicy, PatchPolicyStatus, PolicyBlocker
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import RolloutResult, RolloutStatus, WavePhase, WaveStatus
-from sysvm.api.systemvm import ContentState, OperationResult
 from sysvm.domain.facts import Reach, VMFacts, release_of
 from sysvm.domain.planner import decide_all
 from sysvm.domain.policy_status import PolicySituation, policy_status

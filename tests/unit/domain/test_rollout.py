@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from sysvm.api.operation import OperationResult
 from sysvm.api.policy import LastRollout
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import AppendedVM, Rollout, RolloutCause, RolloutPhase, RolloutResult, RolloutStatus
-from sysvm.api.systemvm import OperationResult
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.members import classify
 from sysvm.domain.rollout import Live, outcome

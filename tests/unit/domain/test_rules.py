@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sysvm.api.methods import Method
+from sysvm.api.observed import DataBags, Observed
+from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import DataBags, Observed, OperationResult, OperationStatus
 from sysvm.domain.method import decide
 from sysvm.domain.rules import PROGRAMMING, data_bags, forgotten_if_stopped, next_look
 

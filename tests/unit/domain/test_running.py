@@ -5,8 +5,9 @@ from datetime import timedelta
 import pytest
 
 from sysvm.api.methods import Method
+from sysvm.api.observed import RedundancyRole
 from sysvm.api.reasons import ConditionType, Reason
-from sysvm.api.systemvm import DriftKind, RedundancyRole
+from sysvm.api.systemvm import DriftKind
 from sysvm.domain.conditions import find
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.method import decide

@@ -20,10 +20,12 @@ from tests.unit.domain.builders import (
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import ImageStatus
 from sysvm.api.methods import Method
+from sysvm.api.observed import RedundancyRole
+from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import PatchPolicySpec
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, Rollout, RolloutStatus
-from sysvm.api.systemvm import DriftKind, OperationOrder, OperationResult, OperationStatus, RedundancyRole
+from sysvm.api.systemvm import DriftKind
 from sysvm.domain.admission import EndpointState, admit
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts

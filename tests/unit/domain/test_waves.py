@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import Management
+from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import AppendedVM, DesiredState, Rollout, RolloutPhase, RolloutResult, RolloutStatus, WavePhase
-from sysvm.api.systemvm import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.window import AtEnd
 from sysvm.domain import conditions
 from sysvm.domain.admission import Admissions, EndpointState, admit

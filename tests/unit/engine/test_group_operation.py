@@ -11,8 +11,8 @@ from tests.unit.domain import builders
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
+from sysvm.api.operation import OperationResult
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM, Rollout, RolloutStatus
-from sysvm.api.systemvm import OperationResult
 from sysvm.domain.cloud import CloudVM, CloudVMState, Snapshot
 from sysvm.domain.group_operation import Event, Look, Looked, Submitted
 from sysvm.engine.board import Board

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sysvm.api.methods import Method
+from sysvm.api.operation import OperationStatus
 from sysvm.api.reasons import Reason
-from sysvm.api.systemvm import OperationStatus
 from sysvm.engine.operations import ended, remembered
 from sysvm.patching import protocol
 from sysvm.patching.observing import operation_report

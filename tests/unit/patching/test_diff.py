@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lab.content import payloads, releases
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.systemvm import ContentState
+from sysvm.api.observed import ContentState
 from sysvm.patching import protocol
 from sysvm.patching.archives import FileEntry
 from sysvm.patching.boot import parse_boot_arguments
