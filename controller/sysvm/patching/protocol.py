@@ -225,6 +225,7 @@ Verb: TypeAlias = Literal[
     "begin",
     "stage",
     "build",
+    "keep",
     "run",
     "attach",
     "abandon",
@@ -793,6 +794,31 @@ class StageResult(TypedDict):
     received_bytes: int
     missing: list[str]
     """What is still missing."""
+
+
+class KeptTree(TypedDict):
+    path: str
+    copied: list[str]
+    """fnmatch patterns on relative paths: files that are written in their place, so that they are copied. Of the rest
+    another name is kept, which costs no space."""
+
+
+class KeepArgs(TypedDict):
+    """Make a backup before CloudStack changes the VM itself, as an operation that is committed at once: `back` restores
+    it. Nothing of the VM's own is changed. Asked for again with the same id it is not made again."""
+
+    order: Order
+    """Changes nothing: no trees, files, removals or payload. `folders` go on the way back if they were missing and are
+    empty. `services` are acted on when it is gone back to. `reserve_bytes` must stay free beside the copies."""
+    paths: list[str]
+    """Files and links that may be written, removed or made. The VM adds the archive and where CloudStack stages."""
+    trees: list[KeptTree]
+    """Folders that are kept whole."""
+
+
+class KeepResult(TypedDict):
+    report: Report
+    """Committed: there is a backup with this id."""
 
 
 class BuildArgs(TypedDict):

@@ -32,13 +32,13 @@ def check(order):
         for entry in order["files"]:
             _check_entry(entry, True, seen)
         for folder in order["folders"]:
-            _absolute(folder["path"], seen=None)
+            check_path(folder["path"], seen=None)
         for path in order["remove"]:
-            _absolute(path, seen)
-        _check_overlap(order, seen)
+            check_path(path, seen)
+        check_overlap(order, seen)
         payload = order["payload"]
         if payload is not None:
-            _absolute(payload["path"], seen)
+            check_path(payload["path"], seen)
             _digest(payload["sha256"])
         _check_signature(order["signature"])
         for service in order["services"]:
@@ -58,7 +58,7 @@ def _check_extras(service):
         if held["protocol"] not in ("udp", "tcp") or not all(isinstance(p, int) and 0 < p < 65536 for p in ports):
             refuse("{0} holds {1!r}".format(service["unit"], held))
         if held.get("binds") is not None:
-            _absolute(held["binds"], None)
+            check_path(held["binds"], None)
     pair = service.get("pair")
     if pair is not None and not isinstance(pair["may_fail_over"], bool):
         refuse("{0} has {1!r}".format(service["unit"], pair))
@@ -74,7 +74,7 @@ def _check_bag(bag):
     if not BAG.match(bag["name"]) or not BAG.match(bag["bag"] + ".json") or bag["verb"] not in ("reload", "restart"):
         refuse("the data bag {0!r}".format(bag))
     for path in bag["generated"]:
-        _absolute(path, None)
+        check_path(path, None)
     unit, seconds = bag["unit"], bag["timeout_seconds"]
     if unit is not None and (unit.startswith("-") or "/" in unit):
         refuse("the data bag {0!r}".format(bag))
@@ -83,7 +83,7 @@ def _check_bag(bag):
 
 
 def _check_tree(tree, seen):
-    _absolute(tree["path"], seen)
+    check_path(tree["path"], seen)
     inside = set()
     for entry in tree["files"]:
         _check_entry(entry, False, inside)
@@ -103,7 +103,7 @@ def _check_tree(tree, seen):
 
 def _check_entry(entry, absolute, seen):
     path = entry["path"]
-    _absolute(path, seen) if absolute else _relative(path, seen)
+    check_path(path, seen) if absolute else _relative(path, seen)
     if (entry["sha256"] is None) == (entry["link"] is None):
         refuse("{0} is neither a file nor a link".format(path))
     if entry["sha256"] is not None:
@@ -117,7 +117,7 @@ def _check_entry(entry, absolute, seen):
     entry["keep_mode"], entry["keep_owner"], entry["executable"]
 
 
-def _absolute(path, seen):
+def check_path(path, seen):
     if not path.startswith("/") or posixpath.normpath(path) != path or "\0" in path or path in FORBIDDEN:
         refuse("the path {0!r}".format(path))
     if path == SIGNATURE or path.startswith("/var/lib/sysvm"):
@@ -139,7 +139,7 @@ def _once(path, seen):
         seen.add(path)
 
 
-def _check_overlap(order, seen):
+def check_overlap(order, seen):
     trees = [tree["path"] for tree in order["trees"]]
     for path in seen:
         for tree in trees:

@@ -6,7 +6,7 @@ import platform
 import time
 import zlib
 
-from . import actors, build, checks, digests, files, login, look, worker
+from . import actors, build, checks, digests, files, keeping, login, look, worker
 from . import journal as journals
 from . import order as orders
 from .failures import NO_SPACE, Failure, of
@@ -19,7 +19,13 @@ from .wire import MAX_BYTES, VERSION, Closed
 FOLLOW_SECONDS = 0.1
 EVENT_SECONDS = 0.25
 START_SECONDS = 15.0
-OTHERWISE = {"begin": "StageFailed", "stage": "StageFailed", "build": "BuildFailed", "run": "SwitchFailed"}
+OTHERWISE = {
+    "begin": "StageFailed",
+    "stage": "StageFailed",
+    "build": "BuildFailed",
+    "keep": "BuildFailed",
+    "run": "SwitchFailed",
+}
 """Reasons of what the system refuses, by verb."""
 MAX_CONTENT = 1024 * 1024 * 1024
 
@@ -170,6 +176,48 @@ class Session(object):
         operation.save("marks.json", actors.marks(self.host))
         self.order, self.operation = order, operation
         return self.begun("staging", self.content.missing(), None, recovered)
+
+    # -------------------------------------------------------------------------------------- a backup alone
+
+    def do_keep(self, number, args):
+        """Take the lock, refuse or make a backup. Asked for again it is not made again."""
+        order, paths, trees = keeping.check(args)
+        if self.operation is not None:
+            raise Failure("ProtocolError", "this session has begun {0} already".format(self.operation.id), False)
+        operation = self.store.operation(order["id"])
+        known = self.store.report(operation)
+        if known and known["phase"] in journals.FINAL and known["phase"] != journals.ABANDONED:
+            return {"report": known}
+        self.store.take_lock(order["id"])
+        try:
+            self.store.check_epoch(order["epoch"])
+            self.recover_others(None)
+            self.refuse(order)
+            self.store.raise_epoch(order["epoch"])
+            self.stages = keeping.stage_folders(self.host, order, paths, trees)
+            keeper = keeping.Keeper(self.host, order, self.stages, paths, trees)
+            keeper.preflight()
+            self.create(operation, order)
+            self.make_backup(operation, order, keeper)
+            tidy(self.store, max(1, order["keep_backups"]))
+        finally:
+            self.let_go()
+        return {"report": self.store.report(operation)}
+
+    def make_backup(self, operation, order, keeper):
+        try:
+            self.install_program(list(self.stages.values()))
+            for stage in self.stages.values():
+                files.make_folders(stage, 0o700)
+            operation.save("order.json", order)
+            operation.save("marks.json", actors.marks(self.host))
+            keeper.keep(operation, self.journal)
+            keeping.finish(operation, self.journal)
+        except (Failure, OSError):
+            # A full disk refuses nothing here; if it does, the next session gives it up.
+            self.journal.enter(journals.ABANDONED, None, "the backup was given up")
+            tidy(self.store, None)
+            raise
 
     def install_program(self, stages):
         self.store.install_program(self.digest, self.bundle, stages)

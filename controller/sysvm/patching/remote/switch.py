@@ -6,6 +6,7 @@ back may itself be killed and repeated any number of times.
 
 import errno
 import os
+import stat
 
 from . import build, files, properties
 from .failures import Failure
@@ -128,6 +129,8 @@ def back(move, singly=False):
             back(single)
     elif move["op"] == "exchange":
         _exchange_back(move)
+    elif move["op"] == "keep-tree":
+        _kept_back(move)
     elif move["op"] in ("put", "put-tree"):
         if not files.exists(move["stage"]) and files.exists(live):
             files.rename(live, move["stage"])
@@ -166,6 +169,35 @@ def _exchange_back(move):
         sync_parents(move["live"], move["stage"])
         return
     raise Lost("the backup of {0} is gone or was changed".format(move["live"]))
+
+
+def _kept_back(move):
+    """A tree that was kept before others came: they may have changed it, added to it, or removed all of it."""
+    live, kept = move["live"], move["stage"]
+    if files.is_folder(live) and is_as_kept(live, move["witnesses"]):
+        return
+    if not (files.is_folder(kept) and is_as_kept(kept, move["witnesses"])):
+        raise Lost("the backup of {0} is gone or was changed".format(live))
+    if files.exists(live):
+        try:
+            files.exchange(live, kept)
+        except OSError as error:
+            if error.errno not in files.NO_EXCHANGE:
+                raise
+            theirs = kept + ".theirs"
+            files.remove_tree(theirs)
+            # A restart between the two finds no tree, and goes on below.
+            files.rename(live, theirs)
+    if not files.exists(live):
+        files.rename(kept, live)
+    sync_parents(live, kept)
+
+
+def is_as_kept(folder, witnesses):
+    """Nothing in it is other, nothing is missing, nothing came to it; bytecode does not count."""
+    found = set(relative for relative, facts in files.walk(folder) if not stat.S_ISDIR(facts.st_mode))
+    wanted = set(witness["path"] for witness in witnesses)
+    return found == wanted and all(matches(os.path.join(folder, one["path"]), one["old"]) for one in witnesses)
 
 
 def position_of(move):
@@ -225,6 +257,8 @@ def check_backup(plan, singly):
     for number, move in enumerate(plan["moves"] + ([plan["payload"]] if plan["payload"] else [])):
         if move["op"] == "exchange" and number not in singly:
             whole = position_of(move) == "new"
+        elif move["op"] == "keep-tree":
+            whole = files.is_folder(move["stage"]) and is_as_kept(move["stage"], move["witnesses"])
         else:
             singles = one_by_one(move) if move["op"] == "exchange" else [move]
             whole = all(files.exists(one["backup"]) for one in singles if one["op"] in ("replace", "remove"))

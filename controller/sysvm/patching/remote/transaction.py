@@ -61,6 +61,11 @@ class Transaction(object):
         self._services = None
         self.core = core.Watch(host, self.journal)
 
+    @property
+    def is_kept(self):
+        """It changed nothing itself: it is the backup of what others were about to change (`keeping`)."""
+        return bool(self.plan and self.plan.get("kept"))
+
     def close(self):
         self.journal.close()
 
@@ -152,6 +157,12 @@ class Transaction(object):
 
     def refuse_other_actors(self):
         others = actors.blocking(self.host)
+        if others:
+            raise Failure("OtherActor", "somebody else patches this VM: " + "; ".join(others[:3]))
+
+    def refuse_patching(self):
+        """What a patch of others has left lying is no hindrance to undoing it; one that runs is."""
+        others = [process.text for process in actors.processes(self.host) if actors.is_patching(process)]
         if others:
             raise Failure("OtherActor", "somebody else patches this VM: " + "; ".join(others[:3]))
 
@@ -284,7 +295,8 @@ class Transaction(object):
         self.journal.enter(journals.ROLLING_BACK, reason, tail(message))
         self.journal.add("step", name="Restore", state="start")
         left = databags.restore(self, at_boot)
-        if superseded.settle(self, at_boot):
+        # What was kept before others came is there to undo what they did.
+        if not self.is_kept and superseded.settle(self, at_boot):
             return
         self._restore(at_boot)
         self.core.tell_back()
@@ -331,7 +343,8 @@ class Transaction(object):
 
     def _restore(self, at_boot):
         signature = self.plan["signature"]
-        if switch.matches(signature["live"], build.identity(signature["old"])) and not self.not_as_it_was():
+        as_it_was = switch.matches(signature["live"], build.identity(signature["old"])) and not self.not_as_it_was()
+        if as_it_was and not self.is_kept:
             # The original signature is there before the first change and after the last one of going back: nothing is
             # left to do, and nothing is written, because the disk may be full.
             return
@@ -344,6 +357,8 @@ class Transaction(object):
         if self.plan["payload"]:
             switch.back(self.plan["payload"])
         begun = set(record["move"] for record in self.journal.records if record["kind"] == "move")
+        if self.is_kept:
+            begun = set(range(len(self.plan["moves"])))
         singly = switch.done_singly(self.journal.records)
         for number in sorted(begun, reverse=True):
             # No record: what was undone is read off the files, and the journal has no room for any number of attempts.
@@ -434,9 +449,16 @@ class Transaction(object):
     def take_back(self):
         """Undo a committed operation because a person asks for it."""
         switch.check_backup(self.plan, switch.done_singly(self.journal.records))
-        self.refuse_other_actors()
-        # Into the journal, which has room: the disk may be full.
-        self.journal.add("baseline", value=self._baseline_now())
+        if self.is_kept:
+            self.refuse_patching()
+            for service in self.order["services"]:
+                if service["action"] != "none":
+                    # Others have acted on it. Its baseline is of before them.
+                    self.journal.add("unit", unit=service["unit"], action=service["action"], state="start", back=False)
+        else:
+            self.refuse_other_actors()
+            # Into the journal, which has room: the disk may be full.
+            self.journal.add("baseline", value=self._baseline_now())
         self.go_back(None, "it was taken back by hand")
 
     def _baseline_now(self):
