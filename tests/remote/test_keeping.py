@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.remote import systemd
 from tests.remote.test_kills import count_changes, killed_at, recover_by_next_session
-from tests.remote.vm import NEW_FILES, NEW_TGZ, NEW_TREE, SIGNATURE, TGZ, VM, make_order, service, write
+from tests.remote.vm import NEW_FILES, NEW_TGZ, NEW_TREE, SIGNATURE, TGZ, VM, make_order, service, sha256, write
 
 from sysvm.patching.remote import files, worker
 from sysvm.patching.remote.failures import Failure
@@ -21,7 +21,9 @@ AGENT_FILES = {
     "conf/agent.properties": b"guid=written by the server\n",
     "certs/deep/realhostip.keystore": b"old keys\n",
 }
-PATHS = sorted("/" + path for path in NEW_FILES if not path.startswith("lib/"))
+HAPROXY = "etc/haproxy/haproxy.cfg"
+RUNTIME = {"/" + HAPROXY: sha256(NEW_FILES[HAPROXY])}
+PATHS = sorted("/" + path for path in NEW_FILES if not path.startswith("lib/") and path != HAPROXY)
 TREES = [{"path": "/opt/cloud", "copied": ["*"]}, {"path": "/" + AGENT, "copied": ["conf/*", "certs/*"]}]
 
 
@@ -33,7 +35,9 @@ def order(name: str = "op-9", **more: object) -> dict:
 
 def keep(vm: VM, name: str = "op-9", *, paths: list[str] = PATHS, trees: list[dict] = TREES, **more: object) -> dict:
     session = vm.session()
-    return session.do_keep(1, {"order": order(name, **more), "paths": paths, "trees": trees})["report"]
+    return session.do_keep(1, {"order": order(name, **more), "paths": paths, "runtime": RUNTIME, "trees": trees})[
+        "report"
+    ]
 
 
 def back(vm: VM, name: str = "op-9") -> dict:
@@ -115,11 +119,20 @@ def test_whatever_a_patch_of_others_did_is_undone(vm: VM, until: str) -> None:
 def test_writing_in_a_file_does_not_reach_its_backup(vm: VM) -> None:
     before, services = vm.state(), vm.systemd()
     kept(vm)
-    for name in ("etc/haproxy/haproxy.cfg", "opt/cloud/bin/configure.py", AGENT + "/conf/agent.properties", SIGNATURE):
+    for name in ("root/func.sh", "opt/cloud/bin/configure.py", AGENT + "/conf/agent.properties", SIGNATURE):
         with open(vm.root / name, "ab") as file:
             file.write(b"more\n")
     assert back(vm)["phase"] == "RolledBack"
     assert_as_before(vm, before, services)
+
+
+def test_what_the_server_wrote_after_their_patch_stays(vm: VM) -> None:
+    kept(vm)
+    patch_as_cloudstack_does(vm)
+    (vm.root / HAPROXY).write_bytes(b"good rules of a tenant, newer than the backup\n")
+    assert back(vm)["phase"] == "RolledBack"
+    assert (vm.root / HAPROXY).read_bytes() == b"good rules of a tenant, newer than the backup\n"
+    assert vm.systemd()["haproxy"] == "active"
 
 
 def test_a_tree_that_others_made_goes(vm: VM) -> None:
@@ -172,13 +185,15 @@ def test_without_space_for_the_others_nothing_is_begun(vm: VM) -> None:
         {"paths": ["/etc/../etc/passwd"]},
         {"paths": ["/opt/cloud/bin/x"]},
         {"paths": ["/etc"]},
+        {"runtime": {"/etc/x": "no digest"}},
+        {"runtime": {"/etc/../x": "0" * 64}},
         {"trees": [{"path": "/", "copied": []}]},
         {"trees": [{"path": "/opt/cloud", "copied": [7]}]},
     ],
 )
 def test_an_order_that_is_none_is_refused(vm: VM, change: dict) -> None:
     with pytest.raises(Failure, match="refused"):
-        vm.session().do_keep(1, {"order": order(), "paths": PATHS, "trees": TREES, **change})
+        vm.session().do_keep(1, {"order": order(), "paths": PATHS, "runtime": RUNTIME, "trees": TREES, **change})
 
 
 def test_a_backup_of_a_leader_that_was_replaced_is_refused(vm: VM) -> None:

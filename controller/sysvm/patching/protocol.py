@@ -812,6 +812,9 @@ class KeepArgs(TypedDict):
     empty. `services` are acted on when it is gone back to. `reserve_bytes` must stay free beside the copies."""
     paths: list[str]
     """Files and links that may be written, removed or made. The VM adds the archive and where CloudStack stages."""
+    runtime: dict[str, str]
+    """Files that the VM itself writes, and the digest of what CloudStack's archive puts over them: a file goes back
+    only over exactly that, or if it is gone."""
     trees: list[KeptTree]
     """Folders that are kept whole."""
 

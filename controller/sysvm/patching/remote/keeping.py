@@ -21,11 +21,14 @@ LEFT_BY_OTHERS = actors.STAGED[:3]
 
 
 def check(args):
-    """(order, paths, trees). Raises `Failure` unless they have the shape that protocol.py describes."""
+    """(order, paths, runtime, trees). Raises `Failure` unless they have the shape that protocol.py describes."""
     order = orders.check(args["order"])
     seen = set()
     for path in args["paths"]:
         orders.check_path(path, seen)
+    for path, digest in sorted(args["runtime"].items()):
+        orders.check_path(path, seen)
+        orders.check_digest(digest)
     for tree in args["trees"]:
         orders.check_path(tree["path"], seen)
         if not all(isinstance(pattern, str) for pattern in tree["copied"]):
@@ -35,19 +38,22 @@ def check(args):
     paths = list(args["paths"])
     paths += [path for path in LEFT_BY_OTHERS + (actors.PAYLOAD,) if path not in seen]
     orders.check_overlap(args, seen)
-    return order, paths, args["trees"]
+    return order, paths, args["runtime"], args["trees"]
 
 
 def stage_folders(host, order, paths, trees):
+    """As for an order that changes all of them."""
     return build.stage_folders(host, dict(order, remove=paths, trees=[dict(tree, files=()) for tree in trees]))
 
 
 class Keeper(build.Builder):
     """Copies what may be written in its place; what is only ever replaced gets a second name."""
 
-    def __init__(self, host, order, stages, paths, trees):
+    def __init__(self, host, order, paths, runtime, trees):
+        stages = stage_folders(host, order, paths + sorted(runtime), trees)
         build.Builder.__init__(self, host, order, stages, None)
         self.paths = paths
+        self.runtime = runtime
         self.trees = trees
 
     def preflight(self):
@@ -69,7 +75,7 @@ class Keeper(build.Builder):
 
     def copied(self):
         """Real paths of what is copied."""
-        for path in self.paths:
+        for path in self.paths + sorted(self.runtime):
             real = self.host.at(path)
             if files.exists(real):
                 yield real
@@ -87,6 +93,8 @@ class Keeper(build.Builder):
         self.folders()
         for number, path in enumerate(self.paths):
             self.single_copy(number, path)
+        for number, path in enumerate(sorted(self.runtime)):
+            self.runtime_copy(number, path)
         for number, tree in enumerate(self.trees):
             self.tree_copy(number, tree)
         signature = self.signature()
@@ -137,6 +145,16 @@ class Keeper(build.Builder):
         else:
             # CloudStack's tar cannot put a file over it either.
             del self.old[real]
+
+    def runtime_copy(self, number, path):
+        """It goes back only over what others bring: whatever the VM has written since is newer and right."""
+        real = self.host.at(path)
+        if files.facts_of(real)["kind"] != "file":
+            return
+        backup = os.path.join(self.stage_for(real), "back", "v{0}".format(number))
+        self.copy(real, backup)
+        self.parents.add(os.path.dirname(real))
+        self.moves.append({"op": "keep-runtime", "live": real, "backup": backup, "theirs": self.runtime[path]})
 
     def tree_copy(self, number, tree):
         live = self.host.at(tree["path"])

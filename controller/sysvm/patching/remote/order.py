@@ -39,7 +39,7 @@ def check(order):
         payload = order["payload"]
         if payload is not None:
             check_path(payload["path"], seen)
-            _digest(payload["sha256"])
+            check_digest(payload["sha256"])
         _check_signature(order["signature"])
         for service in order["services"]:
             if service["action"] not in ACTIONS or service["unit"].startswith("-") or "/" in service["unit"]:
@@ -107,7 +107,7 @@ def _check_entry(entry, absolute, seen):
     if (entry["sha256"] is None) == (entry["link"] is None):
         refuse("{0} is neither a file nor a link".format(path))
     if entry["sha256"] is not None:
-        _digest(entry["sha256"])
+        check_digest(entry["sha256"])
     for key in ("mode", "uid", "gid", "size"):
         if not isinstance(entry[key], int) or entry[key] < 0:
             refuse("{0} of {1} is {2!r}".format(key, path, entry[key]))
@@ -147,7 +147,7 @@ def check_overlap(order, seen):
                 refuse("{0} lies in the tree {1}".format(path, tree))
 
 
-def _digest(text):
+def check_digest(text):
     if not isinstance(text, str) or len(text) != 64 or set(text) - set("0123456789abcdef"):
         refuse("{0!r} is no SHA-256".format(text))
 

@@ -181,7 +181,7 @@ class Session(object):
 
     def do_keep(self, number, args):
         """Take the lock, refuse or make a backup. Asked for again it is not made again."""
-        order, paths, trees = keeping.check(args)
+        order, paths, runtime, trees = keeping.check(args)
         if self.operation is not None:
             raise Failure("ProtocolError", "this session has begun {0} already".format(self.operation.id), False)
         operation = self.store.operation(order["id"])
@@ -194,8 +194,8 @@ class Session(object):
             self.recover_others(None)
             self.refuse(order)
             self.store.raise_epoch(order["epoch"])
-            self.stages = keeping.stage_folders(self.host, order, paths, trees)
-            keeper = keeping.Keeper(self.host, order, self.stages, paths, trees)
+            keeper = keeping.Keeper(self.host, order, paths, runtime, trees)
+            self.stages = keeper.stages
             keeper.preflight()
             self.create(operation, order)
             self.make_backup(operation, order, keeper)

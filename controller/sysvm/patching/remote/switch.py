@@ -131,6 +131,11 @@ def back(move, singly=False):
         _exchange_back(move)
     elif move["op"] == "keep-tree":
         _kept_back(move)
+    elif move["op"] == "keep-runtime":
+        now = files.facts_of(live)
+        if files.exists(move["backup"]) and (now["kind"] == "absent" or now.get("sha256") == move["theirs"]):
+            files.rename(move["backup"], live)
+            sync_parents(live, move["backup"])
     elif move["op"] in ("put", "put-tree"):
         if not files.exists(move["stage"]) and files.exists(live):
             files.rename(live, move["stage"])
