@@ -21,6 +21,7 @@ import click
 
 from lab import paths
 from lab.cloud.process import CloudProcess
+from lab.cloud_demo.story import CloudStory
 from lab.controlplane import ControlPlane, ControlPlaneError, Tool, Unavailable, binaries
 from lab.demo import PAYLOADS, DemoError, Story
 from lab.guest import GuestError
@@ -124,13 +125,21 @@ def up(lab: Lab, names: str, release: str, *, control_plane: bool, cloud: bool) 
 
 
 @main.command()
+@click.option("--cloud", is_flag=True, help="The story of a whole cloud: found, patched, upgraded, recreated.")
 @_with_lab
-def demo(lab: Lab) -> None:
+def demo(lab: Lab, *, cloud: bool) -> None:
     """Run the whole story: old VMs, a release, a broken one, a mended one. The lab stays up."""
     if take_down(lab):
         click.echo("  an earlier lab was taken down")
+
+    def say(line: str) -> None:
+        click.echo(f"  {line}")
+
     try:
-        Story(lab.run_dir, DEFAULT_FLEET, lambda line: click.echo(f"  {line}"), click.echo).tell()
+        if cloud:
+            CloudStory(lab.run_dir, say, click.echo).tell()
+        else:
+            Story(lab.run_dir, DEFAULT_FLEET, say, click.echo).tell()
     except DemoError as problem:
         raise click.ClickException(str(problem)) from problem
 

@@ -226,12 +226,32 @@ class Act:
     """VM, result, seconds, bytes, service actions; in the order in which they began."""
 
 
-class Story:
-    """The demo, act by act; prints what a person would type and what they would see."""
+class Telling:
+    """Prints what a person would type and what they would see."""
+
+    def __init__(self, run_dir: Path, say: Say, show: Say) -> None:
+        self._run_dir, self._say, self._show = run_dir, say, show
+        self._began = time.monotonic()
+
+    def _apply(self, stage: Stage, *manifests: Manifest) -> None:
+        for manifest in manifests:
+            self._show(f"$ kubectl apply -f {manifest['kind'].lower()}-{manifest['metadata']['name']}.yaml")
+        apply(stage, *manifests)
+
+    def _table(self, stage: Stage, kinds: str, *options: str) -> None:
+        self._show(f"$ kubectl get {' '.join((kinds, *options))}")
+        self._show(indented(stage.kubectl("get", kinds, *options).rstrip()))
+
+    def _heading(self, text: str) -> None:
+        self._show(f"\n== {text}  [{time.monotonic() - self._began:.0f} s]")
+
+
+class Story(Telling):
+    """The demo, act by act."""
 
     def __init__(self, run_dir: Path, specs: Sequence[VMSpec], say: Say, show: Say) -> None:
-        self._run_dir, self._specs, self._say, self._show = run_dir, specs, say, show
-        self._began = time.monotonic()
+        super().__init__(run_dir, say, show)
+        self._specs = specs
         self.acts: list[Act] = []
 
     def tell(self) -> None:
@@ -273,7 +293,7 @@ class Story:
         stalled = wait_condition(stage, "spp", POLICY, "Stalled", seconds=120)
         self._table(stage, "svm,spp")
         message = next(each["message"] for each in stalled["status"]["conditions"] if each["type"] == "Stalled")
-        self._show("The policy is Stalled, and says:\n" + _indented(message))
+        self._show("The policy is Stalled, and says:\n" + indented(message))
         self._untouched(stage, before)
         self._record(stage, f"release {release.version} (broken)", "one VM rolled back, no other touched", began, roles)
 
@@ -360,18 +380,6 @@ class Story:
         )
         self._show(f"\nDone in {time.monotonic() - self._began:.0f} s. The lab is up; to look around:\n" + LOOK_AROUND)
 
-    def _apply(self, stage: Stage, *manifests: Manifest) -> None:
-        for manifest in manifests:
-            self._show(f"$ kubectl apply -f {manifest['kind'].lower()}-{manifest['metadata']['name']}.yaml")
-        apply(stage, *manifests)
-
-    def _table(self, stage: Stage, kinds: str) -> None:
-        self._show(f"$ kubectl get {kinds}")
-        self._show(_indented(stage.kubectl("get", kinds).rstrip()))
-
-    def _heading(self, text: str) -> None:
-        self._show(f"\n== {text}  [{time.monotonic() - self._began:.0f} s]")
-
 
 LOOK_AROUND = """\
   .venv/bin/python -m lab kubectl -n cloud get svm,spp,svr -o wide
@@ -389,7 +397,7 @@ def _action(action: Mapping[str, Any]) -> str:
     return f"{action['name']} {action['action'].lower()}{measured}"
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 
+from lab.cloud.commands import CHANGING
 from lab.cloud.real import LabMachines
 from lab.cloud.server import ManagementServer, management_server
 from lab.cloud.world import World
@@ -68,10 +70,26 @@ async def lab_cloud(
     await machines.adopt(world.vms.values(), release=release)
 
     async def upgrade(values: dict[str, object]) -> dict[str, object]:
-        """`POST /lab/upgrade {"release": NAME}`: server, template and hosts; `hosts: false` leaves the hosts."""
+        """`POST /lab/upgrade {"release": NAME}`: server, template and hosts; `hosts: false` leaves the hosts, and
+        `template: false` the templates."""
         return await asyncio.to_thread(
-            install, world, machines, str(values["release"]), hosts=bool(values.get("hosts", True))
+            install,
+            world,
+            machines,
+            str(values["release"]),
+            hosts=bool(values.get("hosts", True)),
+            template=bool(values.get("template", True)),
         )
+
+    async def calls(values: dict[str, object]) -> dict[str, object]:
+        """`POST /lab/calls {"since": N}`: what was asked of the server since the N-th call, by command, and each call
+        that changes something; `next` is the N of the next time."""
+        asked = world.calls[int(str(values.get("since", 0))) :]
+        return {
+            "next": len(world.calls),
+            "commands": dict(Counter(call.command for call in asked)),
+            "changing": [{"command": c.command, **c.parameters} for c in asked if c.command in CHANGING],
+        }
 
     async with management_server(
         world,
@@ -79,16 +97,21 @@ async def lab_cloud(
         pace=PACE_SECONDS,
         port=port,
         role_interval=ROLE_SECONDS,
-        controls={"upgrade": upgrade},
+        controls={"upgrade": upgrade, "calls": calls},
     ) as server:
         yield server, machines
 
 
-def install(world: World, machines: LabMachines, release: str, *, hosts: bool = True) -> dict[str, object]:
-    """An administrator installs a release of the lab: the server's package, its template, the hosts' packages."""
+def install(
+    world: World, machines: LabMachines, release: str, *, hosts: bool = True, template: bool = True
+) -> dict[str, object]:
+    """An administrator installs a release of the lab: the server's package, its template, the hosts' packages.
+
+    Without `template` it is a maintenance release, which goes on with the template of the one before.
+    """
     chosen = releases.find(release)
     payload = payloads.checksum(chosen, payloads.build_scripts(chosen))
-    template = world.upgrade(f"{chosen.version}.0", template_version=chosen.version, payload=payload)
+    made = world.upgrade(f"{chosen.version}.0", template_version=chosen.version if template else None, payload=payload)
     if hosts:
         machines.install_packages(chosen)
-    return {"version": world.version, "template": template.name if template else "", "payload": payload}
+    return {"version": world.version, "template": made.name if made else "", "payload": payload}
