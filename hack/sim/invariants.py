@@ -121,6 +121,8 @@ class Invariants:
         strategy = rollout["spec"]["snapshot"]["strategy"]
         self._hold(order["method"] in rollout["spec"]["snapshot"]["methods"], f"method {order['method']}: not allowed")
         if order.get("takesBack"):
+            undone = self.orders.get(order["takesBack"], {})
+            self._hold(undone.get("rollout") == name, f"{name} takes back what another rollout did to {order['id']}")
             return
         glass = "breakGlass" in rollout["spec"]
         self._hold(glass or self.may_start(moment), f"{name} orders outside of its calendar")

@@ -87,8 +87,8 @@ async def retry_at(world: World) -> None:
     await world.wait(minutes=1)
 
 
-async def mended(world: World) -> None:
-    begin(world)
+async def mended(world: World, **spec: Any) -> None:
+    begin(world, **spec)
     await world.until(world.has_ended)
     world.release("mended")
     world.policy(template="mended")
@@ -533,6 +533,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "mended", "A mended release after a broken one", lambda: with_outcomes(routers(3), r1=(BAD, GOOD)), mended
+    ),
+    Scenario(
+        "mended-after-roll-back",
+        "A mended release after one whose wave went back",
+        lambda: with_outcomes(routers(3), r2=(BAD, GOOD)),
+        lambda world: mended(world, strategy={"maxUnavailable": 1, "onBudgetSpent": "RollBack"}),
     ),
     Scenario("paused", "Paused and resumed", routers, paused),
     Scenario("aborted", "Aborted for good", routers, aborted),

@@ -174,7 +174,7 @@ def _result(standing: _Standing) -> RolloutResult | None:
     aborted = gates.is_over(rollout, superseded=False)
     if view.size and len(view.missing) == view.size:
         return RolloutResult.ABORTED if aborted else RolloutResult.SUPERSEDED
-    worked_off = RolloutResult.FAILED if view.failed else RolloutResult.SUCCEEDED
+    worked_off = RolloutResult.FAILED if view.failed or view.returned else RolloutResult.SUCCEEDED
     soaked = all(wave.phase is WavePhase.DONE for wave in standing.waves)
     if soaked and not view.unfinished and not view.skipped:
         return worked_off

@@ -25,7 +25,7 @@ from sysvm.engine.resources import ROLLOUT, SYSTEM_VM
 from sysvm.engine.stores import Stores
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
-from sysvm.kube.objects import Key
+from sysvm.kube.objects import Key, merge_patch_between
 from sysvm.kube.queue import Again
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class AdmissionReconciler:
         vm = self._stores.system_vms.get(Key(namespace, admitted.vm.name))
         if rollout is None or vm is None or vm.metadata.uid != admitted.vm.uid:
             return False
+        # A merge keeps what it does not name: the order would inherit way back, route and deadline of the one before.
+        last = vm.spec.operation.to_dict() if vm.spec.operation is not None else {}
         try:
             if OPERATION_FINALIZER not in rollout.metadata.finalizers:
                 await self._hold(rollout)
@@ -122,7 +124,7 @@ class AdmissionReconciler:
                     "metadata": {"finalizers": [*vm.metadata.finalizers, OPERATION_FINALIZER]}
                     if OPERATION_FINALIZER not in vm.metadata.finalizers
                     else {},
-                    "spec": {"operation": order.to_dict()},
+                    "spec": {"operation": merge_patch_between(last, order.to_dict())},
                 },
                 resource_version=vm.metadata.resource_version,
             )
