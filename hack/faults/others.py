@@ -32,7 +32,7 @@ from faults.hooks import Hook, die
 from faults.rows import Row, Trial, Verdict
 from faults.scenes import Scene, Scenes, broken_order, next_session, recovered
 from faults.table import End
-from sysvm.patching import protocol
+from sysvm.patching import framing
 from sysvm.patching.remote import order as orders
 from sysvm.patching.remote import worker
 from sysvm.patching.remote.failures import Failure
@@ -363,14 +363,14 @@ def _conversation(order: dict[str, object]) -> list[bytes]:
     """All that an operator sends, as frames."""
     wanted = sorted(orders.contents(order))
     items = [{"sha256": d, "size": len(BODIES[d]), "encoding": "identity", "wire_size": len(BODIES[d])} for d in wanted]
-    frames = [protocol.encode_json({"id": 1, "verb": "probe", "args": {"units": ["haproxy"], "paths": ["/opt"]}})]
-    frames.append(protocol.encode_json({"id": 2, "verb": "begin", "args": {"order": order}}))
-    frames.append(protocol.encode_json({"id": 3, "verb": "stage", "args": {"items": items}}))
+    frames = [framing.encode_json({"id": 1, "verb": "probe", "args": {"units": ["haproxy"], "paths": ["/opt"]}})]
+    frames.append(framing.encode_json({"id": 2, "verb": "begin", "args": {"order": order}}))
+    frames.append(framing.encode_json({"id": 3, "verb": "stage", "args": {"items": items}}))
     for digest in wanted:
-        frames += list(protocol.encode_bytes(BODIES[digest]))
-    frames.append(protocol.encode_json({"id": 4, "verb": "build", "args": {}}))
-    frames.append(protocol.encode_json({"id": 5, "verb": "run", "args": {"id": order["id"]}}))
-    frames.append(protocol.encode_json({"id": 6, "verb": "bye", "args": {}}))
+        frames += list(framing.encode_bytes(BODIES[digest]))
+    frames.append(framing.encode_json({"id": 4, "verb": "build", "args": {}}))
+    frames.append(framing.encode_json({"id": 5, "verb": "run", "args": {"id": order["id"]}}))
+    frames.append(framing.encode_json({"id": 6, "verb": "bye", "args": {}}))
     return frames
 
 

@@ -13,7 +13,7 @@ import posixpath
 import struct
 from collections.abc import Callable, Iterator
 
-from sysvm.patching import archives, package_files, protocol
+from sysvm.patching import archives, framing, package_files, protocol
 from sysvm.patching.errors import PatchingError, PayloadError
 
 
@@ -87,16 +87,16 @@ class _Counter:
 def wire(stream: bytes) -> bool:
     """What a VM says, cut at places that the first byte chooses. True: all of it was understood."""
     step = stream[0] + 1 if stream else 1
-    decoder = protocol.Decoder(expect_magic=bool(step % 2))
+    decoder = framing.Decoder(expect_magic=bool(step % 2))
     try:
         for start in range(1, len(stream), step):
             for frame in decoder.feed(stream[start : start + step]):
-                if isinstance(frame, protocol.BytesFrame):
-                    assert len(frame.content) <= protocol.MAX_BYTES
+                if isinstance(frame, framing.BytesFrame):
+                    assert len(frame.content) <= framing.MAX_BYTES
                 else:
                     _parses_or_says_why(frame.value)
         decoder.finish()
-    except protocol.ProtocolError as error:
+    except framing.ProtocolError as error:
         _is_a_sentence(error)
         return False
     return True
@@ -104,7 +104,7 @@ def wire(stream: bytes) -> bool:
 
 def message(payload: bytes) -> bool:
     """One message of a VM, as each kind of answer there is."""
-    frame = protocol.MAGIC + struct.pack(">cI", b"J", len(payload)) + payload
+    frame = framing.MAGIC + struct.pack(">cI", b"J", len(payload)) + payload
     return wire(b"\xfe" + frame)
 
 
@@ -124,7 +124,7 @@ def _parses_or_says_why(value: object) -> None:
     for kind in _KINDS:
         try:
             protocol.parse(kind, value)
-        except protocol.ProtocolError as error:
+        except framing.ProtocolError as error:
             _is_a_sentence(error)
 
 

@@ -19,8 +19,8 @@ from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
 from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.errors import HostKeyRejected, Unreachable
+from sysvm.patching.framing import ProtocolError
 from sysvm.patching.keys import KeyUnreadable, load_private_key
-from sysvm.patching.protocol import ProtocolError
 from sysvm.patching.results import SSHAccount, Target
 from sysvm.patching.session import open_session
 from sysvm.patching.ssh import SSHTransport

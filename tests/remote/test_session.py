@@ -14,7 +14,7 @@ import pytest
 from tests.remote import systemd
 from tests.remote.vm import BODIES, NEW_SIGNATURE, OLD_SIGNATURE, make_order, with_file
 
-from sysvm.patching import protocol
+from sysvm.patching import framing, order_words, protocol
 from sysvm.patching.bundle import bundle, command
 from sysvm.patching.remote import files
 
@@ -44,8 +44,8 @@ class Client:
             stderr=subprocess.PIPE,
             env={"PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin"},
         )
-        self.decoder = protocol.Decoder()
-        self.waiting: list[protocol.Frame] = []
+        self.decoder = framing.Decoder()
+        self.waiting: list[framing.Frame] = []
         self.events: list[protocol.Event] = []
         self.number = 0
         self.found = protocol.parse(protocol.Found, self.frame().value)["program"]
@@ -66,9 +66,9 @@ class Client:
 
     def ask(self, verb: str, args: dict, content: list[bytes] = ()):
         self.number += 1
-        self.write(protocol.encode_json({"id": self.number, "verb": verb, "args": args}))
+        self.write(framing.encode_json({"id": self.number, "verb": verb, "args": args}))
         for body in content:
-            for frame in protocol.encode_bytes(body):
+            for frame in framing.encode_bytes(body):
                 self.write(frame)
         while True:
             value = self.frame().value
@@ -85,7 +85,7 @@ class Client:
         return protocol.parse(kind, answer["result"])
 
     def prepare(self, order: dict) -> None:
-        begun = self.get(protocol.BeginResult, "begin", {"order": protocol.parse(protocol.Order, order)})
+        begun = self.get(protocol.BeginResult, "begin", {"order": protocol.parse(order_words.Order, order)})
         bodies = [BODIES[digest] for digest in begun["missing"]]
         items = [
             {"sha256": digest, "size": len(body), "encoding": "identity", "wire_size": len(body)}
@@ -146,7 +146,7 @@ def test_a_cut_session_leaves_the_patch_to_finish_by_itself(vm, client):
     one = client()
     one.prepare(make_order(settle_seconds=0.5))
     one.number += 1
-    one.write(protocol.encode_json({"id": one.number, "verb": "run", "args": {"id": "op-1"}}))
+    one.write(framing.encode_json({"id": one.number, "verb": "run", "args": {"id": "op-1"}}))
     assert "report" in one.frame().value
     one.process.kill()
     one.process.wait()
@@ -172,7 +172,7 @@ def test_a_worker_that_is_killed_is_brought_to_its_end_by_the_next_session(vm, c
     one = client()
     one.prepare(make_order(settle_seconds=30))
     one.number += 1
-    one.write(protocol.encode_json({"id": one.number, "verb": "run", "args": {"id": "op-1"}}))
+    one.write(framing.encode_json({"id": one.number, "verb": "run", "args": {"id": "op-1"}}))
     while one.frame().value["report"]["phase"] not in ("Services", "Verifying"):
         pass
     pid, name = vm.store().holder()

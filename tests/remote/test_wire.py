@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sysvm.api.reasons import Reason
-from sysvm.patching import protocol, results
+from sysvm.patching import framing, results
 from sysvm.patching.remote import journal, wire
 
 messages = st.dictionaries(
@@ -45,7 +45,7 @@ def by_the_vm(sent: list) -> bytes:
 @given(sent=frames, noise=st.binary(max_size=50), data=st.data())
 def test_the_operator_reads_what_the_vm_writes_however_it_is_cut(sent, noise, data):
     stream = noise.replace(b"\0", b"") + by_the_vm(sent)
-    decoder = protocol.Decoder()
+    decoder = framing.Decoder()
     got = []
     while stream:
         cut = data.draw(st.integers(1, len(stream)))
@@ -53,14 +53,14 @@ def test_the_operator_reads_what_the_vm_writes_however_it_is_cut(sent, noise, da
         stream = stream[cut:]
     decoder.finish()
     wanted = [one for one in sent if one != b""]
-    assert [f.content if isinstance(f, protocol.BytesFrame) else dict(f.value) for f in got] == wanted
+    assert [f.content if isinstance(f, framing.BytesFrame) else dict(f.value) for f in got] == wanted
 
 
 @settings(max_examples=40, deadline=None)
 @given(sent=frames)
 def test_the_vm_reads_what_the_operator_writes(sent):
     stream = b"".join(
-        b"".join(protocol.encode_bytes(one)) if isinstance(one, bytes) else protocol.encode_json(one) for one in sent
+        b"".join(framing.encode_bytes(one)) if isinstance(one, bytes) else framing.encode_json(one) for one in sent
     )
     source = pipe_of(stream)
     try:
@@ -86,19 +86,19 @@ def test_what_is_no_frame_ends_the_session_and_nothing_else(content):
             pass
     finally:
         os.close(source)
-    decoder = protocol.Decoder(expect_magic=False)
+    decoder = framing.Decoder(expect_magic=False)
     try:
         for frame in decoder.feed(content):
-            assert isinstance(frame, protocol.JSONFrame | protocol.BytesFrame)
+            assert isinstance(frame, framing.JSONFrame | framing.BytesFrame)
         decoder.finish()
-    except protocol.ProtocolError:
+    except framing.ProtocolError:
         pass
 
 
 def test_sizes_are_bounded_before_anything_is_kept():
-    huge = b"J" + (protocol.MAX_JSON + 1).to_bytes(4, "big")
-    with pytest.raises(protocol.ProtocolError, match="at most"):
-        list(protocol.Decoder(expect_magic=False).feed(huge))
+    huge = b"J" + (framing.MAX_JSON + 1).to_bytes(4, "big")
+    with pytest.raises(framing.ProtocolError, match="at most"):
+        list(framing.Decoder(expect_magic=False).feed(huge))
     source = pipe_of(huge)
     with pytest.raises(wire.Closed):
         wire.Wire(source, -1).receive()
@@ -108,16 +108,16 @@ def test_sizes_are_bounded_before_anything_is_kept():
 def test_long_answers_travel_compressed_and_arrive_whole():
     answer = {"facts": [{"path": f"/opt/cloud/bin/file-{n}", "mode": 0o644, "kind": "file"} for n in range(2000)]}
     stream = by_the_vm([answer, b"bytes", {"short": "one"}])
-    assert len(stream) < len(protocol.encode_json(answer)) / 4
-    first, second, third = protocol.Decoder().feed(stream)
-    assert (first.value, first.size) == (answer, len(protocol.encode_json(answer)) - 5)
+    assert len(stream) < len(framing.encode_json(answer)) / 4
+    first, second, third = framing.Decoder().feed(stream)
+    assert (first.value, first.size) == (answer, len(framing.encode_json(answer)) - 5)
     assert (second.content, third.value) == (b"bytes", {"short": "one"})
 
 
 @pytest.mark.parametrize(
     "payload",
     [
-        zlib.compress(b" " * (protocol.MAX_JSON + 1)),
+        zlib.compress(b" " * (framing.MAX_JSON + 1)),
         zlib.compress(b"{}")[:-1],
         zlib.compress(b"{}") + b"more",
         b"not packed",
@@ -127,22 +127,22 @@ def test_long_answers_travel_compressed_and_arrive_whole():
 )
 def test_a_compressed_frame_is_bounded_and_whole_or_refused(payload):
     stream = b"Z" + len(payload).to_bytes(4, "big") + payload
-    with pytest.raises(protocol.ProtocolError):
-        list(protocol.Decoder(expect_magic=False).feed(stream))
+    with pytest.raises(framing.ProtocolError):
+        list(framing.Decoder(expect_magic=False).feed(stream))
 
 
 def test_a_shell_that_says_something_else_is_quoted():
-    decoder = protocol.Decoder()
+    decoder = framing.Decoder()
     assert list(decoder.feed(b"python3: command not found\n")) == []
-    with pytest.raises(protocol.ProtocolError, match="command not found"):
+    with pytest.raises(framing.ProtocolError, match="command not found"):
         decoder.finish()
-    with pytest.raises(protocol.ProtocolError, match="without end"):
-        list(protocol.Decoder().feed(b"x" * (protocol.MAX_NOISE + 1)))
+    with pytest.raises(framing.ProtocolError, match="without end"):
+        list(framing.Decoder().feed(b"x" * (framing.MAX_NOISE + 1)))
 
 
 def test_both_ends_agree_on_every_constant():
     for name in ("VERSION", "MAGIC", "MAX_JSON", "MAX_BYTES"):
-        assert getattr(wire, name) == getattr(protocol, name)
+        assert getattr(wire, name) == getattr(framing, name)
     phases = {value for name, value in vars(journal).items() if name.isupper() and isinstance(value, str)}
     assert phases == {phase.value for phase in results.JournalPhase}
     assert {phase.value for phase in results.JournalPhase if phase.is_final} == set(journal.FINAL)

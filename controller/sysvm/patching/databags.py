@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.patching import protocol
+from sysvm.patching import order_words
 
 _ISOLATED = frozenset({SystemVMType.ROUTER})
 _VPC = frozenset({SystemVMType.VPCROUTER})
@@ -116,7 +116,7 @@ def databags_for(paths: Iterable[str], vm_type: SystemVMType) -> tuple[Databag, 
     return tuple(bag for bag in DATABAGS if vm_type in bag.types and changed.intersection(bag.made_by))
 
 
-def databag_order(bag: Databag, seconds: float) -> protocol.DatabagOrder:
+def databag_order(bag: Databag, seconds: float) -> order_words.DatabagOrder:
     """What the VM is told. `seconds`: upper bound of one step, from the policy."""
     return {
         "name": bag.name,

@@ -13,7 +13,7 @@ from enum import StrEnum
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
-from sysvm.patching import conntrackd, packages, protocol
+from sysvm.patching import conntrackd, order_words, packages, protocol
 from sysvm.patching.archives import FileEntry
 from sysvm.patching.databags import Databag, databags_for
 from sysvm.patching.firewall import Rules, changed_rules, templates_of
@@ -54,7 +54,7 @@ class Change:
 
     path: str
     kind: ChangeKind
-    entry: protocol.FileEntry | None
+    entry: order_words.FileEntry | None
     rule: FileRule | None
     """None: a file of the agent."""
 
@@ -135,7 +135,7 @@ class Difference:
                 wanted.setdefault(unit, []).append(UnitAction.STOP_START)
         return {unit: strongest(actions) for unit, actions in wanted.items()}
 
-    def trees(self) -> list[protocol.TreeOrder]:
+    def trees(self) -> list[order_words.TreeOrder]:
         """Folders that change, switched as one each."""
         trees = [_tree(SCRIPTS_TREE, [change for change in self.scripts if _below(change.path, SCRIPTS_TREE)], ())]
         agent = _tree(AGENT_TREE, list(self.agent or ()), AGENT_RUNTIME)
@@ -143,13 +143,13 @@ class Difference:
         trees.append(agent)
         return [tree for tree in trees if tree["files"] or tree["remove"]]
 
-    def single_files(self) -> list[protocol.FileEntry]:
+    def single_files(self) -> list[order_words.FileEntry]:
         return [change.entry for change in self._single() if change.entry is not None]
 
     def single_removals(self) -> list[str]:
         return [change.path for change in self._single() if change.entry is None]
 
-    def single_folders(self) -> list[protocol.FolderEntry]:
+    def single_folders(self) -> list[order_words.FolderEntry]:
         """Every folder above a file that is missing; the VM makes those that it lacks. Of `/` it lacks none."""
         missing = [change.path for change in self._single() if change.kind is ChangeKind.MISSING]
         return [_folder(path) for path in _parents(missing, above="/") if path.count("/") > 1]
@@ -378,8 +378,8 @@ def _difference(fact: protocol.FileFact | None, digest: str, *, executable: bool
 
 def _file_entry(
     path: str, digest: str, size: int, mode: int, fact: protocol.FileFact | None, *, executable: bool | None
-) -> protocol.FileEntry:
-    entry: protocol.FileEntry = {
+) -> order_words.FileEntry:
+    entry: order_words.FileEntry = {
         "path": path,
         "sha256": digest,
         "size": size,
@@ -398,7 +398,7 @@ def _file_entry(
     return entry
 
 
-def _tree(path: str, changes: list[Change], runtime: tuple[str, ...]) -> protocol.TreeOrder:
+def _tree(path: str, changes: list[Change], runtime: tuple[str, ...]) -> order_words.TreeOrder:
     files = [_inside(path, change.entry) for change in changes if change.entry is not None]
     missing = [change.path for change in changes if change.kind is ChangeKind.MISSING]
     folders = [_folder(posixpath.relpath(folder, path)) for folder in _parents(missing, above=path)]
@@ -411,13 +411,13 @@ def _tree(path: str, changes: list[Change], runtime: tuple[str, ...]) -> protoco
     }
 
 
-def _inside(tree: str, entry: protocol.FileEntry) -> protocol.FileEntry:
+def _inside(tree: str, entry: order_words.FileEntry) -> order_words.FileEntry:
     inner = entry.copy()
     inner["path"] = posixpath.relpath(entry["path"], tree)
     return inner
 
 
-def _folder(path: str) -> protocol.FolderEntry:
+def _folder(path: str) -> order_words.FolderEntry:
     return {"path": path, "mode": 0o755, "uid": 0, "gid": 0}
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from sysvm.api.reasons import Reason
-from sysvm.patching import protocol
+from sysvm.patching import framing, order_words, protocol
 from sysvm.patching.back import take_back
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
 from sysvm.patching.hosts import HostPayloads
@@ -293,7 +293,7 @@ class _Attempt:
             work.session, work.probed, self._payload, self._target.type, self._patcher.previous_payloads
         )
         if look.difference is None:
-            raise protocol.ProtocolError("a comparison has no result")
+            raise framing.ProtocolError("a comparison has no result")
         work.look = look
         for obstacle in look.difference.obstacles:
             raise Refused(
@@ -483,7 +483,7 @@ class _Work:
     session: Session
     connection: Connection | None = None
     look: Look | None = None
-    order: protocol.Order | None = None
+    order: order_words.Order | None = None
     contents: dict[str, bytes] = field(default_factory=dict)
     begun: bool = False
     message: str = ""
@@ -495,7 +495,7 @@ class _Work:
         return self.look
 
     @property
-    def ready_order(self) -> protocol.Order:
+    def ready_order(self) -> order_words.Order:
         if self.order is None:
             raise PatchingError("Stage before Diff")
         return self.order

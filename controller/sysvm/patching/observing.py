@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.observed import PairGateway, PairSample, RedundancyRole
 from sysvm.api.reasons import Reason
-from sysvm.patching import archives, protocol
+from sysvm.patching import archives, framing, protocol
 from sysvm.patching.boot import CMDLINE_PATH, BootArguments, parse_boot_arguments
 from sysvm.patching.diff import AGENT_TREE, SCRIPTS_TREE, Difference, Previous, compare, contents_to_read, digest_args
 from sysvm.patching.errors import PayloadError
@@ -159,7 +159,7 @@ async def compare_files(
     args["known"] = known
     result = await session.request("digest", {**args}, protocol.DigestResult, timeout=_DIGEST_SECONDS)
     if result["truncated"]:
-        raise protocol.ProtocolError(
+        raise framing.ProtocolError(
             f"{SCRIPTS_TREE} or {AGENT_TREE} holds more files than a system VM has: look what fills it"
         )
     facts = {fact["path"]: fact for fact in result["facts"]}
@@ -248,7 +248,7 @@ def _time(seconds: float) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError) as error:
-        raise protocol.ProtocolError(f"the VM's journal has the time {seconds!r}, which is none") from error
+        raise framing.ProtocolError(f"the VM's journal has the time {seconds!r}, which is none") from error
 
 
 def _step(step: protocol.ReportStep) -> StepReport:

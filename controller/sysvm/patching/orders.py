@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sysvm.patching import protocol
+from sysvm.patching import order_words
 from sysvm.patching.databags import databag_order
 from sysvm.patching.diff import Difference
 from sysvm.patching.errors import PatchingError
@@ -30,7 +30,7 @@ def archive_of(payload: Payload) -> Archive:
     return Archive(payload.scripts_archive, payload.scripts_sha256, payload.signature)
 
 
-def order_for_vm(order: Order, target: Target, payload: Payload, look: Look, archive: Archive) -> protocol.Order:
+def order_for_vm(order: Order, target: Target, payload: Payload, look: Look, archive: Archive) -> order_words.Order:
     """`archive`: what stays on the VM in /usr/share/cloud. Raises `PatchingError` if its files were not compared."""
     difference = look.difference
     if difference is None:
@@ -73,7 +73,7 @@ def order_for_vm(order: Order, target: Target, payload: Payload, look: Look, arc
     }
 
 
-def _databags(order: Order, look: Look, difference: Difference) -> list[protocol.DatabagOrder]:
+def _databags(order: Order, look: Look, difference: Difference) -> list[order_words.DatabagOrder]:
     """None on a router of a pair: every run of configure.py ends with what may make it a failover."""
     if not order.apply_databags or look.probe["redundancy"] is not None:
         return []

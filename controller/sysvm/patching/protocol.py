@@ -1,8 +1,7 @@
 """The words between the operator and the program on the VM, apart from any socket.
 
 Exists so that both ends can be tested without a connection, and so that the exact meaning of every message is written
-down once. The program on the VM (`remote/`) cannot import this module; it has its own small copy of the framing
-(`remote/wire.py`) and a test holds the two together.
+down once. How they travel is in `framing.py`; the largest of them, the order, in `order_words.py`.
 
 A session is one SSH exec of `bundle.command()`:
 
@@ -18,17 +17,11 @@ Requests are answered in order, one at a time; a `stage` may be sent before the 
 input ends the session; the lock of an operation that was begun but not run is released, what was staged stays for the
 next `begin` of the same id. An operation that was run goes on.
 
-A frame is 1 byte kind (`J` JSON object in UTF-8, `Z` the same compressed with zlib, only from the VM, `B` bytes), 4
-bytes big-endian length, payload. Times are seconds since the epoch (float), sizes bytes, durations seconds, modes
-permission bits (`0o7777`), digests hex SHA-256. Paths are absolute paths on the VM without `.` or `..`; in `TreeOrder`
-they are relative to the tree.
+Times are seconds since the epoch (float), sizes bytes, durations seconds, modes permission bits (`0o7777`), digests hex
+SHA-256. Paths are absolute paths on the VM without `.` or `..`; in `TreeOrder` they are relative to the tree.
 """
 
-import json
-import struct
-import zlib
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import Literal, NotRequired, TypeAlias, TypeVar, cast
 
@@ -36,144 +29,12 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from sysvm.api.reasons import Reason
-from sysvm.patching.errors import PatchingError
+from sysvm.patching.framing import ProtocolError
+from sysvm.patching.order_words import Order
 from sysvm.patching.results import JournalPhase
 
-VERSION = 1
-MAGIC = b"\x00SYSVM/1\n"
-MAX_NOISE = 16 * 1024
-"""Bytes that a login script may print before `MAGIC`."""
-MAX_JSON = 8 * 1024 * 1024
-MAX_BYTES = 256 * 1024
-"""Largest payload of one byte frame; larger content travels in several."""
 SIGNATURE_ZEROS = "0"
 """While files change, the signature file holds this character as often as the payload's checksum is long."""
-
-_HEADER = struct.Struct(">cI")
-
-
-class ProtocolError(PatchingError):
-    """The other end said something that this version does not understand. The connection is of no more use."""
-
-    reason = Reason.PROTOCOL_ERROR
-
-
-# ---------------------------------------------------------------------------------------------- framing
-
-
-@dataclass(frozen=True, slots=True)
-class JSONFrame:
-    """A JSON object as the other end sent it, not yet checked: give it to `parse`."""
-
-    value: Mapping[str, object]
-    size: int = 0
-    """Bytes of its text, which is what it takes of memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class BytesFrame:
-    content: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-
-Frame: TypeAlias = JSONFrame | BytesFrame
-
-
-def encode_json(message: Mapping[str, object]) -> bytes:
-    """One JSON frame. Raises `ProtocolError` if it is longer than `MAX_JSON`."""
-    payload = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
-    if len(payload) > MAX_JSON:
-        raise ProtocolError(f"a message of {len(payload)} bytes is longer than the {MAX_JSON} that a frame may have")
-    return _HEADER.pack(b"J", len(payload)) + payload
-
-
-def encode_bytes(content: bytes) -> Iterator[bytes]:
-    """`content` as byte frames of at most `MAX_BYTES`. No frame for empty content."""
-    for start in range(0, len(content), MAX_BYTES):
-        chunk = content[start : start + MAX_BYTES]
-        yield _HEADER.pack(b"B", len(chunk)) + chunk
-
-
-class Decoder:
-    """Turns what arrives into frames. `feed` takes any cut of the stream; nothing is read ahead of a frame's end."""
-
-    def __init__(self, *, expect_magic: bool = True) -> None:
-        """`expect_magic`: the stream comes from the VM and starts with noise and `MAGIC`."""
-        self._buffer = bytearray()
-        self._awaiting_magic = expect_magic
-
-    def feed(self, chunk: bytes) -> Iterator[Frame]:
-        """The frames completed by `chunk`. Raises `ProtocolError` on endless noise, unknown kinds, sizes, bad JSON."""
-        self._buffer += chunk
-        if self._awaiting_magic and not self._skip_noise():
-            return
-        while len(self._buffer) >= _HEADER.size:
-            kind, length = _HEADER.unpack_from(self._buffer)
-            limit = {b"J": MAX_JSON, b"Z": MAX_JSON, b"B": MAX_BYTES}.get(kind)
-            if limit is None:
-                raise ProtocolError(f"a frame of the unknown kind {kind!r}: not the program writes here")
-            if length > limit:
-                raise ProtocolError(f"a frame of {length} bytes where at most {limit} are allowed")
-            end = _HEADER.size + length
-            if len(self._buffer) < end:
-                return
-            payload = bytes(self._buffer[_HEADER.size : end])
-            del self._buffer[:end]
-            if kind == b"B":
-                yield BytesFrame(payload)
-                continue
-            text = _unpacked(payload) if kind == b"Z" else payload
-            yield JSONFrame(_object(text), len(text))
-
-    def finish(self) -> None:
-        """Called at the end of the stream. Raises `ProtocolError` if it ended inside a frame or before `MAGIC`."""
-        if self._awaiting_magic:
-            said = bytes(self._buffer[:200]).decode(errors="replace").strip()
-            raise ProtocolError(f"the program on the VM did not start; it said: {said or 'nothing'}")
-        if self._buffer:
-            raise ProtocolError("the connection ended inside a message")
-
-    def _skip_noise(self) -> bool:
-        at = self._buffer.find(MAGIC)
-        if at >= 0:
-            del self._buffer[: at + len(MAGIC)]
-            self._awaiting_magic = False
-            return True
-        if len(self._buffer) > MAX_NOISE:
-            raise ProtocolError("the VM's shell prints without end instead of starting the program")
-        return False
-
-
-def _unpacked(payload: bytes) -> bytes:
-    """At most `MAX_JSON` bytes, whatever the payload would become."""
-    unpack = zlib.decompressobj()
-    try:
-        text = unpack.decompress(payload, MAX_JSON)
-    except zlib.error as error:
-        raise ProtocolError(f"a compressed frame cannot be unpacked: {error}") from error
-    if not unpack.eof or unpack.unused_data:
-        raise ProtocolError(f"a compressed frame has more than {MAX_JSON} bytes, or is not whole")
-    return text
-
-
-def _object(payload: bytes) -> Mapping[str, object]:
-    try:
-        value = json.loads(payload, parse_constant=_no_number)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ProtocolError(f"a message is not JSON: {error}") from error
-    except RecursionError as error:
-        raise ProtocolError("a message is nested without end") from error
-    if not isinstance(value, dict):
-        raise ProtocolError("a message is not a JSON object")
-    return value
-
-
-def _no_number(name: str) -> object:
-    # Python's own extension of JSON: what such a value would do to a sum or a calendar is nobody's to find out.
-    raise ValueError(f"{name} is no number")
 
 
 T = TypeVar("T")
@@ -210,7 +71,7 @@ class Hello(TypedDict):
 
     hello: Literal["sysvm"]
     version: int
-    """`VERSION`."""
+    """`framing.VERSION`."""
     program: str
     """Digest of the bundle that runs."""
     python: str
@@ -495,214 +356,6 @@ class ReadResult(TypedDict):
     size: int
     """This many bytes follow as byte frames."""
     sha256: str | None
-
-
-# ---------------------------------------------------------------------------------------------- the order
-
-
-class FileEntry(TypedDict):
-    """A file or link that must be there after the operation. Entries that are already so are left alone."""
-
-    path: str
-    sha256: str | None
-    """Content; None for a link."""
-    size: int
-    link: str | None
-    """Target; None for a file."""
-    mode: int
-    """For a file that is new, or if `keep_mode` is false."""
-    uid: int
-    gid: int
-    """For a path that is new, or if `keep_owner` is false."""
-    keep_mode: bool
-    """A path that exists keeps its live mode (but see `executable`)."""
-    keep_owner: bool
-    executable: bool | None
-    """With `keep_mode`: True adds x where r is set, False takes x away, None leaves it."""
-    expect: NotRequired[str | None]
-    """Compare-and-swap: the live content must have this digest (None: must be absent) at `begin` and right before the
-    switch, else the operation is refused (`OtherActor`). Left out: not compared with anything but what `build` saw.
-    Needed for merged files."""
-
-
-class FolderEntry(TypedDict):
-    """A folder that is made if it is missing. One that exists is never changed."""
-
-    path: str
-    mode: int
-    uid: int
-    gid: int
-
-
-class PropertiesOrder(TypedDict):
-    path: str
-    """Relative to the tree; a runtime file."""
-    lines: list[str]
-    """`key=value`, without line end."""
-
-
-class TreeOrder(TypedDict):
-    """A folder that is switched as one. What is neither in `files` nor removed is kept, hard-linked."""
-
-    path: str
-    """Such as /opt/cloud. It may be missing: then it is made."""
-    files: list[FileEntry]
-    """Paths relative to the tree."""
-    folders: list[FolderEntry]
-    """Relative too."""
-    remove: list[str]
-    """Relative: files, links or whole folders; missing ones are no error."""
-    runtime: list[str]
-    """fnmatch patterns on relative paths (`conf/*`): files that the VM itself writes. They are linked again right
-    before the switch (units with `stop-start` are down then), and again on going back; never verified. What `files` or
-    `remove` names is none of them."""
-    properties: NotRequired[list[PropertiesOrder]]
-    """Java properties of which the VM's own file gets the keys that it lacks, at the switch; going back takes them away
-    again. No value is changed."""
-
-
-class ProbeCheck(TypedDict):
-    """A question to a service; an answer proves that it serves. One that fails before the switch is not asked after."""
-
-    kind: Literal["tcp", "dns", "http", "haproxy"]
-    host: str
-    """An address; `guests`: the VM's own in each of its guest networks. haproxy: path of its command socket, which is
-    asked for `show info`."""
-    port: int
-    name: NotRequired[str]
-    """dns: name to ask for (any answer counts, also NXDOMAIN). http: path (any status below 500 counts)."""
-
-
-class Validator(TypedDict):
-    argv: list[str]
-    """Run without a shell before the unit's action, after the switch. Exit code 0 or `ServiceFailed`."""
-    timeout_seconds: float
-
-
-class HeldPorts(TypedDict):
-    """What asks for a service on the guest networks, kept waiting while it restarts."""
-
-    protocol: Literal["udp", "tcp"]
-    """Of tcp only what opens a connection."""
-    ports: list[int]
-    binds: NotRequired[str]
-    """An haproxy configuration whose `bind` lines name more ports."""
-
-
-class DrainLimits(TypedDict):
-    """Looked at before anything is changed; where they do not hold in time: `HaproxyDraining`."""
-
-    max_old: int
-    """Workers of earlier reloads that may still have sessions."""
-    min_memory_bytes: int
-    wait_seconds: float
-
-
-class PairLimits(TypedDict):
-    """After its restart the router must have one role that nothing contradicts: `NoSinglePrimary`,
-    `DuplicatePrimary`."""
-
-    may_fail_over: bool
-    """False: a restart of keepalived on the router that has the gateway is refused (`FailoverNotAllowed`)."""
-    wait_seconds: float
-    """Until a role begins."""
-    stable_seconds: float
-    """How long it must last, beside three adverts."""
-
-
-class ServiceOrder(TypedDict):
-    """What to do with one unit. A unit that was not active before is only compared, never started."""
-
-    unit: str
-    action: Literal["none", "reload", "restart", "held-restart", "stop-start"]
-    """`none`: only watched. `held-restart`: a restart for which what asks for it waits; where that turns out to be
-    impossible it is a `restart`, with a note. `stop-start`: stopped before the switch, started after it (the agent)."""
-    hold: NotRequired[list[HeldPorts]]
-    """Waits during a `held-restart`; after any other action from the moment a unit died until it runs again with its
-    old files."""
-    drain: NotRequired[DrainLimits]
-    login_seconds: NotRequired[float]
-    """After the action the report's `awaiting` says `login`, and a `prove-login` over a connection opened from then on
-    has to come within this time, else it goes back."""
-    stop_seconds: NotRequired[float]
-    """For `held-restart`: what has not stopped by then is killed, because nobody waits for longer than a hold."""
-    pair: NotRequired[PairLimits]
-    """Of keepalived and conntrackd on a router of a redundant pair."""
-    follows_role: NotRequired[bool]
-    """keepalived's notify script starts it with PRIMARY and stops it with BACKUP: not compared, and never started,
-    where the router has become BACKUP meanwhile."""
-    validators: list[Validator]
-    serving: list[ProbeCheck]
-    timeout_seconds: float
-    """For the action, and for the first answer after it."""
-
-
-class DatabagOrder(TypedDict):
-    """One run of configure.py behind the fence, every data bag copied before and compared after: `DatabagFailed`."""
-
-    name: str
-    """Its argument, such as load_balancer.json."""
-    bag: str
-    """File in /etc/cloudstack without .json; a VM without it is not acted on, with a note."""
-    generated: list[str]
-    """What the run writes beside the bags; put back on going back."""
-    unit: str | None
-    """Reads what is generated: acted on with `verb` if that was put back and the unit was active."""
-    verb: Literal["reload", "restart"]
-    timeout_seconds: float
-    """At most 60. New ssh connections are held for that long."""
-
-
-class PayloadFile(TypedDict):
-    """`/usr/share/cloud/cloud-scripts.tgz`: content staged like any other, renamed at commit, before the signature."""
-
-    path: str
-    sha256: str
-    size: int
-
-
-class Order(TypedDict):
-    """One live patch, complete: everything that the VM needs to end it without the operator."""
-
-    id: str
-    """`^[a-z0-9-]{1,63}$`"""
-    epoch: int
-    revision: str
-    vm_type: str
-    """Must equal the VM's own (`TypeMismatch`)."""
-    trees: list[TreeOrder]
-    files: list[FileEntry]
-    """Outside of trees."""
-    folders: list[FolderEntry]
-    remove: list[str]
-    """Outside of trees."""
-    payload: PayloadFile | None
-    """None: the file on the VM stays."""
-    signature: str
-    """Text of the signature after commit, without line end (MD5 or SHA-512 of the payload)."""
-    daemon_reload: bool
-    """Unit files change: `systemctl daemon-reload` after the switch, and after going back."""
-    services: list[ServiceOrder]
-    """Acted on in this order."""
-    databags: NotRequired[list[DatabagOrder]]
-    """Applied in this order, after the services."""
-    run_checks: bool
-    """Run /root/health_checks before and after; one that newly fails is `VerifyFailed`."""
-    ignored_checks: list[str]
-    settle_seconds: float
-    """How long every unit must keep its MainPID and NRestarts after the last action."""
-    step_timeout_seconds: float
-    """For each of switch, services, verify."""
-    timeout_seconds: float
-    """From `run` to the decision to commit; later it goes back (`TimedOut`)."""
-    keep_backups: int
-    """Backups kept after commit, this one included (0: none, then `back` is impossible)."""
-    reserve_bytes: int
-    """Space that must stay free beside twice the new bytes: 64 MiB."""
-    reserve_inodes: int
-    """500."""
-    min_memory_bytes: int
-    """MemAvailable needed: 96 MiB."""
 
 
 # ---------------------------------------------------------------------------------------------- operation

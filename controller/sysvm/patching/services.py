@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Literal
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.patching import protocol
+from sysvm.patching import order_words
 from sysvm.patching.boot import BootArguments
 
 _ROUTERS = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER})
@@ -33,7 +33,7 @@ _ROLE_SECONDS = 60.0
 """From the restart of keepalived to exactly one PRIMARY."""
 _STABLE_SECONDS = 10.0
 """How long a role must last, beside three adverts."""
-_DRAIN: protocol.DrainLimits = {"max_old": 1, "min_memory_bytes": 64 << 20, "wait_seconds": 20.0}
+_DRAIN: order_words.DrainLimits = {"max_old": 1, "min_memory_bytes": 64 << 20, "wait_seconds": 20.0}
 """haproxy has no hard-stop-after there: each reload keeps an old worker until its last session ends."""
 
 Word = Literal["none", "reload", "restart", "held-restart", "stop-start"]
@@ -372,7 +372,7 @@ def order_for(
     seconds: float,
     *,
     may_fail_over: bool | None = None,
-) -> protocol.ServiceOrder:
+) -> order_words.ServiceOrder:
     """What the VM is told about one unit. `seconds`: upper bound for its action, from the policy.
 
     `may_fail_over`: of a router of a redundant pair, whether its keepalived may be restarted while it has the gateway;
@@ -380,7 +380,7 @@ def order_for(
     """
     service = service_of(unit)
     validators = service.validators if service is not None and action.acts else ()
-    order: protocol.ServiceOrder = {
+    order: order_words.ServiceOrder = {
         "unit": unit,
         "action": action.word,
         "validators": [{"argv": list(argv), "timeout_seconds": min(20.0, seconds)} for argv in validators],
@@ -409,19 +409,19 @@ def order_for(
     return order
 
 
-def _held_ports(held: Held) -> protocol.HeldPorts:
-    ports: protocol.HeldPorts = {"protocol": held.protocol, "ports": list(held.ports)}
+def _held_ports(held: Held) -> order_words.HeldPorts:
+    ports: order_words.HeldPorts = {"protocol": held.protocol, "ports": list(held.ports)}
     if held.binds is not None:
         ports["binds"] = held.binds
     return ports
 
 
-def _questions(service: Service, unit: str, boot: BootArguments, vm_type: SystemVMType) -> list[protocol.ProbeCheck]:
-    checks: list[protocol.ProbeCheck] = []
+def _questions(service: Service, unit: str, boot: BootArguments, vm_type: SystemVMType) -> list[order_words.ProbeCheck]:
+    checks: list[order_words.ProbeCheck] = []
     for question in service.questions:
         hosts = [host for place in question.places for host in _hosts(place, unit, boot, vm_type)]
         for host in dict.fromkeys(hosts):
-            check: protocol.ProbeCheck = {"kind": question.kind, "host": host, "port": question.port}
+            check: order_words.ProbeCheck = {"kind": question.kind, "host": host, "port": question.port}
             if question.name is not None:
                 check["name"] = question.name
             checks.append(check)

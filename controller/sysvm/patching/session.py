@@ -1,6 +1,6 @@
 """One conversation with the program on a VM: requests, events and bytes over one SSH channel.
 
-The framing itself is in `protocol`; here is what can only be said with a connection at hand: time limits, byte counts,
+Frames are in `framing`; here is what can only be said with a connection at hand: time limits, byte counts,
 back pressure, and what a VM means that answers with anything else.
 """
 
@@ -13,10 +13,10 @@ from typing import TypeVar
 import asyncssh
 
 from sysvm.api.reasons import Reason
-from sysvm.patching import protocol
+from sysvm.patching import framing, protocol
 from sysvm.patching.bundle import Bundle, bundle, command
 from sysvm.patching.errors import PatchingError, Unreachable
-from sysvm.patching.protocol import BytesFrame, Frame, JSONFrame, ProtocolError
+from sysvm.patching.framing import BytesFrame, Frame, JSONFrame, ProtocolError
 
 _STDERR_BYTES = 16 * 1024
 _BUFFERED_BYTES = 64 << 20
@@ -122,10 +122,10 @@ class Session:
     ) -> int:
         self._last_id += 1
         request: protocol.Request = {"id": self._last_id, "verb": verb, "args": args}
-        await self._channel.send(protocol.encode_json(request))
+        await self._channel.send(framing.encode_json(request))
         if content is not None:
             async for piece in content:
-                for frame in protocol.encode_bytes(piece):
+                for frame in framing.encode_bytes(piece):
                     await self._channel.send(frame)
         return self._last_id
 
@@ -183,9 +183,9 @@ class Session:
                 f"{self._channel.said()}",
                 reason=Reason.SSH_TIMEOUT,
             ) from error
-        if hello["version"] != protocol.VERSION:
+        if hello["version"] != framing.VERSION:
             raise ProtocolError(
-                f"the program on {self._name} speaks version {hello['version']}, this operator {protocol.VERSION}"
+                f"the program on {self._name} speaks version {hello['version']}, this operator {framing.VERSION}"
             )
         return hello
 
@@ -237,7 +237,7 @@ class _Channel(asyncssh.SSHClientSession[bytes]):
         self.bytes_sent = 0
         self.bytes_received = 0
         self._name = name
-        self._decoder = protocol.Decoder()
+        self._decoder = framing.Decoder()
         self._frames: deque[Frame] = deque()
         self._buffered = 0
         self._stderr = bytearray()

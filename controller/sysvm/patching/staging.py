@@ -12,7 +12,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sysvm.patching import protocol
+from sysvm.patching import framing, protocol
 from sysvm.patching.payload import Contents, Payload
 
 _BATCH_BYTES = 8 << 20
@@ -97,7 +97,7 @@ def _pack(contents: Contents, merged: Mapping[str, bytes], digest: str) -> Outgo
     try:
         size, name = contents.payload.described(digest)
     except KeyError as error:
-        raise protocol.ProtocolError(f"the VM asks for content {digest}, which no file of its order has") from error
+        raise framing.ProtocolError(f"the VM asks for content {digest}, which no file of its order has") from error
     if size > _COMPRESSED_BELOW_BYTES or posixpath.splitext(name)[1] in _PACKED_ALREADY:
         return Outgoing({"sha256": digest, "size": size, "encoding": "identity", "wire_size": size}, None)
     return _compressed(digest, b"".join(contents.read(digest)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lab.content import payloads, releases
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.observed import ContentState
-from sysvm.patching import protocol
+from sysvm.patching import order_words, protocol
 from sysvm.patching.archives import FileEntry
 from sysvm.patching.boot import parse_boot_arguments
 from sysvm.patching.diff import AGENT_TREE, Difference, Previous, compare, contents_to_read, digest_args
@@ -185,13 +185,13 @@ def test_a_new_folder_comes_with_all_folders_above_it() -> None:
 def test_the_order_fits_the_protocol() -> None:
     found = difference(NEW, facts_of(OLD, agent=True), SSVM)
     for tree in found.trees():
-        protocol.parse(protocol.TreeOrder, tree)
+        protocol.parse(order_words.TreeOrder, tree)
     for entry in found.single_files():
-        protocol.parse(protocol.FileEntry, entry)
+        protocol.parse(order_words.FileEntry, entry)
     protocol.parse(protocol.DigestArgs, digest_args(NEW, SSVM, PREVIOUS))
     boot = parse_boot_arguments(b"type=router eth0ip=10.1.1.1 guestgw=10.1.1.254 eth1ip=169.254.3.4")
     for unit in units_of(boot, ROUTER):
-        protocol.parse(protocol.ServiceOrder, order_for(unit, UnitAction.RELOAD, boot, ROUTER, 30.0))
+        protocol.parse(order_words.ServiceOrder, order_for(unit, UnitAction.RELOAD, boot, ROUTER, 30.0))
 
 
 def test_the_table_knows_every_file_of_the_real_payload() -> None:

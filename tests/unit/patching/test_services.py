@@ -3,7 +3,7 @@
 import pytest
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.patching import protocol
+from sysvm.patching import order_words
 from sysvm.patching.boot import parse_boot_arguments
 from sysvm.patching.ownership import ActionKind, known_paths, rule_for
 from sysvm.patching.services import (
@@ -119,7 +119,7 @@ def test_templates_that_only_a_boot_reads_are_effective_then() -> None:
 
 
 def test_the_order_carries_what_an_action_needs_and_nothing_for_units_that_are_only_watched() -> None:
-    def order(unit: str, action: UnitAction) -> protocol.ServiceOrder:
+    def order(unit: str, action: UnitAction) -> order_words.ServiceOrder:
         return order_for(unit, action, BOOT, SystemVMType.ROUTER, 120)
 
     assert order("dnsmasq", UnitAction.HELD_RESTART).get("hold") == [

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz import promises
-from sysvm.patching import protocol
-from sysvm.patching.protocol import MAGIC, ProtocolError
+from sysvm.patching import framing
+from sysvm.patching.framing import MAGIC, ProtocolError
 from sysvm.patching.session import _Channel
 
 keys = st.sampled_from(["id", "result", "report", "hello", "error", "version"]) | st.text(max_size=5)
@@ -66,7 +66,7 @@ def test_messages_that_nobody_waits_for_are_not_kept_without_end() -> None:
     for _ in range(40):
         channel.data_received(letter, None)
     assert isinstance(channel._end, ProtocolError)
-    assert sum(isinstance(kept, protocol.JSONFrame) for kept in channel._frames) < 20
+    assert sum(isinstance(kept, framing.JSONFrame) for kept in channel._frames) < 20
 
 
 def test_a_time_beyond_all_calendars_is_refused_not_raised() -> None:

@@ -257,7 +257,7 @@ def speaks_ipv6(host, interfaces):
 
 
 def ports_of(host, held):
-    """Ports of one entry of the order (protocol.py `HeldPorts`), those of an haproxy configuration included."""
+    """Ports of one entry of the order (order_words.py `HeldPorts`), those of an haproxy configuration included."""
     ports = set(held["ports"])
     if held.get("binds"):
         for line in (host.text(held["binds"]) or "").splitlines():

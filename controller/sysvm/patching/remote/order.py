@@ -17,7 +17,7 @@ def refuse(message):
 
 
 def check(order):
-    """Raises `Failure` unless `order` has the shape that protocol.py describes."""
+    """Raises `Failure` unless `order` has the shape that order_words.py describes."""
     try:
         check_id(order["id"])
         for key in ("epoch", "keep_backups", "reserve_bytes", "reserve_inodes", "min_memory_bytes"):

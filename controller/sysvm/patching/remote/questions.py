@@ -32,8 +32,8 @@ def questions_here(host, checks):
 
 
 def answers(check, patience=1):
-    """Whether the service answers now (protocol.py `ProbeCheck`). `patience`: so many times the usual time it may take
-    for an answer that may have been lost."""
+    """Whether the service answers now (order_words.py `ProbeCheck`). `patience`: so many times the usual time it may
+    take for an answer that may have been lost."""
     try:
         return _ask(check, patience)
     except _silences():

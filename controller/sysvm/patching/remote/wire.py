@@ -1,4 +1,4 @@
-"""Frames on two file descriptors. The operator's side of the same words is sysvm/patching/protocol.py."""
+"""Frames on two file descriptors. The operator's side of the same words is sysvm/patching/framing.py."""
 
 import json
 import os
