@@ -85,6 +85,7 @@ Verb: TypeAlias = Literal[
     "checks",
     "begin",
     "stage",
+    "expect",
     "build",
     "keep",
     "run",
@@ -447,6 +448,26 @@ class StageResult(TypedDict):
     received_bytes: int
     missing: list[str]
     """What is still missing."""
+
+
+class ExpectedItem(TypedDict):
+    sha256: str
+    size: int
+    """Of the content."""
+    encoding: Literal["identity", "zlib", "deflate"]
+    """`deflate`: as a member of a zip has it."""
+    wire_size: int
+
+
+class ExpectArgs(TypedDict):
+    """Contents that the hypervisor host may send beside this session: `sysvm.pyz arrive ID` on the VM reads them from
+    its standard input, one behind the other. Replaces what was said before. A `stage` without items says what is still
+    missing."""
+
+    items: list[ExpectedItem]
+    """Of those that are missing."""
+    archive: str | None
+    """One of the items that is a tar: missing files that it holds are taken out of it."""
 
 
 class KeptTree(TypedDict):

@@ -1,11 +1,12 @@
-"""The ways to start the program: a session over SSH, the detached worker, the boot unit, a person at the console."""
+"""The ways to start the program: a session over SSH, what a hypervisor host sends, the detached worker, the boot unit,
+a person at the console."""
 
 import argparse
 import json
 import os
 import sys
 
-from . import files, worker
+from . import arriving, files, worker
 from . import journal as journals
 from .failures import Failure, of
 from .host import Host
@@ -28,7 +29,7 @@ def parser():
         "--recover", action="store_true", help="end an interrupted operation without touching services (boot)"
     )
     made.add_argument("--accept", metavar="ID", help="a person has mended what operation ID left inconsistent")
-    made.add_argument("command", nargs="*", help="serve | run ID | back ID")
+    made.add_argument("command", nargs="*", help="serve | arrive ID | run ID | back ID")
     return made
 
 
@@ -68,6 +69,8 @@ def command(host, store, words, modules):
         wire = Wire(0, 1, opened=modules.spoken)
         Session(wire, host, store, modules.program, modules.digest.hex(), modules.keep).serve()
         return 0
+    if len(words) == 2 and words[0] == "arrive":
+        return arriving.arrive(store, words[1], 0)
     if len(words) == 2 and words[0] == "run":
         return worker.run(host, store, words[1])
     if len(words) == 2 and words[0] == "back":

@@ -1,12 +1,10 @@
 """One session: requests in, answers out. The words are those of protocol.py, the work is done elsewhere."""
 
-import hashlib
 import os
 import platform
 import time
-import zlib
 
-from . import actors, build, checks, digests, files, keeping, login, look, worker
+from . import actors, arriving, build, checks, digests, files, keeping, login, look, worker
 from . import journal as journals
 from . import order as orders
 from .failures import NO_SPACE, Failure, of
@@ -27,7 +25,6 @@ OTHERWISE = {
     "run": "SwitchFailed",
 }
 """Reasons of what the system refuses, by verb."""
-MAX_CONTENT = 1024 * 1024 * 1024
 
 
 class Session(object):
@@ -310,7 +307,7 @@ class Session(object):
         return {"received_bytes": total, "missing": self.content.missing()}
 
     def receive(self, item, drop):
-        """One item: into a file of another name, verified, on the disk, then renamed: what has its name is whole."""
+        """One item, of which every frame is taken whatever becomes of it."""
         frames = self.frames(item["wire_size"])
         if drop:
             for _ in frames:
@@ -319,15 +316,9 @@ class Session(object):
         try:
             self.begun_operation()
             size = self.content.size(item["sha256"])
-            if size is None or size != item["size"] or size > MAX_CONTENT:
+            if size is None or size != item["size"] or size > arriving.MAX_CONTENT:
                 raise Failure("StageFailed", "content {0} was not ordered".format(item["sha256"]), False)
-            target = self.content.staged(item["sha256"])
-            files.unlink_if_there(target + ".part")
-            checked = Checked(frames, item)
-            files.write_new(target + ".part", checked, 0o600)
-            checked.verify()
-            files.rename(target + ".part", target)
-            files.sync_folder(os.path.dirname(target))
+            arriving.put(self.content.folder, item, frames)
             return item["wire_size"]
         finally:
             for _ in frames:
@@ -341,8 +332,17 @@ class Session(object):
                 raise Closed("content does not have the announced size")
             yield chunk
 
-    def do_build(self, number, args):
+    def do_expect(self, number, args):
         operation = self.begun_operation()
+        missing = dict((digest, self.content.size(digest)) for digest in self.content.missing())
+        arriving.expect(operation, self.content.folder, missing, args)
+        return {}
+
+    def do_build(self, number, args):
+        with arriving.nobody(self.begun_operation()):
+            return self.built(self.operation)
+
+    def built(self, operation):
         self.content = build.Content(self.host, self.order, self.content.folder)
         missing = self.content.missing()
         if missing:
@@ -455,33 +455,3 @@ class Session(object):
                 self.wire.send({"id": number, "report": report})
                 seen, last_event = records, now
             time.sleep(FOLLOW_SECONDS)
-
-
-class Checked(object):
-    """The bytes of one item as they arrive, unpacked, counted and digested on their way."""
-
-    def __init__(self, frames, item):
-        self.frames = frames
-        self.item = item
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-
-    def __iter__(self):
-        unpack = zlib.decompressobj() if self.item["encoding"] == "zlib" else None
-        for frame in self.frames:
-            waiting = frame
-            while waiting:
-                try:
-                    chunk = unpack.decompress(waiting, MAX_BYTES) if unpack else waiting
-                except zlib.error as error:
-                    raise Failure("StageFailed", "content {0}: {1}".format(self.item["sha256"], error))
-                waiting = unpack.unconsumed_tail if unpack else b""
-                self.size += len(chunk)
-                if self.size > self.item["size"]:
-                    raise Failure("StageFailed", "content {0} is longer than it says".format(self.item["sha256"]))
-                self.sha256.update(chunk)
-                yield chunk
-
-    def verify(self):
-        if self.size != self.item["size"] or self.sha256.hexdigest() != self.item["sha256"]:
-            raise Failure("StageFailed", "content {0} arrived damaged".format(self.item["sha256"]))

@@ -295,7 +295,7 @@ class Store(object):
         if report["phase"] in (journal.ROLLED_BACK, journal.ABANDONED):
             restore_times((operation.load("plan.json") or {}).get("times", []))
             restore_times(records[0].get("times", []))
-        for name in ("plan.json", "old.json", "marks.json", "order.json"):
+        for name in ("plan.json", "old.json", "marks.json", "order.json", "expected.json", "arriving"):
             files.unlink_if_there(operation.path(name))
         operation.save("report.json", report)
         files.unlink_if_there(operation.journal_path)
