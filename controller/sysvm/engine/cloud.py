@@ -5,8 +5,8 @@ Sweeps run in a bounded pool beside the reconcilers. The endpoint's reconciler s
 snapshot: what was true then is better than nothing, and nobody is forgotten by it.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,7 +20,7 @@ from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.cloudstack.preflight import Feature, Permissions, missing_permissions
 from sysvm.cloudstack.templates import CloudImages
 from sysvm.cloudstack.transport import Access
-from sysvm.domain.cloud import CloudHost, Snapshot
+from sysvm.domain.cloud import CloudHost, CloudVM, Snapshot
 from sysvm.domain.inventory import Delta, delta_of
 from sysvm.engine.ports import Clock
 from sysvm.engine.work import Pool
@@ -71,6 +71,8 @@ class _Cloud:
     permissions: Permissions | None = None
     permissions_at: datetime | None = None
     explained: dict[str, None] = field(default_factory=dict)
+    noted: dict[str, tuple[datetime, CloudVM]] = field(default_factory=dict)
+    """By id: VMs that were listed alone since the last sweep began."""
     rival: Key | None = None
 
 
@@ -236,6 +238,18 @@ class ManagedClouds:
             del cloud.explained[next(iter(cloud.explained))]
         cloud.next_sweep = self._clock()
 
+    def note(self, endpoint: Key, vms: Iterable[CloudVM], at: datetime) -> None:
+        """Of VMs that a call of ours changed: what the server says of them counts at once, not with the next sweep.
+
+        Until then its books would still say what was before, and a VM would be patched for it once more. VMs that no
+        sweep found yet are left to the next one.
+        """
+        cloud = self._clouds.get(endpoint)
+        if cloud is None or cloud.snapshot is None:
+            return
+        cloud.noted |= {vm.id: (at, vm) for vm in vms}
+        cloud.snapshot = _with_noted(cloud.snapshot, cloud.noted)
+
     def yield_to(self, endpoint: Key, rival: Key | None) -> None:
         """The cloud belongs to this other endpoint; None: to this one."""
         cloud = self._clouds.get(endpoint)
@@ -280,9 +294,11 @@ class ManagedClouds:
             cloud.next_sweep = now + min(FIRST_RETRY * 2 ** min(cloud.failures, 8), max(interval, FIRST_RETRY))
             cloud.failures += 1
             return None
-        delta = delta_of(cloud.snapshot, outcome.snapshot)
+        cloud.noted = {id_: each for id_, each in cloud.noted.items() if each[0] > outcome.snapshot.taken_at}
+        snapshot = _with_noted(outcome.snapshot, cloud.noted)
+        delta = delta_of(cloud.snapshot, snapshot)
         cloud.failure, cloud.failures = None, 0
-        cloud.snapshot, cloud.not_allowed = outcome.snapshot, outcome.not_allowed
+        cloud.snapshot, cloud.not_allowed = snapshot, outcome.not_allowed
         cloud.next_sweep = now + interval
         return delta
 
@@ -295,6 +311,12 @@ class ManagedClouds:
             return _Swept(client, await sweep(client, self._clock), permissions)
         except CloudStackError as error:
             return _Swept(client, SweepFailed(error.reason, str(error), error.retryable), permissions)
+
+
+def _with_noted(snapshot: Snapshot, noted: Mapping[str, tuple[datetime, CloudVM]]) -> Snapshot:
+    """`taken_at` of a snapshot is when the sweep began: what was listed alone after that is newer."""
+    newer = {id_: vm for id_, (at, vm) in noted.items() if at > snapshot.taken_at and id_ in snapshot.vms}
+    return replace(snapshot, vms={**snapshot.vms, **newer}) if newer else snapshot
 
 
 __all__ = ["Connect", "ManagedClouds", "SweepFailed", "connect"]

@@ -143,7 +143,10 @@ class GroupOperations:
             return op  # the cluster took no write for so long that this is history
         judge = self._judge(rollout, op)
         timeouts = rollout.spec.snapshot.strategy.timeouts
-        return machine.apply(op, event, judge, Limits(step=timeouts.step, vm=timeouts.vm), now)
+        stepped = machine.apply(op, event, judge, Limits(step=timeouts.step, vm=timeouts.vm), now)
+        if stepped.phase is GroupPhase.DONE and isinstance(event, Looked):
+            self._clouds.note(endpoint_of(rollout), event.look.vms, event.look.taken_at)
+        return stepped
 
     def _completed(self, rollout: Rollout, op: GroupOperation, event: Event, now: datetime) -> Event:
         """A look together with what is known of the VMs over SSH; before the call, only once all have their order."""

@@ -3,13 +3,13 @@
 Tests replace them; the engine never learns which implementation it talks to.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from sysvm.api.images import Image
 from sysvm.api.rollout import GroupOperation
-from sysvm.domain.cloud import CloudZone, Snapshot
+from sysvm.domain.cloud import CloudVM, CloudZone, Snapshot
 from sysvm.domain.group_operation import Call, JobTold, Looked, NoAnswer, NotMade, NotTold, Refused, Submitted
 from sysvm.domain.templates import Change, CloudTemplates
 from sysvm.kube.events import EventType
@@ -45,6 +45,14 @@ class SystemVMs(Protocol):
 
         Returns with the phase RolledBack, or Inconsistent. Raises `Refused` if it did not begin and `Unreachable` like
         `patch`.
+        """
+        ...
+
+    async def back_up(self, target: Target, payload: Payload, order: Order) -> OperationReport:
+        """Keeps on the VM, as operation `order.id`, what CloudStack's own live patch to this payload would change.
+
+        Returns with the phase Committed if there is a backup now, or was before: `take_back` goes back to it. Raises
+        `Refused` if none could be made, `Unreachable` if the VM could not be asked; the VM is as it was.
         """
         ...
 
@@ -107,6 +115,10 @@ class Clouds(Protocol):
         """A call of ours replaced these VMs: they are to be looked for again soon, and not missed."""
         ...
 
+    def note(self, endpoint: Key, vms: Iterable[CloudVM], at: datetime) -> None:
+        """These VMs were listed alone, after a call of ours: newer than the last sweep."""
+        ...
+
     def images(self, endpoint: Key) -> CloudImages | None:
         """None: the endpoint has no management server, or cannot be used now."""
         ...
@@ -119,6 +131,9 @@ class NoClouds:
         return None
 
     def explain(self, endpoint: Key, vm_ids: Collection[str]) -> None:
+        return
+
+    def note(self, endpoint: Key, vms: Iterable[CloudVM], at: datetime) -> None:
         return
 
     def images(self, endpoint: Key) -> CloudImages | None:

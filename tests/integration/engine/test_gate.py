@@ -187,6 +187,16 @@ async def test_a_gated_network_is_patched_by_one_call_and_its_gate_opens(story: 
         assert not condition(vm, "ManagementViewStale")
 
 
+async def test_a_patched_network_is_known_to_be_obeyed_long_before_the_next_sweep(story: Story) -> None:
+    (name,) = story.cloud.routers("single")
+    await declare(story, name, spec={"scan": {"interval": "10s", "inventory": "1h"}})
+    await story.ended("Succeeded")
+    await story.converged()
+    assert (await vm_of(story, name))["status"]["observed"]["management"]["gateClosed"] is False
+    assert story.cloud.calls == ["restartNetwork"], "what the last sweep still says is no reason to patch it again"
+    assert len(await story.namespace.all(ROLLOUT)) == 1
+
+
 async def test_an_ssvm_and_a_cpvm_are_patched_by_route_api(story: Story) -> None:
     names = [*story.cloud.of_type("secstorage"), *story.cloud.of_type("consoleproxy")]
     await declare(story, *names, route="API")

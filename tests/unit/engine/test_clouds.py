@@ -1,8 +1,9 @@
-"""The last sweep of a cloud is of the cloud that the endpoint names now."""
+"""The last sweep of a cloud is of the cloud that the endpoint names now, and what was listed since counts more."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from lab.cloud import World, cloud_server
@@ -46,3 +47,38 @@ async def test_a_sweep_that_ends_after_the_endpoint_was_pointed_elsewhere_is_not
         snapshot = clouds.snapshot(KEY)
         assert snapshot is not None
         assert [zone.name for zone in snapshot.zones.values()] == ["fra"]
+
+
+async def test_what_was_listed_after_a_call_counts_at_once_and_no_sweep_that_began_before_undoes_it() -> None:
+    ended = asyncio.Event()
+    world, now = world_with("ams"), datetime.now(UTC)
+    router = world.add_router(network=world.add_network(next(iter(world.zones.values())), "net-1"))
+    async with cloud_server(world) as url, ManagedClouds(lambda key: ended.set(), lambda: now) as clouds:
+
+        async def sweep() -> str | None:
+            clouds.sweep_now(KEY)
+            ended.clear()
+            clouds.sweep_if_due(KEY, (), now)
+            await asyncio.wait_for(ended.wait(), 30)
+            assert clouds.take_note(KEY, HOUR, now) is not None
+            return books()
+
+        def books() -> str | None:
+            snapshot = clouds.snapshot(KEY)
+            assert snapshot is not None
+            return snapshot.vms[router.id].scripts_version
+
+        await clouds.follow(KEY, access(world, url), Management.OBSERVE)
+        before = await sweep()
+        snapshot = clouds.snapshot(KEY)
+        assert snapshot is not None
+        patched = replace(snapshot.vms[router.id], scripts_version="new")
+        stranger = replace(patched, id="of-no-sweep-yet")
+        clouds.note(KEY, [patched, stranger], now + timedelta(seconds=1))
+        assert books() == "new"
+        snapshot = clouds.snapshot(KEY)
+        assert snapshot is not None
+        assert set(snapshot.vms) == {router.id}, "who was never swept is left to a sweep"
+        assert await sweep() == "new", "it began before the VM was listed alone"
+        now += timedelta(seconds=2)
+        assert await sweep() == before, "a sweep that began later knows better"

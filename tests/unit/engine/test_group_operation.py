@@ -58,6 +58,9 @@ class Clouds:
     def explain(self, endpoint: Key, vm_ids: object) -> None:
         return
 
+    def note(self, endpoint: Key, vms: object, at: datetime) -> None:
+        return
+
     async def look(self, operation: GroupOperation) -> None:
         return
 
