@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.remote import systemd
-from tests.remote.vm import VM, FakeHost, make_order, service
+from tests.remote.vm import VM, FakeHost, make_order, service, write
 
-from sysvm.patching.remote import failover, redundancy, worker
+from sysvm.patching.remote import conntrackd, failover, redundancy, worker
 from sysvm.patching.remote.host import Outcome
 from sysvm.patching.remote.store import Store
 
@@ -27,6 +27,8 @@ class Pair:
         self.asked: list[list[str]] = []
         self.stolen: list[str] = []
         """Who answers although this router is PRIMARY."""
+        self.notify_kills = False
+        """The notify script's restart of conntrackd meets one that is starting."""
 
     def host(self) -> FakeHost:
         pair = self
@@ -37,6 +39,8 @@ class Pair:
                     pair.asked.append(argv)
                     return Outcome(argv, 0, "")
                 done = super().run(argv, timeout, folder, merged)
+                if argv[:2] == ["systemctl", "restart"] and argv[-1] == "keepalived" and pair.notify_kills:
+                    pair.kill_conntrackd()
                 if argv[:2] == ["systemctl", "restart"] and argv[-1] == "keepalived" and pair.primary:
                     pair.primary = False
                     stopped = {**systemd.load(str(pair.root), "dnsmasq"), "active": "inactive", "pid": 0}
@@ -44,6 +48,12 @@ class Pair:
                 return done
 
         return Host(str(self.root))
+
+    def kill_conntrackd(self) -> None:
+        """With its lock file there it does not start again."""
+        leave_lock(self.root)
+        state = {**systemd.load(str(self.root), "conntrackd"), "active": "activating", "sub": "auto-restart", "pid": 0}
+        systemd.save(str(self.root), "conntrackd", state)
 
     def gateways(self, host, ask=True):
         answers = self.stolen if self.primary else self.answers
@@ -55,11 +65,18 @@ class Pair:
             "redundant_state": "PRIMARY" if self.primary else "BACKUP",
             "heartbeat_age_seconds": 1.0,
             "public_up": self.primary,
-            "conntrackd_active": True,
+            "conntrackd_active": systemd.load(str(self.root), "conntrackd")["active"] == "active",
+            "conntrackd_lock": None,
             "flows": 1,
             "replicated_flows": 1,
             "gateways": self.gateways(host),
         }
+
+
+def leave_lock(root: Path) -> None:
+    write(root / "etc/conntrackd/conntrackd.conf", b"General {\n    LockFile /run/lock/conntrackd.lock\n}\n")
+    write(root / "run/lock/conntrackd.lock", b"broken")
+    systemd.needs(str(root), "conntrackd", "run/lock/conntrackd.lock")
 
 
 @pytest.fixture
@@ -163,6 +180,44 @@ def test_a_primary_sends_its_connections_again_and_keeps_its_role(vm, primary):
     assert run(vm, primary, order(unit="conntrackd"))["phase"] == "Committed"
     assert primary.asked == [["conntrackd", "-R"], ["conntrackd", "-B"]]
     assert primary.primary
+
+
+LEFT = "conntrackd was killed while it started and left its lock file /run/lock/conntrackd.lock: removed, and it was"
+
+
+def test_a_conntrackd_that_the_notify_script_kills_as_it_starts_is_started_again(vm, backup):
+    """Its lock file would keep it from starting for ever, and nobody else removes it."""
+    backup.notify_kills = True
+    report = run(vm, backup, order())
+    assert report["phase"] == "Committed", report["message"]
+    assert any(note.startswith(LEFT) for note in report["notes"]), report["notes"]
+    assert systemd.load(str(vm.root), "conntrackd")["active"] == "active"
+    assert backup.asked == [["conntrackd", "-n"]], "what it forgot is asked for"
+
+
+def test_a_conntrackd_that_is_killed_in_its_own_restart_is_started_again(vm, backup):
+    leave_lock(vm.root)
+    report = run(vm, backup, order(unit="conntrackd"))
+    assert report["phase"] == "Committed", report["message"]
+    assert any(note.startswith(LEFT) for note in report["notes"]), report["notes"]
+
+
+def test_a_conntrackd_that_was_dead_before_is_not_started(vm, backup):
+    backup.kill_conntrackd()
+    report = run(vm, backup, order(unit="none"))
+    assert report["phase"] == "Committed", report["message"]
+    assert systemd.load(str(vm.root), "conntrackd")["active"] == "activating"
+    assert (vm.root / "run/lock/conntrackd.lock").exists()
+
+
+def test_the_lock_file_of_a_conntrackd_that_runs_is_left_alone(vm, backup, monkeypatch):
+    """It hangs, or takes long to start: that is another trouble, and goes back."""
+    monkeypatch.setattr(conntrackd, "LOOK_EVERY", 0.001)
+    backup.notify_kills = True
+    write(vm.root / "proc/77/cmdline", b"/usr/sbin/conntrackd\0-C\0/etc/conntrackd/conntrackd.conf\0")
+    report = run(vm, backup, order())
+    assert (report["phase"], report["reason"]) == ("RolledBack", "NoSinglePrimary")
+    assert (vm.root / "run/lock/conntrackd.lock").exists()
 
 
 def test_a_role_that_comes_and_goes_is_none(vm, backup, monkeypatch):

@@ -142,7 +142,17 @@ def test_what_cannot_be_read_is_not_guessed(host):
     one = redundancy.sample(host)
     assert protocol.parse(protocol.RedundancySample, dict(one, age_seconds=0.0))
     assert (one["public_up"], one["redundant_state"], one["heartbeat_age_seconds"]) == (None, None, None)
-    assert (one["conntrackd_active"], one["flows"]) == (False, None)
+    assert (one["conntrackd_active"], one["flows"], one["conntrackd_lock"]) == (False, None, None)
+
+
+def test_a_conntrackd_that_cannot_start_names_the_lock_file_in_its_way(host):
+    host.statistics = None
+    root = Path(host.root)
+    write(root / "etc/conntrackd/conntrackd.conf", b"General {\n    LockFile /run/lock/conntrackd.lock\n}\n")
+    write(root / "run/lock/conntrackd.lock", b"")
+    one = redundancy.sample(host)
+    assert one["conntrackd_lock"] == "/run/lock/conntrackd.lock"
+    assert "left its lock file /run/lock/conntrackd.lock" in redundancy.role_of(one)[1]
 
 
 def test_samples_are_taken_apart_and_bounded(host, monkeypatch):

@@ -49,6 +49,8 @@ class PairSample(ApiModel):
     """A public interface is up; absent: there is none."""
     conntrackd: bool
     """conntrackd is active and answers."""
+    conntrackd_lock: Annotated[str, Field(max_length=256)] | None = None
+    """A conntrackd that was killed left its lock file here: no other one starts while it is there."""
     flows: Annotated[int, Field(ge=0)] | None = None
     """Connections that it tracks itself."""
     replicated: Annotated[int, Field(ge=0)] | None = None

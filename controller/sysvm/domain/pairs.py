@@ -149,8 +149,17 @@ def _wrong_word(primary: str, moment: Mapping[str, PairSample]) -> Trouble | Non
         if not sample.heartbeat:
             return Trouble(Reason.NO_SINGLE_PRIMARY, f"keepalived on {name} has not written its heartbeat for 10 s")
         if not sample.conntrackd:
-            return Trouble(Reason.PAIR_NOT_SYNCED, f"conntrackd does not answer on {name}")
+            return Trouble(Reason.PAIR_NOT_SYNCED, _silence(name, sample.conntrackd_lock))
     return None
+
+
+def _silence(name: str, left_lock: str | None) -> str:
+    if left_lock is None:
+        return f"conntrackd does not answer on {name}"
+    return (
+        f"conntrackd does not start on {name}: one that was killed has left its lock file {left_lock}. Remove that "
+        "file there and start conntrackd"
+    )
 
 
 def _not_synced(primary: str, routers: Sequence[Router]) -> Trouble | None:

@@ -300,6 +300,7 @@ def _pair_sample(at: datetime, sample: protocol.RedundancySample) -> PairSample:
         heartbeat=age is not None and age <= _HEARTBEAT_SECONDS,
         public_up=sample["public_up"],
         conntrackd=sample["conntrackd_active"],
+        conntrackd_lock=sample["conntrackd_lock"],
         flows=sample["flows"],
         replicated=sample["replicated_flows"],
         gateways=tuple(

@@ -204,6 +204,8 @@ class RedundancySample(TypedDict):
     """A public interface of /etc/cloudstack/ips.json is up; None: there is none, or which they are is not known."""
     conntrackd_active: bool
     """It is active and answers."""
+    conntrackd_lock: str | None
+    """It does not, because one that was killed left its lock file here."""
     flows: int | None
     """Connections in its own cache."""
     replicated_flows: int | None

@@ -26,6 +26,8 @@ INSTALLED_PAYLOAD = "/usr/share/cloud/cloud-scripts.tgz"
 SIGNATURE = f"{CACHE}/cloud-scripts-signature"
 RELEASE_FILE = "/etc/cloudstack-release"
 LAB_SETTINGS = "/etc/default/cloudstack-lab"
+CONNTRACKD_SETTINGS = "/etc/systemd/system/conntrackd.service.d/lab-left-lock.conf"
+"""The lab's own: without it a conntrackd is as fragile as Debian 12's on a router."""
 PUSHES = "/var/lib/lab/pushes"
 """What ``lab-management-push`` sends at each boot; empty, the management server sends nothing."""
 
@@ -43,6 +45,13 @@ _SERVICES: dict[SystemVMType, tuple[str, str]] = {
     SystemVMType.ELBVM: ("haproxy\n", "cloud dnsmasq conntrackd keepalived apache2 nfs-common portmap\n"),
     SystemVMType.ILBVM: ("haproxy\n", "cloud dnsmasq conntrackd keepalived apache2 nfs-common portmap\n"),
 }
+
+_NO_LEFT_LOCK = """\
+# Some restarts of conntrackd at a boot meet one that is starting. It is killed before it can remove its lock file, and
+# with that file no other one starts. On a router it is rare; a lab boots hundreds.
+[Service]
+ExecStartPre=-/bin/rm -f /run/lock/conntrackd.lock
+"""
 
 _PUSH_UNIT = """\
 [Unit]
@@ -152,6 +161,7 @@ def _template(tree: Tree, release: Release, archive: bytes) -> None:
     tree.write(LAB_SETTINGS, "# No host sends a payload when a VM of the lab starts.\nPAYLOAD_WAIT_SECONDS=2\n")
     # Tests restart units more often in ten seconds than a person would.
     tree.write("/etc/systemd/system.conf.d/lab.conf", "[Manager]\nDefaultStartLimitBurst=100\n")
+    tree.write(CONNTRACKD_SETTINGS, _NO_LEFT_LOCK)
     tree.write("/etc/systemd/system/lab-management-push.service", _PUSH_UNIT)
     tree.write("/usr/local/lib/lab/management-push", _PUSH_PROGRAM, mode=0o755)
     for unit in _BOOT_UNITS:

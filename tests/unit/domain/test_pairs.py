@@ -42,6 +42,9 @@ def test_a_healthy_pair_is_proven_and_its_primary_named() -> None:
     assert judged() == Proof("r-1-VM", LAST)
 
 
+LEFT_LOCK = {"conntrackd": False, "conntrackd_lock": "/run/lock/c.lock"}
+
+
 @pytest.mark.parametrize(
     ("primary", "backup", "reason", "said"),
     [
@@ -61,6 +64,7 @@ def test_a_healthy_pair_is_proven_and_its_primary_named() -> None:
         ({}, {"gateways": ()}, Reason.NO_SINGLE_PRIMARY, "has no gateway: r-2-VM"),
         ({}, {"heartbeat": False}, Reason.NO_SINGLE_PRIMARY, "r-2-VM has not written its heartbeat"),
         ({"conntrackd": False}, {}, Reason.PAIR_NOT_SYNCED, "does not answer on r-1-VM"),
+        ({}, LEFT_LOCK, Reason.PAIR_NOT_SYNCED, "r-2-VM: one that was killed has left its lock file /run/lock/c.lock"),
         ({"last": LAST - timedelta(seconds=15)}, {}, Reason.PAIR_NOT_SEEN, "not seen within 5 s"),
         ({"last": LAST - timedelta(seconds=5)}, {}, Reason.PAIR_NOT_SEEN, "not seen within 5 s"),
     ],

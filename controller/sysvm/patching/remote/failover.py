@@ -7,7 +7,7 @@ a guest network two DHCP servers.
 
 import time
 
-from . import redundancy, services
+from . import conntrackd, redundancy, services
 from .failures import Failure
 
 STABLE_ADVERTS = 3
@@ -41,7 +41,7 @@ class PairServices(services.Services):
         """A router that had a role before has one after: the same, or the one that a failover has left it with."""
         end = time.monotonic() + CLEAR_SECONDS
         while self.baseline.get("role") is not None:
-            one = redundancy.sample(self.host)
+            one = self.sample()
             role, problem = redundancy.role_of(one)
             if role is not None:
                 return
@@ -61,10 +61,10 @@ class PairServices(services.Services):
         super(PairServices, self)._act(service, action, back)
         if action == "reload":
             return
-        if unit == "conntrackd":
+        if unit == conntrackd.UNIT:
             resynchronise(self.host)
         try:
-            role = await_role(self.host, service, lambda unit, said: self.explain(unit, said, since))
+            role = self.await_role(service, since)
         except Failure as failure:
             if not back:
                 raise
@@ -72,6 +72,51 @@ class PairServices(services.Services):
             self.note(failure.message)
             return
         self.note("this router is {0} and nothing contradicts it, after {1}".format(role, unit))
+
+    def sample(self):
+        """The facts of now. A conntrackd that the notify script has killed as it started does not stay dead."""
+        one = redundancy.sample(self.host)
+        if one["conntrackd_active"] or not any(map(self.unblock, self.order["services"])):
+            return one
+        resynchronise(self.host)
+        return redundancy.sample(self.host)
+
+    def unblock(self, service):
+        """conntrackd is started again where it ran before and only the lock file of a killed one is in its way."""
+        if services_name(service) != conntrackd.UNIT or not self.was_active(service):
+            return False
+        said = conntrackd.unblock(self.host)
+        if said:
+            self.note(said)
+        return said is not None
+
+    def await_role(self, service, since):
+        """Wait for one role that nothing contradicts, and until it has held for three adverts and `stable_seconds`.
+
+        Returns it. Raises `Failure` if no role begins within `wait_seconds`, or none lasts, with the last words, since
+        a time, of the unit that is in its way.
+        """
+        pair = service["pair"]
+        advert, _ = redundancy.settings(self.host)
+        stable = STABLE_ADVERTS * advert + pair["stable_seconds"]
+        end = time.monotonic() + pair["wait_seconds"]
+        role = began = None
+        problem = "its role was not seen"
+        while True:
+            one = self.sample()
+            now, contradiction = redundancy.role_of(one)
+            at = time.monotonic()
+            problem = contradiction or problem
+            if now != role:
+                role, began = now, at
+            if role is not None and at - began >= stable:
+                return role
+            if at >= (end if role is None else end + stable):
+                text = "after the restart of {0} the router has no role that lasts: {1}"
+                unit = services_name(service) if one["conntrackd_active"] else conntrackd.UNIT
+                said = self.explain(unit, text.format(services_name(service), problem), since)
+                raise Failure(reason_of(one), said, False)
+            self.host.wait(min(LOOK_EVERY, pair["wait_seconds"] or LOOK_EVERY))
 
     def refuse_failover(self, pair):
         if not pair["may_fail_over"] and redundancy.holds_gateway(self.host):
@@ -96,34 +141,6 @@ def resynchronise(host):
     options = ("-R", "-B") if redundancy.holds_gateway(host) else ("-n",)
     for option in options:
         host.run(["conntrackd", option], 10.0)
-
-
-def await_role(host, service, explain):
-    """Wait for one role that nothing contradicts, and until it has held for three adverts and `stable_seconds`.
-
-    Returns it. Raises `Failure` if no role begins within `wait_seconds`, or none lasts, with the last words of the unit
-    that is in its way: `explain(unit, sentence)`.
-    """
-    pair = service["pair"]
-    advert, _ = redundancy.settings(host)
-    stable = STABLE_ADVERTS * advert + pair["stable_seconds"]
-    end = time.monotonic() + pair["wait_seconds"]
-    role = since = None
-    problem = "its role was not seen"
-    while True:
-        one = redundancy.sample(host)
-        now, contradiction = redundancy.role_of(one)
-        at = time.monotonic()
-        problem = contradiction or problem
-        if now != role:
-            role, since = now, at
-        if role is not None and at - since >= stable:
-            return role
-        if at >= (end if role is None else end + stable):
-            text = "after the restart of {0} the router has no role that lasts: {1}"
-            unit = services_name(service) if one["conntrackd_active"] else "conntrackd"
-            raise Failure(reason_of(one), explain(unit, text.format(services_name(service), problem)), False)
-        host.wait(min(LOOK_EVERY, pair["wait_seconds"] or LOOK_EVERY))
 
 
 def reason_of(one):

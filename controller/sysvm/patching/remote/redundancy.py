@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 
+from . import conntrackd
 from .services import is_active, states
 
 KEEPALIVED = "/etc/keepalived/keepalived.conf"
@@ -59,6 +60,7 @@ def sample(host):
         "heartbeat_age_seconds": heartbeat_age(host),
         "public_up": public_up(host),
         "conntrackd_active": internal is not None,
+        "conntrackd_lock": conntrackd.left_lock(host) if internal is None else None,
         "flows": internal,
         "replicated_flows": external,
         "gateways": gateways(host),
@@ -267,5 +269,7 @@ def role_of(one):
     if one["heartbeat_age_seconds"] is None or one["heartbeat_age_seconds"] > HEARTBEAT_SECONDS:
         return None, "keepalived has not written its heartbeat for more than {0:g} s".format(HEARTBEAT_SECONDS)
     if not one["conntrackd_active"]:
-        return None, "conntrackd does not answer"
+        lock = one["conntrackd_lock"]
+        held = ": one that was killed left its lock file {0}".format(lock) if lock else ""
+        return None, "conntrackd does not answer" + held
     return role, None

@@ -232,6 +232,8 @@ class Services(object):
                     problem = done.sentence()
                 elif action != "stop":
                     problem = self._await(service, questions)
+                if problem is not None and action != "stop" and self.unblock(service):
+                    problem = self._await(service, questions)
             finally:
                 if held and problem is None:
                     held.leave()
@@ -254,6 +256,10 @@ class Services(object):
             problem = proof.wait()
         if problem is not None:
             raise Failure("ServiceFailed", self.explain(unit, problem, since), False)
+
+    def unblock(self, service):
+        """Whether what kept a unit from starting was taken out of its way; of most units nothing is known."""
+        return False
 
     def _stop_soon(self, service):
         """Whoever waits is let in after three seconds, whatever the unit does: what is too slow to stop is killed."""

@@ -6,6 +6,7 @@ import shutil
 from cs import CsHelper
 from cs.CsApp import CsPasswdSvc
 from cs.CsFile import ConfigFile
+from cs.CsProcess import CsProcess
 
 TEMPLATES = "/opt/cloud/templates"
 RAMDISK = "/ramdisk/rrouter"
@@ -51,7 +52,8 @@ class CsRedundant:
             "* * * * * root %s/check_heartbeat.sh >/dev/null 2>&1\n"
             "* * * * * root sleep 30; %s/check_heartbeat.sh >/dev/null 2>&1\n" % (RAMDISK, RAMDISK)
         )
-        if conntrackd_changed or not CsHelper.is_active("conntrackd"):
+        # By its process, not by systemd: one that is starting runs. A restart would meet it half way.
+        if conntrackd_changed or not CsProcess(CONNTRACKD).pids():
             CsHelper.service("conntrackd", "restart")
             CsHelper.service("keepalived", "restart")
         elif keepalived_changed:
