@@ -19,6 +19,10 @@ help: ## Show this list
 demo: $(STAMP) ## Bring the lab up and run the whole story: old payload, patch, broken payload, roll back, mended payload
 	@$(BIN)/python -m lab demo
 
+.PHONY: demo-cloud
+demo-cloud: $(STAMP) ## The story of a whole cloud: hosts, two zones, twelve VMs; plan, patch, upgrade, recreate, and what each cost
+	@$(BIN)/python -m lab demo --cloud
+
 .PHONY: demo-down
 demo-down: $(STAMP) ## Leave no process, mount, namespace or file of the lab behind
 	@$(BIN)/python -m lab down

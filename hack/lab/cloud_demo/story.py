@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +17,17 @@ from lab.cloud_demo import objects
 from lab.cloud_demo.counting import HOW_COUNTED, CallRecord, Phase, own_way, table
 from lab.cloud_demo.objects import BALANCERS, ENDPOINT, REDUNDANT, SINGLE, SYSTEM_VMS
 from lab.cloud_demo.traffic import Asking, asking
-from lab.content import releases
+from lab.content import payloads, releases
 from lab.content.releases import Release
 from lab.controlplane import ControlPlane
 from lab.demo import NAMESPACE, DemoError, Say, Stage, Telling, indented, wait_condition
+from lab.hosts import Hosts
 from lab.machines import Lab
 
 POLL_SECONDS = 0.5
 PATCH_SECONDS = 300.0
+QUIET_SECONDS = 10.0
+VMS = 12
 ANEW = ["LivePatch", "Recreate"]
 PLAN_COLUMNS = (
     "custom-columns=VM:.status.identity.name,TYPE:.status.identity.type,METHOD:.status.plan.method,"
@@ -44,6 +47,7 @@ class CloudStory(Telling):
         self.stage: Stage
         self.cloud: CloudProcess
         self._record: CallRecord
+        self._waiting: Mapping[str, Mapping[str, object]] = {}
 
     def tell(self) -> None:
         """From nothing to the table. The cloud stays up, to be looked at."""
@@ -54,6 +58,7 @@ class CloudStory(Telling):
         self.upgrade(releases.mended())
         self.follow()
         self.recreate_system_vms()
+        self.nothing_else()
         self.summary()
 
     # -- 1. a cloud, found -----------------------------------------------------------------------------------------
@@ -73,7 +78,7 @@ class CloudStory(Telling):
 
     def find(self) -> None:
         self._heading("2. kubectl apply: an endpoint. Its VMs are found, and looked at through their hosts")
-        with self._phase("found and looked at"):
+        with self._phase("found and looked at", changes=False):
             self._apply(
                 self.stage,
                 *objects.keys(self.stage.lab, self.cloud, NAMESPACE),
@@ -88,6 +93,8 @@ class CloudStory(Telling):
 
     def plan(self, release: Release) -> None:
         self._heading(f"3. A maintenance release, {release.version}: packages on server and hosts, the template stays")
+        names = [str(vm["status"]["identity"]["name"]) for vm in self.vms() if _waits(vm)]
+        self._waiting = self._snapshots(self.stage, names)
         self._install(release, template=False)
         self._apply(self.stage, objects.template(release, NAMESPACE), *objects.policies(release, NAMESPACE))
         wait_condition(self.stage, "svt", objects.template_name(release), "Ready", seconds=60)
@@ -109,6 +116,9 @@ class CloudStory(Telling):
             self._until(lambda: self._ready(SINGLE)[0] == "Soaking", soaks, seconds=PATCH_SECONDS)
         self._traffic(tenants)
         self._table(self.stage, "svm,spp,svr")
+        outdated = {str(vm["status"]["identity"]["name"]) for vm in self.vms() if vm["status"]["state"] == "Outdated"}
+        self._show(f"{', '.join(sorted(outdated))} still wait for their wave and their policy:")
+        self._untouched(self.stage, {name: self._waiting[name] for name in outdated})
 
     # -- 3. an upgrade in the middle of a rollout --------------------------------------------------------------------
 
@@ -122,8 +132,6 @@ class CloudStory(Telling):
         self._show("It was planned for another cloud, so it goes on by a person's word only. This one plans anew:")
         self._type("patch", f"svr/{rollout}", "--type=merge", "-p", '{"spec":{"state":"Aborted"}}')
         self._apply(self.stage, objects.template(release, NAMESPACE, image=True))
-        wait_condition(self.stage, "svt", objects.template_name(release), "Ready", seconds=60)
-        self._table(self.stage, "svt")
 
     def follow(self) -> None:
         """The same policies toward the new release. Routers from the old template are gated now: pairs and the VPC
@@ -133,16 +141,18 @@ class CloudStory(Telling):
         with self._asking("net-1", "net-2", "vpc-1", "net-3") as tenants:
             with self._phase("system VMs, over SSH"):
                 for policy in objects.ORDER:
-                    reference = json.dumps({"spec": {"templateRef": {"name": objects.template_name(release)}}})
-                    self._type("patch", f"spp/{policy}", "--type=merge", "-p", reference)
+                    spec: Manifest = {"templateRef": {"name": objects.template_name(release)}}
+                    if policy == SINGLE:  # half an hour of soak after the canary is what nobody waits for here
+                        spec["strategy"] = {"waves": [{"name": "rest"}]}
+                    self._edit(policy, spec)
+                wait_condition(self.stage, "svt", objects.template_name(release), "Ready", seconds=60)
                 wait_condition(self.stage, "spp", SYSTEM_VMS, "Ready", seconds=PATCH_SECONDS)
             self._until(lambda: self._ready(REDUNDANT)[0] == "ManagementGateClosed", "the gate is told", seconds=60)
             self._says(REDUNDANT)
             with self._phase("pairs made anew", tenants, "net-2", "vpc-1"):
-                self._allow_anew(REDUNDANT)
+                self._edit(REDUNDANT, {"methods": ANEW})
                 wait_condition(self.stage, "spp", REDUNDANT, "Ready", seconds=PATCH_SECONDS)
             with self._phase("single routers, CloudStack's patch", tenants, "net-1", "net-3"):
-                self._skip_the_soak(SINGLE)
                 wait_condition(self.stage, "spp", SINGLE, "Ready", seconds=PATCH_SECONDS)
             with self._phase("load balancer, over SSH"):
                 wait_condition(self.stage, "spp", BALANCERS, "Ready", seconds=PATCH_SECONDS)
@@ -156,18 +166,60 @@ class CloudStory(Telling):
         self._table(self.stage, "svm", "-o", "wide", "--field-selector", "metadata.name=prod-s-9-vm")
         before = {vm["status"]["identity"]["name"] for vm in self._of("secstorage", "zone-1")}
         with self._phase("SSVMs and CPVMs made anew"):
-            spec = json.dumps({"spec": {"templateVersion": "Require", "methods": ANEW}})
-            self._type("patch", f"spp/{SYSTEM_VMS}", "--type=merge", "-p", spec)
+            self._edit(SYSTEM_VMS, {"templateVersion": "Require", "methods": ANEW})
             wait_condition(self.stage, "spp", SYSTEM_VMS, "Ready", seconds=PATCH_SECONDS)
         self._table(self.stage, "svm,spp,svr", "-o", "wide")
         (new,) = self._of("secstorage", "zone-1")
         identity, key = new["status"]["identity"], new["status"]["hostKey"]
         self._show(f"{identity['name']} took the place of {', '.join(before)}; its key {key['fingerprint']} is known.")
 
+    def nothing_else(self) -> None:
+        """Every change was one that was told, nobody is left over, and nothing goes on. Raises DemoError."""
+        self._heading("8. Nothing else has changed")
+        asked = [_words(call) for phase in self.phases for call in phase.calls.changing]
+        self._show(f"All {len(asked)} changing calls that the server let in:\n" + indented("\n".join(asked)))
+        if len(set(asked)) < len(asked):
+            raise DemoError("something was asked for twice")
+        self._until(lambda: self._running() == self._known(), "each VM that runs is known, and no other", seconds=120)
+        names = self._running()
+        if len(names) != VMS:
+            raise DemoError(f"there were {VMS} VMs, and now there are {', '.join(names)}")
+        self._all_run(self.stage, names)
+        self._hosts_are_as_installed(releases.mended())
+        self._until(self._is_quiet, f"{QUIET_SECONDS:.0f} s in which no object was written", seconds=120)
+        self._show(
+            f"{len(names)} VMs run, as many as at the beginning, and all are known; no service has failed. The hosts"
+            f" hold what the\nadministrator installed. For {QUIET_SECONDS:.0f} s no object was written and no change"
+            " was asked for."
+        )
+
+    def _running(self) -> list[str]:
+        return sorted(vm.name for vm in self.stage.lab.vms())
+
+    def _known(self) -> list[str]:
+        return sorted(str(vm["status"]["identity"]["name"]) for vm in self.vms())
+
+    def _hosts_are_as_installed(self, release: Release) -> None:
+        wanted = payloads.build_scripts(release), payloads.build_agent(release)
+        for host in Hosts(self.stage.lab).all():
+            held = tuple((host.vms_folder / name).read_bytes() for name in ("cloud-scripts.tgz", "agent.zip"))
+            if held != wanted:
+                raise DemoError(f"{host.name} does not hold what the administrator installed")
+
+    def _is_quiet(self) -> bool:
+        """Nothing of ours is written for a while. Raises DemoError if a change is asked for."""
+        before = self._written()
+        self._record.since_last()
+        time.sleep(QUIET_SECONDS)
+        calls = self._record.since_last()
+        if calls.changing:
+            raise DemoError(f"something goes on: {calls.told()}")
+        return self._written() == before
+
     # -- 5. what it cost ---------------------------------------------------------------------------------------------
 
     def summary(self) -> None:
-        self._heading("8. What happened")
+        self._heading("9. What it cost")
         self._show(table(self.phases))
         self._show(HOW_COUNTED)
         self._show(
@@ -194,13 +246,8 @@ class CloudStory(Telling):
         self._show(f"$ kubectl get spp/{policy} -o jsonpath='{{.status.conditions[?(@.type==\"Ready\")].message}}'")
         self._show(indented(self._ready(policy)[1]))
 
-    def _allow_anew(self, policy: str) -> None:
-        self._type("patch", f"spp/{policy}", "--type=merge", "-p", json.dumps({"spec": {"methods": ANEW}}))
-
-    def _skip_the_soak(self, policy: str) -> None:
-        """Half an hour is what the documented set waits after its canary."""
-        waves = json.dumps({"spec": {"strategy": {"waves": [{"name": "rest"}]}}})
-        self._type("patch", f"spp/{policy}", "--type=merge", "-p", waves)
+    def _edit(self, policy: str, spec: Manifest) -> None:
+        self._type("patch", f"spp/{policy}", "--type=merge", "-p", json.dumps({"spec": spec}))
 
     def _install(self, release: Release, *, template: bool) -> None:
         """Packages on server and hosts, and a sweep at once, so that nobody waits for the next one."""
@@ -224,26 +271,23 @@ class CloudStory(Telling):
             self._show(f"  {line}")
 
     @contextlib.contextmanager
-    def _phase(self, title: str, tenants: Asking | None = None, *through: str) -> Iterator[None]:
-        """Counts calls and VMs; `through` are the networks whose loss belongs to this phase."""
+    def _phase(self, title: str, tenants: Asking | None = None, *through: str, changes: bool = True) -> Iterator[None]:
+        """Counts calls, and VMs that were changed or came; `through`: the networks whose loss belongs to this phase."""
         self._record.since_last()
-        began, before = time.monotonic(), self._operations()
+        began, before = time.monotonic(), {vm["metadata"]["name"]: _operation(vm) for vm in self.vms()}
         yield
-        worked = [vm for vm in self.vms() if _operation(vm) not in ("", before.get(vm["metadata"]["name"], ""))]
+        worked = [vm for vm in self.vms() if _operation(vm) != before.get(vm["metadata"]["name"])]
         self.phases.append(
             Phase(
                 title=title,
-                vms=len(worked) or len(self.vms()),
+                vms=len(worked),
                 seconds=time.monotonic() - began,
                 calls=self._record.since_last(),
-                own=own_way(vm["status"]["identity"] for vm in worked) if worked else None,
+                own=own_way(vm["status"]["identity"] for vm in worked) if changes else None,
                 tenants=tenants,
                 through=through,
             )
         )
-
-    def _operations(self) -> dict[str, str]:
-        return {vm["metadata"]["name"]: _operation(vm) for vm in self.vms()} if self.phases else {}
 
     def _routers(self, owners: tuple[str, ...]) -> dict[str, str]:
         """One router of each network or VPC."""
@@ -258,9 +302,14 @@ class CloudStory(Telling):
             raise DemoError(f"no router of {', '.join(sorted(missing))} is known")
         return found
 
+    def _written(self) -> dict[str, str]:
+        """resourceVersion of every object of ours, by name."""
+        items = json.loads(self.stage.kubectl("get", "cse,svt,svm,spp,svr", "-o", "json"))["items"]
+        return {f"{i['kind']}/{i['metadata']['name']}": str(i["metadata"]["resourceVersion"]) for i in items}
+
     def _all_seen(self) -> bool:
         vms = self.vms()
-        return len(vms) == 12 and all(vm.get("status", {}).get("observed", {}).get("signature") for vm in vms)
+        return len(vms) == VMS and all(vm.get("status", {}).get("observed", {}).get("signature") for vm in vms)
 
     def _ready(self, policy: str) -> tuple[str, str]:
         """Reason and message of its condition Ready."""
@@ -291,6 +340,18 @@ def _planned(vm: Manifest) -> bool:
     """Compared with the release; an internal load balancer VM runs none of the services that this one touches."""
     plan, type_ = vm["status"].get("plan", {}), vm["status"]["identity"]["type"]
     return plan.get("method") == "LivePatch" and (type_ == "ilbvm" or bool(plan.get("services")))
+
+
+def _waits(vm: Manifest) -> bool:
+    """Of the policies that come last: single routers and load balancers."""
+    identity = vm["status"]["identity"]
+    return identity["type"] in ("ilbvm", "dhcpsrvr") or (
+        identity["type"] == "router" and "redundancy" not in vm["status"]
+    )
+
+
+def _words(call: Mapping[str, str]) -> str:
+    return " ".join(value if name == "command" else f"{name}={value}" for name, value in call.items())
 
 
 def _operation(vm: Manifest) -> str:
