@@ -176,12 +176,17 @@ def user() -> str:
     return getpass.getuser()
 
 
+GREETING = b"SSH-2.0-OpenSSH_9.2p1\r\n"
+"""How an sshd begins."""
+
+
 @contextlib.asynccontextmanager
-async def silent_host() -> AsyncIterator[int]:
-    """A port that accepts connections and never says a word."""
+async def silent_host(greeting: bytes = b"") -> AsyncIterator[int]:
+    """A port that accepts connections and never says a word, or none after its greeting."""
     gone = asyncio.Event()
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
         await gone.wait()
         writer.close()
 

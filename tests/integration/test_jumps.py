@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.openssh import OpenSSH, find_sshd, free_port, make_key, silent_host, user
+from tests.integration.openssh import GREETING, OpenSSH, find_sshd, free_port, make_key, silent_host, user
 
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
@@ -206,6 +206,32 @@ async def test_a_vm_that_is_silent_is_the_vms_trouble_and_holds_up_no_other(clou
             failures = await asyncio.gather(*waiting)
         assert {failure.reason for failure in failures} == {Reason.SSH_TIMEOUT}
         await transport.close()
+
+
+async def test_a_vm_that_greets_and_lets_nobody_in_is_given_up_behind_its_host_too(cloud: Cloud) -> None:
+    transport = SSHTransport(timeouts=SSHTimeouts(login=3.0))
+    with cloud.hosts["kvm-1"].running():
+        async with silent_host(GREETING) as port:
+            mute = cloud.target()
+            mute = dataclasses.replace(mute, account=dataclasses.replace(mute.account, port=port))
+            with pytest.raises(Unreachable, match="answered, but let nobody in within 3 s") as caught:
+                async with asyncio.timeout(25), transport.connect(mute):
+                    pass
+        assert not isinstance(caught.value, HostUnreachable)
+        assert caught.value.reason is Reason.SSH_TIMEOUT
+        assert "r-1-VM" in str(caught.value)
+        assert "behind hypervisor host kvm-1" in str(caught.value)
+        await transport.close()
+
+
+async def test_a_host_that_greets_and_lets_nobody_in_is_its_own_trouble(cloud: Cloud) -> None:
+    transport = SSHTransport(timeouts=SSHTimeouts(login=1.0))
+    async with silent_host(GREETING) as port:
+        with pytest.raises(HostUnreachable, match=r"kvm-1.* answered, but let nobody in within 1 s") as caught:
+            async with transport.connect(cloud.target(login=cloud.login(port=port))):
+                pass
+    assert caught.value.reason is Reason.HOST_UNREACHABLE
+    await transport.close()
 
 
 async def test_a_host_that_is_down_is_asked_once_for_all_and_stops_nobody_behind_another(cloud: Cloud) -> None:

@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 from asyncssh.constants import MSG_CHANNEL_DATA, MSG_IGNORE
 from asyncssh.packet import SSHPacketLogger
-from tests.integration.openssh import OpenSSH, find_sshd, free_port, make_key, silent_host, user
+from tests.integration.openssh import GREETING, OpenSSH, find_sshd, free_port, make_key, silent_host, user
 
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
@@ -166,6 +166,21 @@ async def test_a_closed_port_is_told_from_a_silent_host(cloud_key: Path) -> None
                 pass
     assert silent.value.reason is Reason.SSH_TIMEOUT
     assert silent.value.retryable
+
+
+async def test_an_sshd_that_greets_and_lets_nobody_in_is_given_up_and_told(server: OpenSSH, cloud_key: Path) -> None:
+    """Of those who greet, two at once would hold up all others for ever, or for as long as an sshd likes."""
+    transport = SSHTransport(timeouts=SSHTimeouts(connect=30.0, login=3.0), handshakes=2)
+    async with asyncio.timeout(25), silent_host(GREETING) as port:
+        waiting = [asyncio.create_task(_fails(transport, target(port, cloud_key))) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        with server.running():
+            async with transport.connect(target(server.port, cloud_key)):
+                pass
+        failures = [await task for task in waiting]
+    for failure in failures:
+        assert "answered, but let nobody in within 3 s" in str(failure)
+        assert (failure.reason, failure.retryable) == (Reason.SSH_TIMEOUT, True)
 
 
 @pytest.mark.parametrize("address", ["no-such-host.invalid", "a..b", f"{'x' * 80}.example"])

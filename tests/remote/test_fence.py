@@ -116,8 +116,6 @@ def fence_outcome(argv):
         (["/usr/bin/python", "/root/monitorServices.py", "basic"], True),
         (["/usr/bin/python", "/root/health_checks/dns_check.py", "basic"], True),
         (["scp", "-t", "/var/cache/cloud"], True),
-        (["sshd: [accepted]"], True),
-        (["sshd: root [net]"], True),
         (["/usr/bin/python", "/opt/cloud/bin/passwd_server_ip.py", "10.1.1.1"], False),
         (["vi", "/opt/cloud/bin/configure.py"], False),
         (["sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups"], False),
@@ -130,6 +128,27 @@ def fence_outcome(argv):
 def test_what_counts_as_a_command_of_cloudstack(vm, argv, busy):
     fake_process(vm, 80, *argv)
     assert bool(actors.busy(vm.host())) is busy
+
+
+def made(vm, pid: int, seconds: float) -> None:
+    """A process of the VM, which is up for 5000 s, is so old."""
+    stat = vm.root / "proc" / str(pid) / "stat"
+    stat.write_text(stat.read_text().replace("490000", str(int((5000 - seconds) * 100))))
+
+
+@pytest.mark.parametrize("title", ["sshd: [accepted]", "sshd: root [net]", "sshd-auth: root [preauth]"])
+def test_a_login_on_its_way_counts_for_as_long_as_a_login_takes(vm, title):
+    """A client that connects and says nothing would hold a patch until sshd shuts it out, two minutes later."""
+    fake_process(vm, 80, title)
+    made(vm, 80, actors.LOGIN_SECONDS - 1)
+    assert [process.pid for process in actors.busy(vm.host())] == [80]
+    fake_process(vm, 80, title)
+    made(vm, 80, actors.LOGIN_SECONDS + 1)
+    assert not actors.busy(vm.host())
+    vm.prepare(make_order())
+    report = vm.run("op-1")
+    assert report["phase"] == "Committed", report["message"]
+    assert "1 connections to sshd that do not log in were not waited for" in messages(report)["Fence"]
 
 
 @pytest.mark.parametrize("title", ["sshd: root@notty", "/usr/sbin/sshd", "sshd: root", "sshd: root [priv]"])

@@ -79,12 +79,18 @@ _TRIES = 3
 _KNOWN_KEYS = 32
 
 
+class LoginTimeoutError(TimeoutError):
+    """The other end spoke, and let nobody in within the time for a login."""
+
+
 @dataclass(frozen=True, slots=True)
 class SSHTimeouts:
     """Seconds. A peer that is silent for `keepalive_interval * keepalive_count` counts as lost."""
 
     connect: float = 10.0
+    """From the first packet to the first byte of the other end."""
     login: float = 15.0
+    """From there to a connection that may be used: an sshd that greets and then says nothing holds up nobody longer."""
     keepalive_interval: float = 15.0
     keepalive_count: int = 3
     close: float = 3.0
@@ -129,7 +135,8 @@ class Dialler:
     async def dial(
         self, door: Door, options: asyncssh.SSHClientConnectionOptions, checker: HostKeyChecker
     ) -> asyncssh.SSHClientConnection:
-        """A login on the machine whose host key the checker accepts. Raises `OSError` or `asyncssh.Error`."""
+        """A login on the machine whose host key the checker accepts. Raises `asyncssh.Error` or `OSError`, of which
+        `LoginTimeoutError` is one."""
         for attempt in range(1, _TRIES + 1):
             try:
                 ssh = await self._shake_hands(door, options, checker)
@@ -171,8 +178,9 @@ class Dialler:
             mac_algs=_supported("mac_algs", offer.macs),
             signature_algs=list(offer.host_keys),
             compression_algs=None,
-            connect_timeout=self.timeouts.connect,
-            login_timeout=self.timeouts.login,
+            # The login is timed where it is begun: these two would end it as a connection that was lost.
+            connect_timeout=None,
+            login_timeout=0,
             keepalive_interval=self.timeouts.keepalive_interval,
             keepalive_count_max=self.timeouts.keepalive_count,
         )
@@ -196,18 +204,22 @@ class Dialler:
             abandon()
             raise
         try:
-            return await asyncssh.connect(
-                door.address,
-                door.port,
-                sock=sock,
-                # Not taken from `options`: without it ~/.ssh/config is read here, its ProxyJump and User included.
-                config=None,
-                tunnel=tunnel,
-                options=options,
-                known_hosts=checker.known_hosts,
-                server_host_key_algs=checker.algorithms,
-                client_factory=lambda: CheckingClient(checker),
-            )
+            async with asyncio.timeout(self.timeouts.login):
+                return await asyncssh.connect(
+                    door.address,
+                    door.port,
+                    sock=sock,
+                    # Not taken from `options`: without it ~/.ssh/config is read here, its ProxyJump and User included.
+                    config=None,
+                    tunnel=tunnel,
+                    options=options,
+                    known_hosts=checker.known_hosts,
+                    server_host_key_algs=checker.algorithms,
+                    client_factory=lambda: CheckingClient(checker),
+                )
+        except TimeoutError as error:
+            abandon()
+            raise LoginTimeoutError from error
         except BaseException:
             abandon()
             raise

@@ -17,7 +17,7 @@ import asyncssh
 
 from sysvm.api.endpoint import SSHAlgorithms
 from sysvm.api.reasons import Reason
-from sysvm.patching.dialling import OFFERS, Dialler, Door
+from sysvm.patching.dialling import OFFERS, Dialler, Door, LoginTimeoutError, SSHTimeouts
 from sysvm.patching.errors import HostUnreachable
 from sysvm.patching.host_keys import HostKeyChecker, hypervisor_checker, seen_key
 from sysvm.patching.keys import KeyUnreadable
@@ -171,7 +171,7 @@ class Jumps:
         try:
             return await self.dialler.dial(Door(place.address, login.port), options, checker)
         except (OSError, asyncssh.Error) as error:
-            raise _explain(place, login, checker, error, self.dialler.timeouts.connect) from error
+            raise _explain(place, login, checker, error, self.dialler.timeouts) from error
 
     def _forget(self, place: HostPlace, login: HostLogin) -> None:
         """Nobody has used it for long."""
@@ -191,7 +191,7 @@ def _name(place: HostPlace, login: HostLogin) -> _Name:
 
 
 def _explain(
-    place: HostPlace, login: HostLogin, checker: HostKeyChecker, error: Exception, seconds: float
+    place: HostPlace, login: HostLogin, checker: HostKeyChecker, error: Exception, timeouts: SSHTimeouts
 ) -> HostUnreachable:
     """Why a hypervisor host cannot be logged in to: the end of a sentence that begins with the VM."""
     name = f"{place.kind} {place.told(login.port)}"
@@ -211,8 +211,14 @@ def _explain(
             reason=Reason.HOST_NOT_TRUSTED,
             retryable=False,
         )
+    if isinstance(error, LoginTimeoutError):
+        return HostUnreachable(
+            f"{name} answered, but let nobody in within {timeouts.login:g} s: its sshd hangs or lacks memory"
+        )
     if isinstance(error, TimeoutError) or "timeout" in str(error).lower():
-        return HostUnreachable(f"{name} did not answer within {seconds:g} s: it may be down, or a firewall is between")
+        return HostUnreachable(
+            f"{name} did not answer within {timeouts.connect:g} s: it may be down, or a firewall is between"
+        )
     if isinstance(error, socket.gaierror):
         return HostUnreachable(f"the name {place.address} of {name} cannot be resolved")
     if isinstance(error, ConnectionRefusedError):

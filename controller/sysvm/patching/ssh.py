@@ -15,7 +15,7 @@ import asyncssh
 
 from sysvm.api.endpoint import SSHAlgorithms
 from sysvm.api.reasons import Reason
-from sysvm.patching.dialling import OFFERS, Dialler, Door, SSHTimeouts
+from sysvm.patching.dialling import OFFERS, Dialler, Door, LoginTimeoutError, SSHTimeouts
 from sysvm.patching.errors import HostKeyRejected, HostUnreachable, PatchingError, Unreachable
 from sysvm.patching.host_keys import HostKeyChecker, described, seen_key, vm_checker
 from sysvm.patching.jumps import Hop, Jumps
@@ -227,6 +227,12 @@ class SSHTransport:
         if isinstance(error, asyncssh.HostKeyNotVerifiable):
             return HostKeyRejected(
                 f"The host key of {place} is not acceptable: {error.reason}.", fingerprint="", reason=checker.reason
+            )
+        if isinstance(error, LoginTimeoutError):
+            return Unreachable(
+                f"{place} answered, but let nobody in within {self.timeouts.login:g} s: its sshd hangs or lacks memory "
+                "or processes, or another program has its port.",
+                reason=Reason.SSH_TIMEOUT,
             )
         if isinstance(error, TimeoutError) or (
             isinstance(error, asyncssh.ConnectionLost) and "timeout" in error.reason.lower()

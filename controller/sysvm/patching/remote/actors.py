@@ -24,6 +24,9 @@ INTERPRETER = re.compile(r"^(python[0-9.]*|bash|sh|dash|env|perl)$")
 SSHD = re.compile(r"^(.*/)?sshd(-session|-auth)?(:|$)")
 OPENING = re.compile(r"\[accepted\]|\[net\]|\[preauth\]|\(startup\)")
 """A connection that is not logged in yet. `[priv]` alone stays for the life of a session of another user than root."""
+LOGIN_SECONDS = 10.0
+"""A connection that is not logged in after so long is no command of CloudStack's on its way: whoever only connects, a
+probe of a port or a client that hangs, would keep a patch waiting until sshd shuts it out (LoginGraceTime, 120 s)."""
 STARTING_SECONDS = 3.0
 """A session younger than this without a child has not started its command yet, or is about to close."""
 _LISTENING, _SYN_RECEIVED = "0A", "03"
@@ -122,7 +125,7 @@ def busy(host):
         young = process.age < STARTING_SECONDS
         if process.pid in sshd:
             # From the accepted connection to the started command, whatever it calls itself on that way.
-            opening = OPENING.search(process.argv[0]) is not None
+            opening = is_opening(process) and process.age < LOGIN_SECONDS
             if opening or (young and process.parent in sshd and process.pid not in at_work):
                 found.append(process)
         elif is_command(process):
@@ -131,6 +134,15 @@ def busy(host):
             # A shell that is about to start what it was given: not yet what it will be.
             found.append(process)
     return found
+
+
+def is_opening(process):
+    return SSHD.match(process.argv[0]) is not None and OPENING.search(process.argv[0]) is not None
+
+
+def never_logged_in(host):
+    """How many connections are open to sshd for longer than a login takes; none of them is `busy`."""
+    return sum(1 for process in processes(host) if is_opening(process) and process.age >= LOGIN_SECONDS)
 
 
 def arriving(host, ports):

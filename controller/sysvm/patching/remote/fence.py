@@ -56,6 +56,9 @@ class Fence(object):
             text += " (" + ", ".join(sorted(self.waited_for)[:5]) + ")"
         if locked >= 0.1:
             text += ", its lock {0:.1f} s".format(locked)
+        idle = actors.never_logged_in(self.host)
+        if idle:
+            text += "; {0} connections to sshd that do not log in were not waited for".format(idle)
         return text + "; " + self.hold.sentence()
 
     def quiet(self, deadline, seconds=None):
