@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.remote import configure, systemd
+from tests.remote import configure, dpkg, systemd
 
 from sysvm.patching.remote import files, worker
 from sysvm.patching.remote.host import Host, Outcome
@@ -102,6 +102,8 @@ class FakeHost(Host):
                 configure.push_waiting(Path(self.root))
             files.FAULTS.after()
             return Outcome(argv, 0 if there or argv[1].startswith("add") else 1, "")
+        if argv[0] == "env" and argv[2].startswith("dpkg"):
+            return dpkg.run(self, argv, timeout, super().run)
         if argv[0].endswith("/configure.py"):
             return Outcome(argv, *configure.run(Path(self.root), Path(argv[0]), argv[1]))
         if argv[0] == "journalctl":

@@ -59,7 +59,7 @@ class OperationStep(ApiModel):
     """One step of an operation."""
 
     name: Annotated[str, Field(max_length=32)]
-    """Connect, Probe, Diff, Stage, Build, Fence, Switch, Services, Verify, Commit, Restore."""
+    """Connect, Probe, Diff, Stage, Build, Packages, Fence, Switch, Services, Verify, Commit, Restore."""
     result: StepResult
     """Running, Done or Failed."""
     seconds: Annotated[float, Field(ge=0)] = 0.0

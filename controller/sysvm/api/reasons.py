@@ -145,6 +145,7 @@ class Reason(StrEnum):
     NOT_COMPATIBLE = "NotCompatible"
     MANAGEMENT_PORT_RULE_CHANGED = "ManagementPortRuleChanged"
     PACKAGES_NEEDED = "PackagesNeeded"
+    INTERPRETER_CHANGE = "InterpreterChange"
     VERSION_UNKNOWN = "VersionUnknown"
     TYPE_MISMATCH = "TypeMismatch"
     METHOD_NOT_ALLOWED = "MethodNotAllowed"

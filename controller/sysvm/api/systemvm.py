@@ -144,10 +144,11 @@ class PlannedAction(ApiModel):
     """An action on a service that the change of files asks for."""
 
     name: Annotated[str, Field(max_length=128)]
-    """systemd unit without .service, or a run of configure.py such as configure.py load_balancer.json."""
+    """systemd unit without .service, a run of configure.py such as configure.py load_balancer.json, or a Debian
+    package."""
     action: Annotated[str, Field(max_length=32)]
-    """Reload, HeldRestart, Restart, StopStart, EffectiveAtBoot; of configure.py: Rerun, or AtNextCommand where the next
-    command of the management server applies what changed."""
+    """Reload, HeldRestart, Restart, StopStart, EffectiveAtBoot; of packages: Install, Remove; of configure.py: Rerun,
+    or AtNextCommand where the next command of the management server applies what changed."""
     expected_loss: Annotated[str, Field(max_length=128)] = "none"
     """What tenants notice."""
 

@@ -65,7 +65,7 @@ DEFAULT_COMPATIBILITY: tuple[CompatibilityRow, ...] = tuple(
             "from": ">=4.16,<4.20",
             "to": ">=4.20",
             "supported": True,
-            "warning": "packages for Debian 11 must be there already: a live patch installs none",
+            "warning": "Debian packages that Debian 11 lacks are installed before, and stay after a roll back",
         },
         {"from": ">=4.20", "to": ">=4.20", "supported": True},
     )

@@ -19,6 +19,7 @@ from sysvm.patching.databags import Databag, databags_for
 from sysvm.patching.firewall import Rules, changed_rules, templates_of
 from sysvm.patching.merge import MERGES
 from sysvm.patching.ownership import ActionKind, FileRule, Owner, rule_for
+from sysvm.patching.packages import Packages
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import ContentReport, Obstacle
 from sysvm.patching.services import Later, UnitAction, is_meant, plain, service_built_from, service_of, strongest
@@ -41,6 +42,11 @@ _EXECUTABLE_MODE = 0o755
 _AGENT_SCRIPT_MODE = 0o555
 
 
+class PackageAction(StrEnum):
+    INSTALL = "Install"
+    REMOVE = "Remove"
+
+
 class ChangeKind(StrEnum):
     CHANGED = "changed"
     MISSING = "missing"
@@ -56,7 +62,7 @@ class Change:
     kind: ChangeKind
     entry: order_words.FileEntry | None
     rule: FileRule | None
-    """None: a file of the agent."""
+    """None: a file of the agent, or a link of a Debian package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +80,21 @@ class Difference:
     vm_type: SystemVMType
     rules: Mapping[str, Rules] = field(default_factory=dict)
     """By template (no leading slash): firewall rules of this type that change."""
-    packages: tuple[str, ...] = ()
+    packages: Packages = field(default_factory=Packages)
     """Debian packages that the payload needs here and the VM lacks."""
     agent_keys: tuple[str, ...] = ()
     """Lines of the packaged agent.properties whose keys the VM may lack."""
 
     @property
     def scripts_report(self) -> ContentReport:
-        return replace(_report(self.revision, self.scripts), obstacles=self.obstacles)
+        report = replace(_report(self.revision, self.scripts), obstacles=self.obstacles)
+        return replace(report, state=ContentState.DRIFTED) if self.packages.install else report
+
+    @property
+    def package_actions(self) -> tuple[tuple[str, PackageAction], ...]:
+        """What is done to which Debian package, before anything else."""
+        install = [(str(deb), PackageAction.INSTALL) for deb in self.packages.install]
+        return (*((name, PackageAction.REMOVE) for name in self.packages.remove), *install)
 
     @property
     def rules_later(self) -> tuple[tuple[str, UnitAction | Later, str], ...]:
@@ -102,10 +115,7 @@ class Difference:
                 told = f"/{name} changes the way in on port 3922 ({'; '.join(rules.management_port)[:300]})"
                 said = f"{told}: the next command would take the running rule away; recreate the VM instead"
                 found.append(Obstacle(Reason.MANAGEMENT_PORT_RULE_CHANGED, said))
-        if self.packages:
-            told = f"it needs the Debian packages {', '.join(self.packages)}, which a live patch does not install"
-            found.append(Obstacle(Reason.PACKAGES_NEEDED, f"{told}: install them, or recreate the VM"))
-        return tuple(found)
+        return (*found, *self.packages.obstacles)
 
     @property
     def agent_report(self) -> ContentReport | None:
@@ -165,7 +175,9 @@ class Previous:
     entries: Mapping[str, FileEntry] = field(default_factory=dict)
 
 
-def digest_args(payload: Payload, vm_type: SystemVMType, previous: Previous) -> protocol.DigestArgs:
+def digest_args(
+    payload: Payload, vm_type: SystemVMType, previous: Previous, *, debian_version: str | None = None
+) -> protocol.DigestArgs:
     """What to ask the VM for, so that `compare` knows every file concerned."""
     names = set(payload.scripts.entries) | set(previous.entries)
     roots = [SCRIPTS_TREE]
@@ -173,9 +185,12 @@ def digest_args(payload: Payload, vm_type: SystemVMType, previous: Previous) -> 
         roots.append(AGENT_TREE)
     singles = sorted(
         {f"/{name}" for name in names if not _below(f"/{name}", SCRIPTS_TREE)}
-        | {conntrackd.CONFIGURATION, *packages.paths_to_look_for(payload)}
+        | {conntrackd.CONFIGURATION, *packages.links_to_look_at(payload, debian_version)}
     )
-    return {"paths": singles, "roots": roots, "exclude": []}
+    args: protocol.DigestArgs = {"paths": singles, "roots": roots, "exclude": []}
+    if asked := packages.names_to_ask_for(payload, debian_version):
+        args["packages"] = asked
+    return args
 
 
 def contents_to_read(
@@ -222,8 +237,10 @@ def compare(
     live_contents: Mapping[str, bytes],
     *,
     debian_version: str | None = None,
+    states: Iterable[protocol.PackageFact] = (),
 ) -> Difference:
-    """Everything that differs between the VM and the payload. `live_contents`: what `contents_to_read` asked for."""
+    """Everything that differs between the VM and the payload. `live_contents`: what `contents_to_read` asked for;
+    `states`: of the Debian packages that `digest_args` asked for."""
     changes: list[Change] = []
     kept: list[str] = []
     merged: dict[str, bytes] = {}
@@ -256,6 +273,8 @@ def compare(
         if change is not None:
             changes.append(change)
     changes += _extra_scripts(payload, vm_type, previous, facts)
+    needed = packages.packages_for(payload, debian_version, {state["name"]: state for state in states}, facts)
+    changes += [_link_change(path, target, facts.get(path)) for path, target in needed.links.items()]
     agent = _agent_changes(payload, facts) if payload.agent is not None and vm_type.runs_agent else None
     wanted = {change.entry["sha256"] for change in changes if change.entry is not None}
     return Difference(
@@ -266,7 +285,7 @@ def compare(
         revision=payload.revision,
         vm_type=vm_type,
         rules=_changed_rules(payload, vm_type, live_contents),
-        packages=packages.missing(payload, debian_version, facts),
+        packages=needed,
         agent_keys=_agent_keys(payload),
     )
 
@@ -310,6 +329,22 @@ def _conntrackd_change(text: bytes, fact: protocol.FileFact) -> Change | None:
     entry = _file_entry(conntrackd.CONFIGURATION, digest, len(text), _NEW_FILE_MODE, fact, executable=None)
     rule = FileRule(Owner.RUNTIME, ActionKind.RESTART, "conntrackd", False, False, False)
     return Change(conntrackd.CONFIGURATION, ChangeKind.CHANGED, entry, rule)
+
+
+def _link_change(path: str, target: str, fact: protocol.FileFact | None) -> Change:
+    entry: order_words.FileEntry = {
+        "path": path,
+        "sha256": None,
+        "size": 0,
+        "link": target,
+        "mode": 0o777,
+        "uid": 0,
+        "gid": 0,
+        "keep_mode": True,
+        "keep_owner": True,
+        "executable": None,
+    }
+    return Change(path, ChangeKind.MISSING if _absent(fact) else ChangeKind.CHANGED, entry, None)
 
 
 def _extra_scripts(

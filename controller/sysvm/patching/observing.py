@@ -155,7 +155,8 @@ async def compare_files(
     for a scan, never for what a patch is decided by."""
     vm_type = look.type_or(expected)
     previous = await previous_payloads.of(session, look.probe["payload_checksums"])
-    args = digest_args(payload, vm_type, previous)
+    debian = look.probe["debian_version"]
+    args = digest_args(payload, vm_type, previous, debian_version=debian)
     args["known"] = known
     result = await session.request("digest", {**args}, protocol.DigestResult, timeout=_DIGEST_SECONDS)
     if result["truncated"]:
@@ -168,7 +169,8 @@ async def compare_files(
         text = await session.read(path, limit=_MERGED_FILE_BYTES, timeout=_READ_SECONDS)
         if text is not None and hashlib.sha256(text).hexdigest() == facts[path]["sha256"]:
             texts[path] = text
-    difference = compare(payload, vm_type, previous, facts, texts, debian_version=look.probe["debian_version"])
+    states = result.get("packages", [])
+    difference = compare(payload, vm_type, previous, facts, texts, debian_version=debian, states=states)
     return Look(at=look.at, boot=look.boot, probe=look.probe, difference=difference)
 
 
@@ -199,7 +201,8 @@ def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
         highest_epoch=journal["highest_epoch"],
         content=difference.scripts_report if difference is not None else None,
         agent_content=difference.agent_report if difference is not None else None,
-        actions=tuple(
+        actions=_packages_first(difference)
+        + tuple(
             PlannedServiceAction(plain(unit), action.value, _expected_loss(look, unit, action))
             for unit, action in look.actions.items()
         )
@@ -229,6 +232,11 @@ def operation_report(
         started_at=_time(report["started_at"]),
         finished_at=_time(report["finished_at"]) if report["finished_at"] is not None else None,
     )
+
+
+def _packages_first(difference: Difference | None) -> tuple[PlannedServiceAction, ...]:
+    told = difference.package_actions if difference is not None else ()
+    return tuple(PlannedServiceAction(name, action.value, "none") for name, action in told[:_SHOWN])
 
 
 def _rules_later(difference: Difference | None) -> tuple[PlannedServiceAction, ...]:

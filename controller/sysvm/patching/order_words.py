@@ -161,6 +161,34 @@ class DatabagOrder(TypedDict):
     """At most 60. New ssh connections are held for that long."""
 
 
+class PackageOrder(TypedDict):
+    """A .deb, staged like any other content."""
+
+    name: str
+    version: str
+    sha256: str
+    size: int
+
+
+class PackagesOrder(TypedDict):
+    """Debian packages that come before the fence; whatever happens later, they stay. `PackagesNeeded`,
+    `InterpreterChange`, `VMBusy` (dpkg's lock), and then nothing else was changed."""
+
+    debs: list[PackageOrder]
+    """Installed in one run of dpkg, without those that are installed meanwhile."""
+    remove: list[str]
+    """Packages that conflict with them and go before."""
+    keep: list[str]
+    """Links in /usr/bin that stay as they are through both: the switch changes them, and going back puts them back."""
+    imports: list[str]
+    """Python scripts below a tree of the order. What they import must be there, new for the program of the new first
+    line, old, if it was, for that of the old one: nothing of them is run."""
+    lock_seconds: float
+    """How long another program may hold dpkg's lock."""
+    timeout_seconds: float
+    """For one run of dpkg."""
+
+
 class PayloadFile(TypedDict):
     """`/usr/share/cloud/cloud-scripts.tgz`: content staged like any other, renamed at commit, before the signature."""
 
@@ -184,6 +212,7 @@ class Order(TypedDict):
     folders: list[FolderEntry]
     remove: list[str]
     """Outside of trees."""
+    packages: NotRequired[PackagesOrder | None]
     payload: PayloadFile | None
     """None: the file on the VM stays."""
     signature: str

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sysvm.patching import order_words
+from sysvm.patching import order_words, packages
 from sysvm.patching.databags import databag_order
 from sysvm.patching.diff import Difference
 from sysvm.patching.errors import PatchingError
@@ -15,6 +15,9 @@ _RESERVE_BYTES = 64 << 20
 _RESERVE_INODES = 500
 _MIN_MEMORY_BYTES = 96 << 20
 """A system VM that runs out of memory panics (CloudStack 4.21 sysctl.conf, vm.panic_on_oom), so it is asked before."""
+
+
+_DPKG_LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ def order_for_vm(order: Order, target: Target, payload: Payload, look: Look, arc
         "files": difference.single_files(),
         "folders": difference.single_folders(),
         "remove": difference.single_removals(),
+        "packages": _packages(order, difference),
         "payload": None
         if in_place
         else {
@@ -70,6 +74,24 @@ def order_for_vm(order: Order, target: Target, payload: Payload, look: Look, arc
         "reserve_bytes": _RESERVE_BYTES,
         "reserve_inodes": _RESERVE_INODES,
         "min_memory_bytes": _MIN_MEMORY_BYTES,
+    }
+
+
+def _packages(order: Order, difference: Difference) -> order_words.PackagesOrder | None:
+    """None where neither a package nor the program that scripts run with changes."""
+    wanted = difference.packages
+    if not wanted.install and not wanted.links:
+        return None
+    script = f"/{packages.CONFIGURE}"
+    return {
+        "debs": [
+            {"name": deb.name, "version": deb.version, "sha256": deb.sha256, "size": deb.size} for deb in wanted.install
+        ],
+        "remove": list(wanted.remove),
+        "keep": list(wanted.keep),
+        "imports": [script],
+        "lock_seconds": min(_DPKG_LOCK_SECONDS, order.step_timeout_seconds / 2),
+        "timeout_seconds": order.step_timeout_seconds,
     }
 
 

@@ -138,7 +138,8 @@ def _member(plain: PlainStream, info: tarfile.TarInfo, tally: Tally) -> Member:
     path = plain_path(info.name)
     is_plain, is_link = info.isreg() and not info.issparse(), info.issym() or info.islnk()
     what = "" if is_plain else "a link" if is_link else "something else"
-    return Member(path, info.size, what, partial(content_of, plain, path, info.size, tally))
+    target = info.linkname if info.issym() else ""
+    return Member(path, info.size, what, partial(content_of, plain, path, info.size, tally), target)
 
 
 def _identity(members: Iterator[Member], tally: Tally) -> PackageName:

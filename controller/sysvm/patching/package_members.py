@@ -26,6 +26,8 @@ class Member:
     """Empty for a plain file, else what it is: `a link`, `a folder`."""
     content: Callable[[], Iterator[bytes]]
     """In pieces, until the next entry is asked for."""
+    target: str = ""
+    """Of a symbolic link in a Debian package, as it is written there."""
 
 
 def plain_path(name: str) -> str:

@@ -9,7 +9,7 @@ boot.
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from types import MappingProxyType
 from sysvm.api.reasons import Reason
 from sysvm.patching import archives
 from sysvm.patching.archives import FileEntry, FolderEntry
+from sysvm.patching.debs import LIST, Deb, read_debs
 from sysvm.patching.errors import PayloadError
 from sysvm.patching.ownership import is_forbidden
 
@@ -24,7 +25,6 @@ EARLY_CONFIG = "opt/cloud/bin/setup/cloud-early-config"
 """The boot script that compares the signature (CloudStack 4.21 cloud-early-config, function patch)."""
 
 _AGENT_PROPERTIES = "conf/agent.properties"
-_PACKAGES = "packages/packages.ini"
 _CHECKSUM_COMMANDS = {"md5sum": "md5", "sha512sum": "sha512"}
 _CHECKSUM_WORD = re.compile(rb"(?<![A-Za-z0-9_])(md5sum|sha512sum)(?![A-Za-z0-9_])")
 
@@ -49,8 +49,8 @@ class AgentPart:
     """Of all files, unpacked."""
     properties: bytes = b""
     """The packaged conf/agent.properties."""
-    packages: bytes = b""
-    """packages/packages.ini: which Debian packages older templates need."""
+    debs: tuple[Deb, ...] = ()
+    """Debian packages that scripts need on older templates, on every type."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,23 +190,24 @@ def _agent_part(agent: Path | bytes) -> AgentPart:
     entries = {entry.path: entry for entry in listing.files}
     if "_run.sh" not in entries:
         raise PayloadError("agent.zip has no _run.sh at its top: it is not the archive that a system VM unpacks")
-    texts = _agent_texts(agent, {_AGENT_PROPERTIES, _PACKAGES}.intersection(entries))
+    reader = archives.AgentReader(agent)
+    try:
+        texts = {path: _text(reader, path) for path in (_AGENT_PROPERTIES, LIST) if path in entries}
+        debs = read_debs(texts.get(LIST, b""), entries, lambda path: _text(reader, path))
+    finally:
+        reader.close()
     return AgentPart(
         entries=MappingProxyType(entries),
         folders=MappingProxyType({folder.path: folder for folder in listing.folders}),
         warnings=listing.warnings,
         size_bytes=sum(entry.size for entry in listing.files),
         properties=texts.get(_AGENT_PROPERTIES, b""),
-        packages=texts.get(_PACKAGES, b""),
+        debs=debs,
     )
 
 
-def _agent_texts(agent: Path | bytes, paths: Iterable[str]) -> dict[str, bytes]:
-    reader = archives.AgentReader(agent)
-    try:
-        return {path: b"".join(reader.read(path)) for path in paths}
-    finally:
-        reader.close()
+def _text(reader: archives.AgentReader, path: str) -> bytes:
+    return b"".join(reader.read(path))
 
 
 def _judge_shape(entries: Mapping[str, FileEntry]) -> None:

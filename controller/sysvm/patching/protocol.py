@@ -324,6 +324,8 @@ class DigestArgs(TypedDict):
     known: NotRequired[bool]
     """A file that nobody has touched since an earlier scan need not be read again (remote/digests.py). Left out: every
     file is read."""
+    packages: NotRequired[list[str]]
+    """Debian packages whose state is asked for, at most 100."""
 
 
 class FileFact(TypedDict):
@@ -343,6 +345,19 @@ class FileFact(TypedDict):
 class DigestResult(TypedDict):
     facts: list[FileFact]
     """Sorted by path, each path once."""
+class PackageFact(TypedDict):
+    """What dpkg says of a package that it knows."""
+
+    name: str
+    status: str
+    """Such as installed, unpacked, half-configured, half-installed, config-files."""
+    version: str
+    links: list[str]
+    """Symbolic links in /usr/bin that belong to it."""
+    others: list[str]
+    """Other paths that do, at most ten, without folders and documentation."""
+
+
     truncated: bool
     """More than 20,000 entries or 2 GiB: the rest was not looked at."""
     read_bytes: int
@@ -350,6 +365,8 @@ class DigestResult(TypedDict):
 
 
 class ReadArgs(TypedDict):
+    packages: NotRequired[list[PackageFact]]
+    """Those that were asked for and are known there."""
     """Content of one regular file (a three-way merge needs it). At most 16 MiB. Missing file: `size` is -1."""
 
     path: str
@@ -365,7 +382,7 @@ class ReadResult(TypedDict):
 
 
 class ReportStep(TypedDict):
-    name: Literal["Stage", "Build", "Fence", "Switch", "Services", "Verify", "Commit", "Restore"]
+    name: Literal["Stage", "Build", "Packages", "Fence", "Switch", "Services", "Verify", "Commit", "Restore"]
     done: bool
     failed: bool
     seconds: float

@@ -207,7 +207,7 @@ class JournalPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One of the eleven steps: Connect Probe Diff Stage Build Fence Switch Services Verify Commit Restore."""
+    """One of the twelve steps: Connect Probe Diff Stage Build Packages Fence Switch Services Verify Commit Restore."""
 
     name: str
     done: bool

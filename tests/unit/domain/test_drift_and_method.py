@@ -134,7 +134,9 @@ def test_the_sentence_carries_the_figures_and_the_warnings_of_the_table() -> Non
     assert "3 changed" in decision.message
     assert "etc/dnsmasq.conf" in decision.message
     assert "4.20.2 (8c1f03ab)" in decision.message
-    assert decision.warnings == ("r-101-VM: packages for Debian 11 must be there already: a live patch installs none",)
+    assert decision.warnings == (
+        "r-101-VM: Debian packages that Debian 11 lacks are installed before, and stay after a roll back",
+    )
 
 
 def test_an_inconsistent_vm_is_left_alone_until_a_whole_payload_was_installed_by_others() -> None:

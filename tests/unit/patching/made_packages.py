@@ -125,3 +125,87 @@ def rpm_of(
     for path, target in (links or {}).items():
         builder.with_symlink(rpm_rs.FileOptions.symlink(f"/{path}", target))
     return bytes(builder.build().to_bytes())
+
+
+# ------------------------------------------------------------------------------------------ debs inside agent.zip
+
+PACKAGES_INI = b"""[python-is-python3]
+debian_os=11
+package_name=python-is-python3
+file_name=python-is-python3_3.9.2-1_all.deb
+conflicted_packages=python-is-python2
+
+[python3-netaddr]
+debian_os=11
+package_name=python3-netaddr
+file_name=python3-netaddr_0.7.19-5_all.deb
+conflicted_packages=
+"""
+PYTHON_DEB = "packages/python-is-python3_3.9.2-1_all.deb"
+NETADDR_DEB = "packages/python3-netaddr_0.7.19-5_all.deb"
+NETADDR = "usr/lib/python3/dist-packages/netaddr/__init__.py"
+
+
+@functools.cache
+def _small_deb(name: str, version: str, words: str, links: tuple[tuple[str, str], ...], content: bytes | None) -> bytes:
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("dpkg-deb is missing: it makes the packages to install")
+    with tempfile.TemporaryDirectory() as work:
+        top = Path(work, "top")
+        control = (
+            f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: Nobody <nobody@example.com>\n"
+            f"{words}Description: A package of a test\n Small.\n"
+        )
+        files_of_it = {"DEBIAN/control": control.encode(), f"usr/share/doc/{name}/copyright": b"none\n"}
+        for path, text in (files_of_it | ({NETADDR: content} if content is not None else {})).items():
+            (top / path).parent.mkdir(parents=True, exist_ok=True)
+            (top / path).write_bytes(text)
+        for path, target in links:
+            (top / path).parent.mkdir(parents=True, exist_ok=True)
+            (top / path).symlink_to(target)
+        made = Path(work, "made.deb")
+        subprocess.run(
+            ["dpkg-deb", "-Zxz", "--root-owner-group", "--build", str(top), str(made)], check=True, capture_output=True
+        )
+        return made.read_bytes()
+
+
+def small_deb(
+    name: str,
+    version: str,
+    *,
+    words: str = "",
+    links: dict[str, str] | None = None,
+    content: bytes | None = None,
+) -> bytes:
+    """A package with `links`, and `content` as the module netaddr. `words`: more lines of its control file."""
+    return _small_deb(name, version, words, tuple((links or {}).items()), content)
+
+
+_ONE_PYTHON = "Provides: python\nConflicts: python\n"
+
+
+def python_deb(major: int = 3) -> bytes:
+    """python-is-python2 or 3: nothing but the link, and in conflict with each other, as Debian has them."""
+    version = {2: "2.7.18-9", 3: "3.9.2-1"}[major]
+    return small_deb(f"python-is-python{major}", version, words=_ONE_PYTHON, links={"usr/bin/python": f"python{major}"})
+
+
+def netaddr_deb(words: str = "") -> bytes:
+    return small_deb("python3-netaddr", "0.7.19-5", words=words, content=b"VERSION = '0.7.19'\n")
+
+
+def debian_11_agent(change: dict[str, bytes | None] | None = None) -> bytes:
+    """agent.zip with the packages that CloudStack ships for Debian 11; `change`: other members, None for none."""
+    members: dict[str, bytes | None] = {
+        "_run.sh": b"#!/bin/sh\n",
+        "packages/packages.ini": PACKAGES_INI,
+        PYTHON_DEB: python_deb(),
+        NETADDR_DEB: netaddr_deb(),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in (members | (change or {})).items():
+            if content is not None:
+                archive.writestr(path, content)
+    return buffer.getvalue()

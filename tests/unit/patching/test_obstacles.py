@@ -1,17 +1,17 @@
-"""What a payload must not do to a VM that runs: lock everybody out, or need packages that are not there."""
+"""What a payload must not do to a VM that runs: lock everybody out."""
 
 from __future__ import annotations
 
 import pytest
-from tests.unit.patching.test_diff import OLD, PREVIOUS, fact, facts_of
+from tests.unit.patching.test_diff import OLD, PREVIOUS, facts_of
 
 from lab.content import payloads, releases
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.reasons import Reason
-from sysvm.patching import firewall, packages
-from sysvm.patching.diff import Difference, compare, contents_to_read, digest_args
+from sysvm.patching import firewall
+from sysvm.patching.diff import Difference, compare, contents_to_read
 from sysvm.patching.ownership import known_paths
-from sysvm.patching.payload import Payload, read_payload
+from sysvm.patching.payload import read_payload
 
 ROUTER = SystemVMType.ROUTER
 TEMPLATE = "etc/iptables/iptables-router"
@@ -82,53 +82,3 @@ def test_policies_of_chains_and_tables_count_as_rules() -> None:
 def test_every_type_has_its_templates_and_they_are_of_the_payload() -> None:
     for vm_type in SystemVMType:
         assert set(firewall.templates_of(vm_type)) <= known_paths()
-
-
-LISTS = [f"/var/lib/dpkg/info/{name}.list" for name in ("python-is-python3", "python3-netaddr")]
-
-
-def installed(*paths: str) -> dict[str, object]:
-    return {path: fact(path, b"") for path in paths}
-
-
-@pytest.mark.parametrize("vm_type", [ROUTER, SystemVMType.SECSTORAGE])
-@pytest.mark.parametrize(
-    ("debian", "there", "missing"),
-    [
-        ("11.9", (), ("python-is-python3", "python3-netaddr")),
-        ("11.9", (LISTS[0],), ("python3-netaddr",)),
-        ("11.9", tuple(LISTS), ()),
-        ("12.5", (), ()),
-        ("bookworm/sid", (), ()),
-        (None, (), ()),
-    ],
-)
-def test_a_vm_that_lacks_packages_of_its_debian_is_held(
-    vm_type: SystemVMType, debian: str | None, there: tuple[str, ...], missing: tuple[str, ...]
-) -> None:
-    facts = facts_of(OLD, agent=True) | installed(*there)  # type: ignore[operator]
-    difference = compare(OLD, vm_type, PREVIOUS, facts, {}, debian_version=debian)
-    assert difference.packages == missing
-    reasons = [obstacle.reason for obstacle in difference.obstacles]
-    assert reasons == ([Reason.PACKAGES_NEEDED] if missing else [])
-    assert all(name in difference.obstacles[0].message for name in missing)
-    assert set(LISTS) <= set(digest_args(OLD, vm_type, PREVIOUS)["paths"]), "the VM is asked for them"
-
-
-def scripts_only(*, interpreter: bytes = b"#!/usr/bin/python\n", since_4_20: bool = True) -> Payload:
-    start = releases.old()
-    text = interpreter + start.scripts["opt/cloud/bin/configure.py"].partition(b"\n")[2]
-    removed = [] if since_4_20 else ["opt/cloud/bin/cs_bgppeers.py"]
-    release = start.derive("alone", change={"opt/cloud/bin/configure.py": text}, remove=removed)
-    return read_payload(payloads.build_scripts(release), None)
-
-
-def test_scripts_without_an_agent_archive_still_need_their_interpreter() -> None:
-    def lacks(payload: Payload, debian: str, *there: str) -> tuple[str, ...]:
-        return packages.missing(payload, debian, installed(*there))  # type: ignore[arg-type]
-
-    assert lacks(scripts_only(), "11.7") == ("python-is-python3",)
-    assert lacks(scripts_only(), "11.7", LISTS[0]) == ()
-    assert lacks(scripts_only(), "12.1") == ()
-    assert lacks(scripts_only(interpreter=b"#!/usr/bin/python3\n"), "11.7") == ()
-    assert lacks(scripts_only(since_4_20=False), "11.7") == (), "scripts before 4.20 run with what the template has"

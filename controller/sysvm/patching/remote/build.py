@@ -109,7 +109,7 @@ class Builder(object):
     def build(self):
         """Everything new, and the plan. What an earlier attempt left is removed first."""
         for stage in self.stages.values():
-            for name in ("trees", "files", "back", "try"):
+            for name in ("trees", "files", "back", "try", "debs"):
                 files.remove_tree(os.path.join(stage, name))
             for name in ("files", "back", "trees"):
                 files.make_folders(os.path.join(stage, name), 0o700)
@@ -128,6 +128,7 @@ class Builder(object):
         plan = {
             "moves": self.moves,
             "payload": payload,
+            "debs": self.debs(),
             "signature": self.signature(),
             "times": times_of(self.parents),
             "exchange": exchange,
@@ -227,6 +228,24 @@ class Builder(object):
             "old": identity(facts),
             "new": new,
         }
+
+    def debs(self):
+        """Debian packages, each under a name of its own: what was staged goes when all is built."""
+        folder = os.path.join(os.path.dirname(self.content.folder), "debs")
+        placed = []
+        for deb in (self.order.get("packages") or {}).get("debs", []):
+            if not placed:
+                files.make_folders(folder, 0o700)
+            path = os.path.join(folder, "{0}.deb".format(len(placed)))
+            source, ours = self.content.source(deb["sha256"])
+            if ours:
+                files.link(source, path)
+            else:
+                files.write_new(path, files.chunks_of(source), 0o600)
+            if files.checksum(path, "sha256") != deb["sha256"]:
+                raise Failure("BuildFailed", "{0} changed while it was copied".format(self.host.name(source)))
+            placed.append({"name": deb["name"], "path": path})
+        return placed
 
     def signature(self):
         """The old text, the zeros and the new text, written now: changing the signature later needs no space."""
@@ -467,6 +486,11 @@ def preflight(host, order, stages, content):
     if order["payload"] is not None:
         mount = host.mount_of(host.at(order["payload"]["path"]))[0]
         need[mount] = need.get(mount, 0) + order["payload"]["size"]
+    for deb in (order.get("packages") or {}).get("debs", []):
+        # Packed and unpacked, on whatever file system; half of it is asked for twice below.
+        for path in ("/var/lib/dpkg", "/usr"):
+            mount = host.mount_of(host.at(path))[0]
+            need[mount] = need.get(mount, 0) + 4 * deb["size"]
     count = len(list(orders.entries(order)))
     for mount, stage in sorted(stages.items()):
         available, inodes = host.space(os.path.dirname(stage))

@@ -10,6 +10,8 @@ ACTIONS = ("none", "reload", "restart", "held-restart", "stop-start")
 FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/var", "/root", "/opt", "/lib", "/bin")
 SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
 BAG = re.compile(r"^[a-z0-9_]+\.json$")
+PACKAGE = re.compile(r"^[a-z0-9][a-z0-9+.-]{1,63}$")
+VERSION = re.compile(r"^[A-Za-z0-9.+~:-]{1,64}$")
 
 
 def refuse(message):
@@ -36,6 +38,8 @@ def check(order):
         for path in order["remove"]:
             check_path(path, seen)
         check_overlap(order, seen)
+        if order.get("packages") is not None:
+            _check_packages(order["packages"])
         payload = order["payload"]
         if payload is not None:
             check_path(payload["path"], seen)
@@ -68,6 +72,23 @@ def _check_extras(service):
     numbers += [pair["wait_seconds"], pair["stable_seconds"]] if pair else []
     if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
         refuse("{0} has {1!r}".format(service["unit"], numbers))
+
+
+def _check_packages(packages):
+    names = [deb["name"] for deb in packages["debs"]] + packages["remove"]
+    if not all(PACKAGE.match(name) for name in names) or len(set(names)) != len(names):
+        refuse("the Debian packages {0!r}".format(names))
+    for deb in packages["debs"]:
+        check_digest(deb["sha256"])
+        if not isinstance(deb["size"], int) or deb["size"] < 0 or not VERSION.match(deb["version"]):
+            refuse("the Debian package {0!r}".format(deb))
+    for path in packages["keep"] + packages["imports"]:
+        check_path(path, None)
+    if any(posixpath.dirname(path) != "/usr/bin" for path in packages["keep"]):
+        refuse("{0!r} are kept from dpkg".format(packages["keep"]))
+    for seconds in (packages["lock_seconds"], packages["timeout_seconds"]):
+        if not isinstance(seconds, (int, float)) or seconds < 0:
+            refuse("{0!r} s for Debian packages".format(seconds))
 
 
 def _check_bag(bag):
@@ -165,6 +186,8 @@ def contents(order):
             wanted[entry["sha256"]] = entry["size"]
     if order["payload"] is not None:
         wanted[order["payload"]["sha256"]] = order["payload"]["size"]
+    for deb in (order.get("packages") or {}).get("debs", []):
+        wanted[deb["sha256"]] = deb["size"]
     return wanted
 
 

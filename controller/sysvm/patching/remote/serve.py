@@ -4,7 +4,7 @@ import os
 import platform
 import time
 
-from . import actors, arriving, build, checks, digests, files, keeping, login, look, worker
+from . import actors, arriving, build, checks, digests, files, keeping, login, look, packages, worker
 from . import journal as journals
 from . import order as orders
 from .failures import NO_SPACE, Failure, of
@@ -97,7 +97,10 @@ class Session(object):
     def do_digest(self, number, args):
         with look.idle():
             found = digests.Known(self.store.home) if args.get("known") else digests.Read()
-            return look.digest(self.host, args["paths"], args["roots"], args["exclude"], found)
+            result = look.digest(self.host, args["paths"], args["roots"], args["exclude"], found)
+        if args.get("packages"):
+            result["packages"] = packages.facts(self.host, args["packages"])
+        return result
 
     def do_read(self, number, args):
         content, digest = look.read(self.host, args["path"])
@@ -376,7 +379,8 @@ class Session(object):
         operation = self.begun_operation()
         if self.journal.phase not in journals.UNTOUCHED:
             raise Failure("ProtocolError", "{0} was run already".format(operation.id), False)
-        self.journal.enter(journals.ABANDONED, None, "given up before anything was changed")
+        left = packages.settle(self.host, self.journal, False)
+        self.journal.enter(journals.ABANDONED, None, "given up before anything was changed" + left)
         tidy(self.store, None)
         self.let_go()
         return {"report": self.store.report(operation)}

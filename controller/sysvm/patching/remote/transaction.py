@@ -1,7 +1,8 @@
 """One live patch from the switch to its end, and the way back from every place in between.
 
     phase          a restart finds                                   and does
-    Staging Built  nothing of the VM's own changed                   gives up: Abandoned
+    Staging Built  nothing of the VM's own changed, but perhaps      gives up: Abandoned
+                   Debian packages (`packages`), which stay
     Switching ...  old and new mixed, signature zeros                goes back: RolledBack
     Verifying      all new, signature zeros                          goes back: RolledBack
     Committing     all new and verified; tgz and signature half way  finishes: Committed
@@ -13,7 +14,7 @@
 
 import time
 
-from . import actors, agent, build, checks, core, databags, fence, files, hold, steady, superseded, switch
+from . import actors, agent, build, checks, core, databags, fence, files, hold, packages, steady, superseded, switch
 from . import journal as journals
 from . import order as orders
 from .failover import PairServices as Services
@@ -71,9 +72,10 @@ class Transaction(object):
 
     # -------------------------------------------------------------------------------------- before the switch
 
-    def abandon(self, reason, message):
-        """End it before anything changed."""
-        self.journal.enter(journals.ABANDONED, reason, message)
+    def abandon(self, reason, message, at_boot=False):
+        """End it before anything changed, but perhaps Debian packages."""
+        left = packages.settle(self.host, self.journal, at_boot)
+        self.journal.enter(journals.ABANDONED, reason, message + left)
 
     # -------------------------------------------------------------------------------------- forward
 
@@ -87,6 +89,8 @@ class Transaction(object):
 
     def run_steps(self, deadline):
         try:
+            if self.order.get("packages"):
+                self.step("Packages", lambda deadline: packages.install(self, deadline), deadline, "PackagesNeeded")
             self.step("Fence", self.fence, deadline, "OtherActor")
         except Failure as failure:
             text = "{0}; nothing was changed".format(failure.message)
@@ -303,7 +307,8 @@ class Transaction(object):
         if not at_boot:
             agent.tell_back(self)
         self.journal.add("step", name="Restore", state="done")
-        text = tail(message, 1500) + "; the VM is wholly as it was before" + left
+        kept = packages.left(self.journal.records)
+        text = tail(message, 1500) + "; the VM is wholly as it was before" + kept + left
         self.journal.enter(journals.ROLLED_BACK, reason, text)
 
     def make_effective(self, at_boot, everywhere=False):
@@ -433,7 +438,7 @@ class Transaction(object):
         hold.clean(self.host, self.journal)
         self.note_all(fence.clean(self.host, self.journal.records))
         if phase in journals.UNTOUCHED:
-            self.abandon(reason, "it was interrupted before anything was changed")
+            self.abandon(reason, "it was interrupted before anything was changed", at_boot)
         elif phase == journals.COMMITTING:
             try:
                 self.finish_commit(reason, "it was interrupted after the decision to commit and was finished")
