@@ -321,11 +321,11 @@ class DigestArgs(TypedDict):
     """Folders that are listed with everything below, without `__pycache__` and without following links."""
     exclude: list[str]
     """fnmatch patterns on absolute paths, `*` crosses `/`: below `roots` what matches is neither listed nor read."""
+    packages: NotRequired[list[str]]
+    """Debian packages whose state is asked for, at most 100."""
     known: NotRequired[bool]
     """A file that nobody has touched since an earlier scan need not be read again (remote/digests.py). Left out: every
     file is read."""
-    packages: NotRequired[list[str]]
-    """Debian packages whose state is asked for, at most 100."""
 
 
 class FileFact(TypedDict):
@@ -342,9 +342,6 @@ class FileFact(TypedDict):
     """Target of a symbolic link."""
 
 
-class DigestResult(TypedDict):
-    facts: list[FileFact]
-    """Sorted by path, each path once."""
 class PackageFact(TypedDict):
     """What dpkg says of a package that it knows."""
 
@@ -358,15 +355,18 @@ class PackageFact(TypedDict):
     """Other paths that do, at most ten, without folders and documentation."""
 
 
+class DigestResult(TypedDict):
+    facts: list[FileFact]
+    """Sorted by path, each path once."""
     truncated: bool
     """More than 20,000 entries or 2 GiB: the rest was not looked at."""
     read_bytes: int
     """Of the files that were read; with `known` usually few."""
+    packages: NotRequired[list[PackageFact]]
+    """Those that were asked for and are known there."""
 
 
 class ReadArgs(TypedDict):
-    packages: NotRequired[list[PackageFact]]
-    """Those that were asked for and are known there."""
     """Content of one regular file (a three-way merge needs it). At most 16 MiB. Missing file: `size` is -1."""
 
     path: str
