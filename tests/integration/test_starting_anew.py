@@ -18,7 +18,7 @@ from lab.cloud import Answer, CutJob, ManagementServer, Network, VMState, Vpc, W
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import Images
 from sysvm.api.methods import Method
-from sysvm.api.observed import RedundancyRole
+from sysvm.api.observed import DataBags, RedundancyRole, RuleKind
 from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
@@ -71,7 +71,9 @@ class Cloud:
             if inside is None or inside.state is not VMState.RUNNING:
                 continue
             look = observed(at=now() + timedelta(seconds=1), version=inside.inside.template_version)
-            look = look.model_copy(update={"boot_id": f"boot-{inside.inside.boots}", "booted": True})
+            held = DataBags(held=3, rules=dict.fromkeys(RuleKind, 0) | inside.inside.rules)
+            seen = {"boot_id": f"boot-{inside.inside.boots}", "booted": True, "data_bags": held}
+            look = look.model_copy(update=seen)
             role = RedundancyRole(inside.role) if inside.redundant else None
             known = facts(vm.name, type=vm.type, observed=look)
             found.append(replace(known, redundancy=redundancy(role)) if role is not None else known)
@@ -311,3 +313,88 @@ async def test_observing_endpoints_let_no_call_out() -> None:
     async with cloud_of(Management.OBSERVE) as cloud:
         ended = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
         assert (ended.reason, cloud.calls) == (Reason.OBSERVE_ONLY, [])
+
+
+RULES = {"Firewall": 3, "Egress": 1, "PortForwarding": 2, "StaticNat": 1, "LoadBalancer": 2}
+
+
+@pytest.mark.parametrize("method", [Method.RECREATE, Method.REBOOT])
+@pytest.mark.parametrize("network", ["single", "pair"])
+async def test_a_router_that_has_its_rules_again_is_done_and_one_that_lacks_one_is_not(
+    cloud: Cloud, network: str, method: Method
+) -> None:
+    cloud.world.add_rules(next(each for each in cloud.world.networks.values() if each.name == network), **RULES)
+    ended = await cloud.do(method, routers(cloud, network)[0])
+    assert (ended.result, ended.message) == (OperationResult.SUCCEEDED, "")
+    cloud.world.faults.lose_rules = 1
+    ended = await cloud.do(method, routers(cloud, network)[0])
+    assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.RULES_MISSING)
+    assert "has 2 firewall rules where 3 are listed, 0 egress rules where 1 are listed" in ended.message
+    assert "1 load balancer rules where 2 are listed" in ended.message
+
+
+async def test_the_rules_of_all_tiers_of_a_vpc_are_counted(cloud: Cloud) -> None:
+    (vpc,) = cloud.world.vpcs.values()
+    for tier in cloud.world.tiers(vpc):
+        cloud.world.add_rules(tier, PortForwarding=2, LoadBalancer=1, NetworkACL=4, StaticNat=1)
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "vpc")[0])
+    assert (ended.result, ended.message) == (OperationResult.SUCCEEDED, "")
+    cloud.world.faults.lose_rules = 1
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "vpc")[0])
+    assert ended.reason == Reason.RULES_MISSING
+    assert "11 network ACL items where 12 are listed" in ended.message
+
+
+async def test_a_list_that_the_role_may_not_read_is_told_and_its_rules_are_compared_with_those_of_before(
+    cloud: Cloud,
+) -> None:
+    cloud.world.add_rules(next(each for each in cloud.world.networks.values() if each.name == "single"), **RULES)
+    user = cloud.world.users[0]
+    user.lacks = frozenset({"listFirewallRules"})
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
+    assert ended.result is OperationResult.SUCCEEDED
+    assert "rules not compared with the server's: listFirewallRules" in ended.message
+    cloud.world.faults.lose_rules = 1
+    ended = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
+    assert "2 firewall rules where 3 were held before" in ended.message
+
+
+@pytest.mark.parametrize("kind", ["router", "secstorage"])
+async def test_a_zone_without_room_keeps_what_it_has(cloud: Cloud, kind: str) -> None:
+    name = routers(cloud, "single")[0] if kind == "router" else of_type(cloud, kind)
+    for host in cloud.world.hosts.values():
+        host.memory_allocated_bytes = 8 * 1024**3 - 300 * 1024**2
+    ended = await cloud.do(Method.RECREATE, name)
+    assert (ended.reason, cloud.calls) == (Reason.NO_CAPACITY, [])
+    assert f"no room in zone ams-1 for another VM like {name}: it needs 512 MiB" in ended.message
+    assert ended.message.endswith("kvm-1 has 300 MiB and 32000 MHz free, kvm-2 has 300 MiB and 32000 MHz free; "
+                                  "nothing was changed")  # fmt: skip
+
+
+async def test_the_last_public_address_is_not_gambled_with(cloud: Cloud) -> None:
+    (zone,) = cloud.world.zones.values()
+    zone.free_addresses["VIRTUAL_NETWORK_PUBLIC_IP"] = 0
+    ended = await cloud.do(Method.RECREATE, of_type(cloud, "consoleproxy"))
+    assert (ended.reason, cloud.calls) == (Reason.NO_CAPACITY, [])
+    assert "no public address is free" in ended.message
+    again = await cloud.do(Method.RECREATE, routers(cloud, "single")[0])
+    assert again.result is OperationResult.SUCCEEDED, "a router takes over the addresses of its network"
+
+
+COUNTING = {
+    "listFirewallRules", "listEgressFirewallRules", "listPortForwardingRules", "listLoadBalancerRules",
+    "listNetworkACLs", "listPublicIpAddresses", "listNetworks", "listCapacity",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "questions"), [("single", 10), ("pair", 10), ("vpc", 22), ("secstorage", 1)])
+async def test_what_is_compared_costs_few_questions_a_group(cloud: Cloud, what: str, questions: int) -> None:
+    """A network five before the call and five after it, a VPC two and three a tier, whatever tenants have."""
+    for network in cloud.world.networks.values():
+        cloud.world.add_rules(network, **{kind: 40 * count for kind, count in RULES.items()}, NetworkACL=50)
+    name = of_type(cloud, what) if what == "secstorage" else routers(cloud, what)[0]
+    ended = await cloud.do(Method.RECREATE, name)
+    assert ended.result is OperationResult.SUCCEEDED
+    asked = [call for call in cloud.world.calls if call.command in COUNTING]
+    assert len(asked) == questions
+    assert all(call.parameters["pagesize"] == "1" for call in asked if "Rules" in call.command)

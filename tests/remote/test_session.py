@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -266,6 +267,43 @@ def test_a_probe_counts_the_data_bags_that_the_management_server_filled(vm, clie
         (folder / name).write_text(text)
     (folder / "monitorservice.json").symlink_to("firewallrules.json")
     assert one.get(protocol.ProbeResult, "probe", asked)["data_bags"] == 2, "firewallrules, vmdata"
+
+
+def test_a_probe_counts_the_rules_of_tenants_by_kind(vm, client):
+    asked = {"units": [], "paths": []}
+    one = client()
+    kinds = ("Egress", "Firewall", "LoadBalancer", "NetworkACL", "PortForwarding", "StaticNat", "VpnUser")
+    assert one.get(protocol.ProbeResult, "probe", asked)["rules"] == dict.fromkeys(kinds, 0)
+    folder = vm.root / "etc/cloudstack"
+    folder.mkdir()
+    bags = {
+        "firewallrules": {
+            "0": {"traffic_type": "Egress", "type": "System"},
+            "4": {"traffic_type": "Egress"},
+            "5": {"traffic_type": "Ingress"},
+            "6": {"traffic_type": "Ingress"},
+        },
+        "forwardingrules": {
+            "192.0.2.1": [{"type": "staticnat", "public_ip": "192.0.2.1"}],
+            "192.0.2.2": {"f1": {"type": "forward"}, "f2": {"type": "forward"}, "f3": {"type": "forward"}},
+        },
+        "loadbalancer": {"config": [{"add_rules": ["192.0.2.2:80:0.0.0.0/0", "192.0.2.2:443:,"]}]},
+        "networkacl": {
+            "eth2": {"ingress_rules": [{}, {}], "egress_rules": [{}]},
+            "eth3": {"ingress_rules": [{}], "egress_rules": []},
+            "eth4": {"ingress_rules": [{}], "egress_rules": [], "private_gateway_acl": True},
+        },
+        "vpnuserlist": {"alice": {"password": "x"}},
+    }
+    for name, bag in bags.items():
+        (folder / (name + ".json")).write_text(json.dumps(dict(bag, id=name)))
+    found = one.get(protocol.ProbeResult, "probe", asked)["rules"]
+    assert found == dict(zip(kinds, (1, 2, 2, 4, 3, 1, 1)))
+    (folder / "firewallrules.json").write_text("{" + " " * (1024 * 1024) + "}")
+    (folder / "networkacl.json").write_text('{"eth2": [1]}')
+    (folder / "loadbalancer.json").write_text('{"config')
+    found = one.get(protocol.ProbeResult, "probe", asked)["rules"]
+    assert sorted(found) == ["PortForwarding", "StaticNat", "VpnUser"], "what cannot be counted is not told as none"
 
 
 def test_a_probe_knows_the_role_the_checks_and_the_journal(vm, client):

@@ -193,6 +193,20 @@ class ObservedHostPayload(ApiModel):
     read."""
 
 
+class RuleKind(StrEnum):
+    FIREWALL = "Firewall"
+    EGRESS = "Egress"
+    PORT_FORWARDING = "PortForwarding"
+    STATIC_NAT = "StaticNat"
+    LOAD_BALANCER = "LoadBalancer"
+    NETWORK_ACL = "NetworkACL"
+    VPN_USER = "VpnUser"
+
+
+RuleCounts = Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(max_length=8)]
+"""How many rules there are of each `RuleKind`. A kind that is left out was not counted."""
+
+
 class DataBags(ApiModel):
     """A router's copy of its rules in /etc/cloudstack. Its boot deletes it, and only the management server can send it
     again."""
@@ -205,6 +219,9 @@ class DataBags(ApiModel):
     """The first look after that boot had finished and fewer than half did."""
     lost: bool = False
     """The management server had time to send them and did not: the VM rebooted by itself and has lost its rules."""
+    rules: RuleCounts = Field(default_factory=dict)
+    """How many rules of each kind they hold: Firewall (ingress), Egress, PortForwarding, StaticNat, LoadBalancer,
+    NetworkACL (items), VpnUser. A kind whose data bag cannot be counted is left out."""
 
 
 class Observed(ApiModel):

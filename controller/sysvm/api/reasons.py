@@ -222,6 +222,9 @@ class Reason(StrEnum):
     VM_NOT_RUNNING = "VMNotRunning"
     VM_GONE = "VMGone"
     AGENT_NOT_UP = "AgentNotUp"
+    NO_CAPACITY = "NoCapacity"
+    RULES_NOT_COMPARED = "RulesNotCompared"
+    RULES_MISSING = "RulesMissing"
     LEFTOVER_ROUTER = "LeftoverRouter"
     DUPLICATE_GATEWAY = "DuplicateGateway"
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from sysvm.api.base import ApiModel, NameRef, ObjectMeta, ObservedStatus, Time, matching, rule
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import AllowedMethod, LivePatchOptions, Method
+from sysvm.api.observed import RuleCounts
 from sysvm.api.operation import OperationResult
 from sysvm.api.policy import Approval, Checks, NextAction, PolicyBlocker
 from sysvm.api.strategy import Strategy
@@ -259,6 +260,10 @@ class GroupOperation(ApiModel):
     """When it began to prepare."""
     before: Annotated[tuple[GroupVM, ...], Field(max_length=16)] = ()
     """The VMs of the group right before the call."""
+    rules_listed: RuleCounts = Field(default_factory=dict)
+    """Rules of the network or VPC right before the call, as the management server listed them, by kind."""
+    rules_held: RuleCounts = Field(default_factory=dict)
+    """The same as the routers held them, each of them at least so many. Both are gone when it is Done."""
     job_id: Annotated[str, Field(max_length=64)] | None = None
     """The job, as soon as the server has named it."""
     job_failure: Annotated[str, Field(max_length=512)] = ""
@@ -272,9 +277,9 @@ class GroupOperation(ApiModel):
     result: OperationResult | None = None
     """Absent while it is open."""
     reason: Annotated[str, Field(max_length=64)] = ""
-    """One word for programs about a result that is not Succeeded."""
+    """One word for programs about a result that is not Succeeded, or about what it waits for."""
     message: Annotated[str, Field(max_length=512)] = ""
-    """What it waits for, or what went wrong."""
+    """What it waits for, what went wrong, or what could not be verified."""
 
 
 class RolloutStatus(ObservedStatus):

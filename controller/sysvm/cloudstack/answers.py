@@ -28,7 +28,8 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.observed import RedundancyRole
 from sysvm.cloudstack.errors import AnswerInvalid
 from sysvm.cloudstack.transport import Answer
-from sysvm.domain.cloud import CloudHost, CloudNetwork, CloudVM, CloudVMState, CloudVPC, CloudZone
+from sysvm.domain.cloud import CloudHost, CloudNetwork, CloudServer, CloudVM, CloudVMState, CloudVPC, CloudZone
+from sysvm.domain.room import HostRoom
 from sysvm.domain.templates import CloudTemplate
 
 M = TypeVar("M", bound="_Entry")
@@ -52,6 +53,10 @@ def _time(value: object) -> object:
         return value
     moment = datetime.fromisoformat(value)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _number(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
 
 
 def _or_none(value: object, check: ValidatorFunctionWrapHandler) -> object:
@@ -152,6 +157,31 @@ class _Host(_Entry):
     arch: _Note = None
     state: _Name
     resourcestate: _Name
+    version: _Word = None
+
+
+_Whole = Annotated[int | None, BeforeValidator(_number), WrapValidator(_or_none)]
+"""A number that the server tells as a number or as a text of digits."""
+
+
+class _HostRoom(_Entry):
+    id: _Id
+    memorywithoverprovisioning: _Whole = None
+    memoryallocatedbytes: _Whole = None
+    cpuwithoverprovisioning: _Whole = None
+    cpuallocatedvalue: _Whole = None
+
+
+class _Capacity(_Entry):
+    type: int
+    capacityused: _Whole = None
+    capacitytotal: _Whole = None
+
+
+class _Server(_Entry):
+    id: _Id
+    name: _Name
+    state: _Word = None
     version: _Word = None
 
 
@@ -285,6 +315,32 @@ def host(entry: Answer) -> CloudHost:
         resource_state=found.resourcestate,
         version=found.version,
     )
+
+
+def host_room(entry: Answer) -> tuple[str, HostRoom]:
+    """Id of a host and what is free on it, of an entry of `listHosts` with its details. Raises `AnswerInvalid`."""
+    found = _checked(_HostRoom, "host", entry)
+    return found.id, HostRoom(
+        memory_bytes=_left(found.memorywithoverprovisioning, found.memoryallocatedbytes),
+        cpu_mhz=_left(found.cpuwithoverprovisioning, found.cpuallocatedvalue),
+    )
+
+
+def free_capacity(entry: Answer) -> tuple[int, int | None]:
+    """Type and what is free, of an entry of `listCapacity` (CloudStack 4.21 CapacityResponse). Raises
+    `AnswerInvalid`."""
+    found = _checked(_Capacity, "capacity", entry)
+    return found.type, _left(found.capacitytotal, found.capacityused)
+
+
+def _left(total: int | None, used: int | None) -> int | None:
+    return total - used if total is not None and used is not None else None
+
+
+def management_server(entry: Answer) -> CloudServer:
+    """An entry of `listManagementServers`. Raises `AnswerInvalid`."""
+    found = _checked(_Server, "managementserver", entry)
+    return CloudServer(id=found.id, name=found.name, state=found.state, version=found.version)
 
 
 def zone(entry: Answer) -> CloudZone:

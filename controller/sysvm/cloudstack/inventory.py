@@ -20,7 +20,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.errors import BadParameter, ListChanged, NoSuchObject, NotAllowed
 from sysvm.cloudstack.transport import Answer, Param
-from sysvm.domain.cloud import CloudHost, CloudNetwork, CloudVM, CloudVPC, CloudZone, Snapshot
+from sysvm.domain.cloud import CloudHost, CloudNetwork, CloudServer, CloudVM, CloudVPC, CloudZone, Snapshot
 
 MIN_TEMPLATE_VERSION = "minreq.sysvmtemplate.version"
 VERSION_CHECK = "router.version.check"
@@ -30,7 +30,7 @@ _SETTINGS = (MIN_TEMPLATE_VERSION, VERSION_CHECK, RECREATING_CHECKS)
 LIST_TRIES = 3
 """A list that changes while it is read is read again this often before the sweep is given up."""
 
-T = TypeVar("T", CloudVM, CloudHost, CloudZone, CloudNetwork, CloudVPC)
+T = TypeVar("T", CloudVM, CloudHost, CloudServer, CloudZone, CloudNetwork, CloudVPC)
 
 
 class Lists(Protocol):
@@ -75,10 +75,22 @@ async def sweep(cloud: Lists, clock: Callable[[], datetime]) -> Sweep:
         )
     except NotAllowed:
         not_allowed.append("listInternalLoadBalancerVMs")
+    servers: dict[str, CloudServer] = {}
+    try:
+        servers = await _all(cloud, "listManagementServers", "managementserver", answers.management_server)
+    except NotAllowed:
+        not_allowed.append("listManagementServers")
     networks = await _all(cloud, "listNetworks", "network", answers.network, listall=True, projectid="-1")
     vpcs = await _all(cloud, "listVPCs", "vpc", answers.vpc, listall=True, projectid="-1")
     taken = Snapshot(
-        taken_at=begun, server_version=version, zones=zones, hosts=hosts, vms=vms, networks=networks, vpcs=vpcs
+        taken_at=begun,
+        server_version=version,
+        zones=zones,
+        hosts=hosts,
+        vms=vms,
+        networks=networks,
+        vpcs=vpcs,
+        servers=servers,
     )
     return Sweep(taken, tuple(not_allowed))
 

@@ -17,6 +17,7 @@ from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
 from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, NotAllowed, OutcomeUnknown, Throttled, Unavailable
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
+from sysvm.cloudstack.rules import listed_rules
 from sysvm.cloudstack.templates import setting_of
 from sysvm.cloudstack.transport import Param
 from sysvm.domain import group_operation
@@ -34,6 +35,7 @@ from sysvm.domain.group_operation import (
     Refused,
     Submitted,
 )
+from sysvm.domain.room import HostRoom, Room
 from sysvm.domain.templates import ROUTING, SYSTEM, CloudTemplates
 
 _STATES: Mapping[JobStatus, JobState] = {
@@ -86,15 +88,20 @@ class CloudJobs:
 
     async def look(self, operation: GroupOperation) -> Looked | NotTold:
         """The group as it is now; before the call also its zone, hosts and templates, and until the call is known to
-        have ended the jobs that may be at work on it. What no judge reads is not asked for."""
+        have ended the jobs that may be at work on it. What no judge reads is not asked for; tenants' rules are counted
+        when all else is as it should be."""
         preparing = operation.phase is GroupPhase.PREPARING
         try:
             vms = await self._vms(operation)
             jobs = await self._client.running_jobs() if operation.phase is not GroupPhase.VERIFYING else ()
             zone = await self._zone(operation.zone_id) if preparing else None
-            hosts = await self._hosts(operation.zone_id) if preparing else ()
+            hosts, left = await self._hosts(operation.zone_id) if preparing else ((), {})
+            deploys = preparing and operation.command == Command.DESTROY_SYSTEM_VM
+            addresses = await self._addresses(operation.zone_id) if deploys else {}
             starts = preparing and operation.method is not Method.LIVE_PATCH
             templates = await self._templates(operation, vms) if starts else None
+            counts = group_operation.counts_rules(operation) and group_operation.what_moves(vms) is None
+            rules = await listed_rules(self._client, vms) if counts else None
         except CloudStackError as error:
             return NotTold(str(error))
         return Looked(
@@ -104,7 +111,9 @@ class CloudJobs:
                 jobs=tuple(_told(job) for job in jobs if _concerns(job, operation, vms)),
                 zone=zone,
                 hosts=hosts,
+                room=Room(left, addresses),
                 templates=templates,
+                rules=rules,
             )
         )
 
@@ -145,9 +154,24 @@ class CloudJobs:
         zones = [answers.zone(entry) async for entry in self._client.list_all("listZones", "zone", id=zone_id)]
         return zones[0] if zones else None
 
-    async def _hosts(self, zone_id: str) -> tuple[CloudHost, ...]:
-        entries = self._client.list_all("listHosts", "host", type="Routing", zoneid=zone_id)
-        return tuple(sorted([answers.host(entry) async for entry in entries], key=lambda host: host.name))
+    async def _hosts(self, zone_id: str) -> tuple[tuple[CloudHost, ...], Mapping[str, HostRoom]]:
+        entries = [entry async for entry in self._client.list_all("listHosts", "host", type="Routing", zoneid=zone_id)]
+        hosts = sorted(map(answers.host, entries), key=lambda host: host.name)
+        return tuple(hosts), dict(map(answers.host_room, entries))
+
+    async def _addresses(self, zone_id: str) -> Mapping[int, int]:
+        """Free ones by type of capacity, all pods together; nothing where the role may not ask."""
+        found: dict[int, int] = {}
+        try:
+            answer = await self._client.call("listCapacity", zoneid=zone_id)
+        except NotAllowed:
+            return found
+        entries = answer.get("capacity", [])
+        for entry in entries if isinstance(entries, list) else []:
+            kind, free = answers.free_capacity(entry) if isinstance(entry, dict) else (-1, None)
+            if free is not None:
+                found[kind] = found.get(kind, 0) + free
+        return found
 
     async def _templates(self, operation: GroupOperation, vms: Sequence[CloudVM]) -> CloudTemplates:
         """What new VMs of the group could be started from."""

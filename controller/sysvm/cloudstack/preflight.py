@@ -7,11 +7,12 @@ by one: the whole list is of megabytes, because it describes every parameter of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from sysvm.cloudstack import rules
 from sysvm.cloudstack.errors import NotAllowed, ServerError
 from sysvm.cloudstack.transport import Answer, Param
 
@@ -21,10 +22,12 @@ class Feature(StrEnum):
 
     OBSERVE = "Observe"
     PATCH_BY_API = "live patch by the API"
+    FALL_BACK_TO_API = "live patch by the API where a gate is closed"
     REBOOT = "Reboot"
     RECREATE = "Recreate"
     ADOPT = "templates: Adopt"
     REGISTER = "templates: Register"
+    COMPARE = "room before a call, rules after it"
 
 
 _JOBS = ("queryAsyncJobResult", "listAsyncJobs", "listTemplates")
@@ -41,17 +44,24 @@ COMMANDS: Mapping[Feature, tuple[str, ...]] = {
         "listNetworks",
         "listVPCs",
         "listConfigurations",
+        "listManagementServers",
     ),
     Feature.PATCH_BY_API: ("patchSystemVm", "restartNetwork", "restartVPC", *_JOBS),
+    Feature.FALL_BACK_TO_API: ("patchSystemVm", "restartNetwork", "restartVPC", *_JOBS),
     Feature.REBOOT: ("rebootSystemVm", "rebootRouter", *_JOBS),
     Feature.RECREATE: ("destroySystemVm", "restartNetwork", "restartVPC", *_JOBS),
     Feature.ADOPT: ("listTemplates",),
     Feature.REGISTER: ("listTemplates", "listOsTypes", "registerTemplate", "updateTemplate", "updateConfiguration"),
+    Feature.COMPARE: (*rules.COMMANDS, "listCapacity"),
 }
 """The commands of each feature; every feature needs those of OBSERVE and `listApis` too."""
 
-OPTIONAL = frozenset({"listConfigurations", "listInternalLoadBalancerVMs"})
+OPTIONAL = frozenset({"listConfigurations", "listInternalLoadBalancerVMs", "listManagementServers"})
 """Without these a sweep is less complete, and says what it does not know; it is not refused."""
+
+
+DISPENSABLE = frozenset({Feature.FALL_BACK_TO_API, Feature.COMPARE})
+"""What is lacking for these is told, and is no fault: without them less is compared, or a VM is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +81,17 @@ class Permissions:
         return not set(self.missing.get(Feature.OBSERVE, ())) - OPTIONAL
 
     def sentence(self) -> str:
-        """For a condition: what is missing and what for; empty when nothing is."""
+        """For a condition: what is missing and what for; empty when nothing that is needed is."""
         if self.unknown:
             return "The role of the operator's user may not call listApis, so its other permissions are not known"
-        parts = [f"{', '.join(commands)} ({feature})" for feature, commands in self.missing.items()]
+        return self._lacks([feature for feature in self.missing if feature not in DISPENSABLE])
+
+    def warning(self) -> str:
+        """What is missing of that which can be done without; empty: nothing."""
+        return self._lacks([feature for feature in self.missing if feature in DISPENSABLE])
+
+    def _lacks(self, features: Sequence[Feature]) -> str:
+        parts = [f"{', '.join(self.missing[feature])} ({feature})" for feature in features]
         return f"The role of the operator's user lacks {'; '.join(parts)}" if parts else ""
 
 

@@ -17,7 +17,7 @@ from sysvm.domain.cloud import CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.gate import Claim, ServerPayload, gate_of, unverified, would_install
 from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet, what_moves
-from sysvm.domain.lifecycle import Aim
+from sysvm.domain.lifecycle import Aim, rules_are_back
 from sysvm.domain.pairs import Trouble, primary_now
 from sysvm.domain.running import failed_services, router_of
 
@@ -107,7 +107,8 @@ class ApiPatch:
             told = f"the VMs are not those that were patched: {', '.join(other) or 'one has gone'}"
             return broken(Reason.CLAIM_NOT_VERIFIED, told)
         roles = _roles(look)
-        return _worst([self._stands_up(operation, look, vm, roles) for vm in look.vms])
+        found = _worst([self._stands_up(operation, look, vm, roles) for vm in look.vms])
+        return rules_are_back(operation, look, look.vms) if found.standing is Standing.HOLDS else found
 
     def _stands_up(self, operation: GroupOperation, look: Look, vm: CloudVM, roles: str | None) -> Verdict:
         facts = look.facts(vm)

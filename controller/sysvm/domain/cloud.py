@@ -5,7 +5,7 @@ answer itself. An id is CloudStack's UUID, in lower case. What an answer does no
 started has no host, an agent that never registered has no state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -105,6 +105,17 @@ class CloudHost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CloudServer:
+    """One management server of the cloud."""
+
+    id: str
+    name: str
+    state: str | None = None
+    """Up, Down, ..."""
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloudZone:
     """One zone, with the settings of it that decide."""
 
@@ -166,3 +177,17 @@ class Snapshot:
     vms: Mapping[str, CloudVM]
     networks: Mapping[str, CloudNetwork]
     vpcs: Mapping[str, CloudVPC]
+    servers: Mapping[str, CloudServer] = field(default_factory=dict)
+    """Management servers; empty: the role may not list them."""
+
+
+def several_releases(servers: Iterable[CloudServer]) -> str | None:
+    """Why the management servers are not of one mind, as a sentence; None: they run one release, as far as is told.
+
+    Which of them carries a job out, with which payload and checks, is chance then: an upgrade is under way.
+    """
+    running = sorted((each for each in servers if each.version and each.state in (None, "Up")), key=lambda it: it.name)
+    if len({each.version for each in running}) <= 1:
+        return None
+    named = ", ".join(f"{each.name} {each.version}" for each in running[:5])
+    return f"the management servers run several releases: {named}"

@@ -6,7 +6,8 @@ from sysvm.api.base import ConditionStatus
 from sysvm.api.endpoint import CloudStackEndpoint, CloudStackEndpointStatus, ZoneTemplateVersion
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.domain import conditions
-from sysvm.domain.cloud import Snapshot
+from sysvm.domain.beside import SENTENCES
+from sysvm.domain.cloud import Snapshot, several_releases
 from sysvm.domain.conditions import Wanted
 
 DENIED = frozenset({Reason.UNAUTHORIZED, Reason.MISSING_PERMISSIONS})
@@ -24,8 +25,12 @@ class CloudFacts:
     failure_message: str = ""
     lacking: str = ""
     """Which permissions the role lacks, as a sentence; empty: none, as far as is known."""
+    dispensable: str = ""
+    """The same of permissions that can be done without."""
     not_allowed: tuple[str, ...] = ()
     """Lists that the sweep had to do without."""
+    beside: tuple[str, ...] = ()
+    """Routers left over or twice, a sentence each."""
 
 
 def told_before(endpoint: CloudStackEndpoint, facts: CloudFacts) -> CloudStackEndpointStatus | None:
@@ -54,8 +59,9 @@ def authorized(facts: CloudFacts, before: CloudStackEndpointStatus | None = None
         if known is None or known.status is not ConditionStatus.TRUE:
             return []
         return [conditions.true(ConditionType.AUTHORIZED, Reason.AUTHORIZED, known.message)]
-    told = f"not read: {', '.join(facts.not_allowed)}" if facts.not_allowed else ""
-    return [conditions.true(ConditionType.AUTHORIZED, Reason.AUTHORIZED, told)]
+    told = [f"not read: {', '.join(facts.not_allowed)}"] if facts.not_allowed else []
+    told += [facts.dispensable] if facts.dispensable else []
+    return [conditions.true(ConditionType.AUTHORIZED, Reason.AUTHORIZED, "; ".join(told))]
 
 
 def minimum_versions(snapshot: Snapshot) -> tuple[ZoneTemplateVersion, ...]:
@@ -68,9 +74,15 @@ def minimum_versions(snapshot: Snapshot) -> tuple[ZoneTemplateVersion, ...]:
     return tuple(found.values())[:128]
 
 
-def notes(snapshot: Snapshot) -> str:
+def notes(facts: CloudFacts) -> str:
     """What a person should know of the cloud although nothing is wrong with the endpoint; empty: nothing."""
-    said: list[str] = []
+    snapshot = facts.snapshot
+    if snapshot is None:
+        return ""
+    more = len(facts.beside) - SENTENCES
+    said = [*facts.beside[:SENTENCES], *([f"and {more} such groups more"] if more > 0 else [])]
+    if (differing := several_releases(snapshot.servers.values())) is not None:
+        said.append(differing)
     disabled = sorted(zone.name for zone in snapshot.zones.values() if not zone.enabled)
     if disabled:
         said.append(f"disabled in CloudStack, so that nothing is deployed there: zone {_named(disabled)}")

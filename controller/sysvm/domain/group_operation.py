@@ -18,7 +18,7 @@ What the call is, what must hold before it, how a change is seen and what must h
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
@@ -29,6 +29,8 @@ from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts
+from sysvm.domain.room import Room
+from sysvm.domain.rule_counts import ListedRules, held_counts, listed_counts
 from sysvm.domain.templates import CloudTemplates
 
 QUIET = timedelta(minutes=3)
@@ -95,8 +97,12 @@ class Look:
     zone: CloudZone | None = None
     hosts: tuple[CloudHost, ...] = ()
     """Hypervisor hosts of the zone."""
+    room: Room = field(default_factory=Room)
+    """What the zone has left; only looked at before the call."""
     templates: CloudTemplates | None = None
     """What VMs could be started from; only looked at before the call."""
+    rules: ListedRules | None = None
+    """Tenants' rules that the server lists for the group; None: not asked."""
     known: tuple[VMFacts, ...] = ()
     """What was seen on these VMs over SSH. `identity.name` is the VM's name."""
 
@@ -192,6 +198,7 @@ class Verdict:
     standing: Standing
     reason: Reason | None = None
     sentence: str = ""
+    """Of one that holds: what could not be verified."""
 
 
 HOLDS = Verdict(Standing.HOLDS)
@@ -282,9 +289,18 @@ def todo(operation: GroupOperation) -> Todo:
 def pause(operation: GroupOperation, now: datetime) -> timedelta:
     """How long to wait before the next look or question: longer the longer the phase lasts already, none at first."""
     lasted = now - operation.since
+    if operation.reason == Reason.RULES_NOT_COMPARED:
+        return FIRST_POLL
     if lasted < FIRST_POLL and operation.phase is not GroupPhase.UNKNOWN:
         return FIRST_POLL
     return min(max(FIRST_POLL, lasted / 4), LONGEST_POLL)
+
+
+def counts_rules(operation: GroupOperation) -> bool:
+    """The next look lists the tenants' rules: right before the call, and after it once all the rest is as it should
+    be, because it takes several questions."""
+    reasons = (Reason.RULES_NOT_COMPARED, Reason.RULES_MISSING)
+    return operation.phase is GroupPhase.PREPARING or operation.reason in reasons
 
 
 def after_restart(operation: GroupOperation, now: datetime) -> GroupOperation:
@@ -330,6 +346,8 @@ def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
             GroupPhase.SUBMITTING,
             now,
             before=_marks(look),
+            rules_listed=listed_counts(look.rules),
+            rules_held=held_counts(look.known),
             submitted_at=now,
             submissions=operation.submissions + 1,
             job_id=None,
@@ -338,7 +356,7 @@ def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
     if verdict.standing is Standing.BROKEN or lasted >= limits.step:
         reason = verdict.reason or Reason.FAILED
         return _done(operation, OperationResult.FAILED, reason, f"{verdict.sentence}; nothing was changed", now)
-    return operation.model_copy(update={"message": _cut(verdict.sentence)})
+    return _waits(operation, verdict)
 
 
 def _marks(look: Look) -> tuple[GroupVM, ...]:
@@ -391,7 +409,7 @@ def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
     failure = operation.job_failure
     judged = _without_who_stayed(operation, look)
     if verdict.standing is Standing.HOLDS and not failure:
-        return _done(judged, OperationResult.SUCCEEDED, None, "", now)
+        return _done(judged, OperationResult.SUCCEEDED, None, verdict.sentence, now)
     if verdict.standing is Standing.HOLDS:
         return _done(
             judged,
@@ -402,7 +420,7 @@ def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
         )
     late = now - operation.since >= limits.vm
     if verdict.standing is Standing.NOT_YET and not late:
-        return operation.model_copy(update={"message": _cut(verdict.sentence)})
+        return _waits(operation, verdict)
     told = f"{operation.command}: {failure}; {verdict.sentence}" if failure else verdict.sentence
     return _done(judged, OperationResult.FAILED, verdict.reason or Reason.TIMED_OUT, told, now)
 
@@ -434,8 +452,13 @@ def what_moves(vms: Iterable[CloudVM], jobs: Sequence[Job] = ()) -> str | None:
     return None
 
 
+def _waits(operation: GroupOperation, verdict: Verdict) -> GroupOperation:
+    reason = str(verdict.reason) if verdict.reason is not None else ""
+    return operation.model_copy(update={"reason": reason, "message": _cut(verdict.sentence)})
+
+
 def _to(operation: GroupOperation, phase: GroupPhase, now: datetime, **changes: object) -> GroupOperation:
-    return operation.model_copy(update={"phase": phase, "since": now, "message": "", **changes})
+    return operation.model_copy(update={"phase": phase, "since": now, "reason": "", "message": "", **changes})
 
 
 def _done(
@@ -449,6 +472,8 @@ def _done(
             "result": result,
             "reason": str(reason) if reason is not None else "",
             "message": _cut(sentence),
+            "rules_listed": {},
+            "rules_held": {},
         }
     )
 

@@ -9,7 +9,7 @@ A guest's own reboot is never used: on KVM it loses the router's rules, because 
 brings them (CloudStack 4.21 VirtualNetworkApplianceManagerImpl.finalizeStart).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,16 +18,22 @@ from sysvm.api.images import Images
 from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
+from sysvm.domain.beside import duplicate_sentence, duplicates, leftover_sentence, leftovers
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState
 from sysvm.domain.facts import ZONE_TYPES, VMFacts
 from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet
 from sysvm.domain.pairs import Trouble, primary_now
+from sysvm.domain.room import no_room
+from sysvm.domain.rule_counts import missing_rules, not_compared
 from sysvm.domain.running import failed_services, router_of
 from sysvm.domain.templates import place_of, wrong_template
 from sysvm.domain.versions import is_older
 
 ROUTER_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMType.DHCPSRVR})
 """Types that rebootRouter, restartNetwork and restartVPC know."""
+
+RULED_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER})
+"""Types that hold rules of tenants which the server lists by network."""
 
 SETTLING = timedelta(seconds=60)
 """After a job has ended the server still removes what it replaced; what is left then stays."""
@@ -104,33 +110,6 @@ def interruption(method: Method, type_: SystemVMType, *, redundant: bool, alone:
     if redundant:
         return "it is stopped and started while its peer has the gateway: a PRIMARY hands it over"
     return "it is stopped and started: no forwarding, DHCP or DNS meanwhile, one to two minutes"
-
-
-# Left-overs and duplicates
-
-
-def leftovers(vms: Iterable[CloudVM]) -> tuple[CloudVM, ...]:
-    """Routers that do not run beside others of their group that do: what a failed restart leaves behind."""
-    known = tuple(vms)
-    if not any(vm.state is CloudVMState.RUNNING for vm in known):
-        return ()
-    return tuple(vm for vm in known if vm.state in (CloudVMState.STOPPED, CloudVMState.ERROR))
-
-
-def duplicates(vms: Iterable[CloudVM]) -> tuple[CloudVM, ...]:
-    """Routers of one network or VPC that run at once although they are no pair: two machines with one gateway."""
-    running = tuple(vm for vm in vms if vm.state is CloudVMState.RUNNING and not vm.redundant)
-    return running if len(running) > 1 else ()
-
-
-def leftover_sentence(left: Sequence[CloudVM]) -> str:
-    names = ", ".join(f"{vm.name} ({vm.state})" for vm in left)
-    return f"{names} left over beside routers that run: a later restart with cleanup removes it, nothing else does"
-
-
-def duplicate_sentence(twice: Sequence[CloudVM]) -> str:
-    names = " and ".join(vm.name for vm in twice)
-    return f"{names} run with the same gateway and are no redundant pair: tenants' traffic is at risk now"
 
 
 # The judges
@@ -214,7 +193,7 @@ class Reboot(_Common):
             return well
         if facts is not None and facts.observed is not None and facts.observed.boot_id == _boot_before(operation):
             return broken(Reason.CLAIM_NOT_VERIFIED, f"{vm.name} was not started anew: it is in the same boot")
-        return HOLDS
+        return rules_are_back(operation, look, [vm])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +208,7 @@ class RecreateRouters(_Common):
         if twice:
             return broken(Reason.DUPLICATE_GATEWAY, duplicate_sentence(twice))
         choices = [self._choice(look, vm) for vm in running]
-        return _first(_placed(look, running, elsewhere=True), *choices)
+        return _first(_placed(look, running, elsewhere=True), *choices, _fits_in(look, running[0]))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return {vm.id for vm in look.vms} != {vm.id for vm in operation.before}
@@ -253,7 +232,7 @@ class RecreateRouters(_Common):
         if missing > 0:
             return not_yet(Reason.VM_NOT_RUNNING, f"{operation.group} has only {new[0].name}: its peer is missing")
         well = _first(*(self._runs_well(operation, vm, look.facts(vm)) for vm in new))
-        return _one_primary(look, new) if well.standing is Standing.HOLDS else well
+        return _in_turn(well, lambda: _one_primary(look, new), lambda: rules_are_back(operation, look, new))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +244,7 @@ class RecreateSystemVM(_Common):
         vm = _find(look.vms, operation.target)
         if vm is None:
             return broken(Reason.VM_GONE, f"the VM with id {operation.target} is not there any more")
-        return _first(_placed(look, [vm], elsewhere=True), self._choice(look, vm))
+        return _first(_placed(look, [vm], elsewhere=True), self._choice(look, vm), _fits_in(look, vm))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return _find(look.vms, operation.target) is None
@@ -335,6 +314,13 @@ def _placed(look: Look, vms: Sequence[CloudVM], *, elsewhere: bool) -> Verdict:
     return HOLDS
 
 
+def _fits_in(look: Look, vm: CloudVM) -> Verdict:
+    """One more like it finds room, as far as the server tells."""
+    hosts = [host for host in look.hosts if takes_vms(host) and _fits(host, vm)]
+    told = no_room(look.room, vm, hosts)
+    return HOLDS if told is None else not_yet(Reason.NO_CAPACITY, told)
+
+
 def takes_vms(host: CloudHost) -> bool:
     """The server can start VMs on it: its agent answers and nobody has taken it out of service."""
     return host.state == "Up" and host.resource_state == "Enabled"
@@ -347,6 +333,34 @@ def _fits(host: CloudHost, vm: CloudVM) -> bool:
 
 def _condition(host: CloudHost | None) -> str:
     return "not listed" if host is None else f"{host.state}, {host.resource_state}"
+
+
+def rules_are_back(operation: GroupOperation, look: Look, routers: Sequence[CloudVM]) -> Verdict:
+    """The routers hold the rules that the server lists, as far as there is anything to compare."""
+    counted = [vm for vm in routers if vm.type in RULED_TYPES]
+    if not counted:
+        return HOLDS
+    if look.rules is None:
+        return not_yet(Reason.RULES_NOT_COMPARED, "all else is as it should be; tenants' rules are counted now")
+    known = [facts for vm in counted if (facts := look.facts(vm)) is not None]
+    lacking = [
+        told
+        for facts in known
+        if (told := missing_rules(operation.rules_listed, operation.rules_held, look.rules, facts)) is not None
+    ]
+    if lacking:
+        return _once_settled(operation, look, broken(Reason.RULES_MISSING, "; ".join(lacking)))
+    return Verdict(Standing.HOLDS, sentence=not_compared(look.rules, known))
+
+
+def _in_turn(first: Verdict, *others: Callable[[], Verdict]) -> Verdict:
+    """The first that does not hold, or the last."""
+    verdict = first
+    for other in others:
+        if verdict.standing is not Standing.HOLDS:
+            return verdict
+        verdict = other()
+    return verdict
 
 
 def _one_primary(look: Look, routers: Sequence[CloudVM]) -> Verdict:

@@ -6,10 +6,12 @@ router runs without firewall, forwarding and DHCP entries until somebody asks it
 status with every look, so a restart of the operator forgets nothing.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from sysvm.api.methods import Method
-from sysvm.api.observed import DataBags, Observed
+from sysvm.api.observed import DataBags, Observed, RuleKind
 from sysvm.api.operation import OperationStatus
 from sysvm.domain.facts import VMFacts
 
@@ -28,8 +30,9 @@ def data_bags(
     booted: bool,
     at: datetime,
     operation: OperationStatus | None,
+    rules: Mapping[RuleKind, int] = MappingProxyType({}),
 ) -> DataBags | None:
-    """What a look that found `held` bags adds to the last one.
+    """What a look that found `held` bags, and in them so many `rules`, adds to the last one.
 
     `operation`: the one in work, or the last. A start that the operator ordered is the management server's, so nothing
     is compared with what was before it. Otherwise a router is compared with itself only: one that never had a bag has
@@ -38,6 +41,13 @@ def data_bags(
     """
     if held is None:
         return None
+    bags = _compared(old, held=held, boot_id=boot_id, booted=booted, at=at, operation=operation)
+    return bags.model_copy(update={"rules": {str(kind): count for kind, count in rules.items()}})
+
+
+def _compared(
+    old: Observed | None, *, held: int, boot_id: str, booted: bool, at: datetime, operation: OperationStatus | None
+) -> DataBags:
     known = old.data_bags if old is not None else None
     if old is None or known is None:
         return DataBags(held=held)

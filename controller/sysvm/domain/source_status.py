@@ -114,7 +114,7 @@ def _endpoint_says(
         told = f"{told}; not {_why_unreachable(unreachable)}"
     if away:
         told = f"{told}; {away} cannot be looked at now: stopped, on their way, or without an address"
-    if cloud is not None and cloud.snapshot is not None and (more := notes(cloud.snapshot)):
+    if cloud is not None and (more := notes(cloud)):
         told = f"{told}; {more}"
     return [
         conditions.true(ConditionType.READY, Reason.REACHABLE, told),

@@ -20,6 +20,7 @@ from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.cloudstack.preflight import Feature, Permissions, missing_permissions
 from sysvm.cloudstack.templates import CloudImages
 from sysvm.cloudstack.transport import Access
+from sysvm.domain.beside import Beside, found_beside
 from sysvm.domain.cloud import CloudHost, CloudVM, Snapshot
 from sysvm.domain.inventory import Delta, delta_of
 from sysvm.engine.ports import Clock
@@ -67,6 +68,7 @@ class _Cloud:
     failure: SweepFailed | None = None
     failures: int = 0
     not_allowed: tuple[str, ...] = ()
+    beside: Beside = field(default_factory=Beside)
     features: frozenset[Feature] = frozenset()
     permissions: Permissions | None = None
     permissions_at: datetime | None = None
@@ -132,6 +134,11 @@ class ManagedClouds:
         """Lists that the last sweep had to do without."""
         cloud = self._clouds.get(endpoint)
         return cloud.not_allowed if cloud is not None else ()
+
+    def beside(self, endpoint: Key) -> Beside:
+        """Routers left over or twice, as the last two sweeps found them."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.beside if cloud is not None else Beside()
 
     def explained(self, endpoint: Key) -> Collection[str]:
         """Ids of VMs that a job of ours destroyed."""
@@ -297,6 +304,7 @@ class ManagedClouds:
         cloud.noted = {id_: each for id_, each in cloud.noted.items() if each[0] > outcome.snapshot.taken_at}
         snapshot = _with_noted(outcome.snapshot, cloud.noted)
         delta = delta_of(cloud.snapshot, snapshot)
+        cloud.beside = found_beside(cloud.snapshot, snapshot)
         cloud.failure, cloud.failures = None, 0
         cloud.snapshot, cloud.not_allowed = snapshot, outcome.not_allowed
         cloud.next_sweep = now + interval

@@ -95,6 +95,7 @@ class EndpointReconciler:
         self._cloud_changed = cloud_changed
         self._clock = clock
         self._memories: dict[Key, _Memory] = {}
+        self._alarmed: dict[Key, frozenset[str]] = {}
 
     async def reconcile(self, key: Key) -> Again | None:
         endpoint = self._stores.endpoints.get(key)
@@ -129,6 +130,7 @@ class EndpointReconciler:
         self._accounts.forget(key)
         self._roster.forget(key)
         self._memories.pop(key, None)
+        self._alarmed.pop(key, None)
         await self._clouds.forget(key)
         for other, _ in list(self._clouds.swept()):
             if self._clouds.rival(other) == key:  # the cloud is another's now
@@ -147,12 +149,20 @@ class EndpointReconciler:
             self._settle_rivals(key, endpoint)
         if delta is not None:
             self._spread(key, delta)
+            self._alarm(key, endpoint)
         requested = endpoint.metadata.annotations.get(REQUESTED_AT_ANNOTATION)
         if requested and requested != endpoint.status.last_handled_reconcile_at:
             self._clouds.sweep_now(key)
         if not endpoint.spec.suspend:
             self._clouds.sweep_if_due(key, self._features(key, endpoint), now)
         return self._cloud_problem(key, endpoint)
+
+    def _alarm(self, key: Key, endpoint: CloudStackEndpoint) -> None:
+        """Tells of each duplicate once, and again when it was gone in between."""
+        alarms = self._clouds.beside(key).alarms
+        for told in sorted(alarms - self._alarmed.get(key, frozenset())):
+            self._notices.tell(ENDPOINT, endpoint.metadata, EventReason.DUPLICATE_GATEWAY, "Sweep", told, warning=True)
+        self._alarmed[key] = alarms
 
     def _spread(self, key: Key, delta: Delta) -> None:
         """Wakes who reads what changed."""
@@ -377,7 +387,9 @@ class EndpointReconciler:
             failure=failure.reason if failure is not None else None,
             failure_message=failure.message if failure is not None else "",
             lacking=permissions.sentence() if permissions is not None else "",
+            dispensable=permissions.warning() if permissions is not None else "",
             not_allowed=self._clouds.not_allowed(key),
+            beside=self._clouds.beside(key).told,
         )
 
 
@@ -392,8 +404,12 @@ def features_of(management: Management, policy: PatchPolicy, images: Images | No
         wanted.add(Feature.REBOOT)
     if AllowedMethod.RECREATE in policy.spec.methods:
         wanted.add(Feature.RECREATE)
+    if AllowedMethod.LIVE_PATCH in policy.spec.methods and policy.spec.live_patch.route is LivePatchRoute.AUTO:
+        wanted.add(Feature.FALL_BACK_TO_API)
     if policy.spec.live_patch.route is LivePatchRoute.API:
         wanted.add(Feature.PATCH_BY_API)
+    if wanted & {Feature.REBOOT, Feature.RECREATE, Feature.PATCH_BY_API, Feature.FALL_BACK_TO_API}:
+        wanted.add(Feature.COMPARE)
     return wanted
 
 

@@ -60,6 +60,7 @@ def observed_from(
             booted=found.booted,
             at=found.at,
             operation=operation,
+            rules=found.rules or {},
         ),
         management=old.management if old is not None else None,
     )

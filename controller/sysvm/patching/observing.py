@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from sysvm.api.endpoint import SystemVMType
-from sysvm.api.observed import PairGateway, PairSample, RedundancyRole
+from sysvm.api.observed import PairGateway, PairSample, RedundancyRole, RuleKind
 from sysvm.api.reasons import Reason
 from sysvm.patching import archives, framing, protocol
 from sysvm.patching.boot import CMDLINE_PATH, BootArguments, parse_boot_arguments
@@ -189,6 +189,7 @@ def observation_of(look: Look, host_key: SeenHostKey) -> Observation:
         boot_id=probe["boot_id"],
         booted=probe["booted"],
         data_bags=None if look.boot.type is None or look.boot.type.runs_agent else probe["data_bags"],
+        rules={kind: probe["rules"][kind] for kind in RuleKind if kind in probe["rules"]},
         services=tuple(_service(unit) for unit in probe["units"] if unit["load"] not in ("not-found", "masked")),
         redundancy=RedundancyRole(redundancy["role"]) if redundancy is not None else None,
         pair_samples=pair_samples(look),

@@ -279,6 +279,9 @@ class ProbeResult(TypedDict):
     data_bags: int
     """Files in /etc/cloudstack that hold what the management server sent: not cmdline and ips, which the VM makes
     of its boot line, and none that is empty."""
+    rules: dict[str, int]
+    """How many rules of each kind (api/observed.py `RuleKind`) these files hold. A kind whose file is of more than 1
+    MiB or cannot be read is left out."""
     uptime_seconds: float
     units: list[UnitState]
     enabled_services: list[str]

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms, SystemVMType
-from sysvm.api.observed import ContentState, PairSample, RedundancyRole
+from sysvm.api.observed import ContentState, PairSample, RedundancyRole, RuleKind
 from sysvm.api.reasons import Reason
 
 
@@ -311,6 +311,8 @@ class Observation:
     """What the role is to be judged by, oldest first; empty where it is not part of a pair."""
     data_bags: int | None = None
     """How many data bags hold what the management server sent; None: its type has none, or was not told."""
+    rules: Mapping[RuleKind, int] | None = None
+    """How many rules of each kind its data bags hold; a kind that could not be counted is left out. None: not told."""
     host_payload: HostPayload | None = None
     """What the hypervisor host on the way keeps; None: no host is on the way, or it keeps none or did not say."""
 

@@ -5,7 +5,7 @@ One table, so that a command that is answered is also one that listApis lists an
 
 from __future__ import annotations
 
-from lab.cloud import listing
+from lab.cloud import listing, rules
 from lab.cloud.answers import Fields
 from lab.cloud.changing import (
     REBOOT_ROUTER,
@@ -71,6 +71,7 @@ _ROUTERS = (
 )
 
 COMMANDS: tuple[Command, ...] = (
+    *rules.COMMANDS,
     Command("listApis", {"name": Kind.STRING}, _list_apis),
     Command(
         "listAsyncJobs",

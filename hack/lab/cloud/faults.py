@@ -57,6 +57,8 @@ class Faults:
     """So many starts of a VM fail: a new router is left Stopped, a system VM cycles until one works."""
     keep_old_router: bool = False
     """A cleanup leaves the old router running beside the new one: two with the same gateway."""
+    lose_rules: int = 0
+    """So many rules of each kind never reach a router that is started or programmed."""
     second_router: bool = False
     """A cleanup of a single-router network makes two new ones."""
     answer: Answer = Answer.TRUE

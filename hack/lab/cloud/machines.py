@@ -94,6 +94,7 @@ class InMemoryMachines:
             inside.signature, inside.agent_version = payload, vm.host.version
         inside.payload = payload
         inside.boots += 1
+        inside.rules = self._world.rules_for(vm)
         return Told(inside.template_version, inside.signature)
 
     async def stop(self, vm: VM) -> None:
@@ -120,6 +121,7 @@ class InMemoryMachines:
 
     async def program(self, vm: VM) -> None:
         vm.inside.programmed += 1
+        vm.inside.rules = self._world.rules_for(vm)
 
     async def roles(self, vms: Iterable[VM]) -> Mapping[str, RedundancyRole]:
         vms = list(vms)

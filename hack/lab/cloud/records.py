@@ -45,6 +45,8 @@ class Zone:
     enabled: bool = True
     network_type: str = "Advanced"
     settings: dict[str, str] = field(default_factory=dict)
+    free_addresses: dict[str, int] = field(default_factory=dict)
+    """VIRTUAL_NETWORK_PUBLIC_IP, PRIVATE_IP: how many are free of 100; 50 where nothing is said."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -65,6 +67,10 @@ class Host:
     state: str = "Up"
     resource_state: str = "Enabled"
     version: str = "4.21.0.0"
+    memory_allocated_bytes: int = 0
+    """Of 8 GiB."""
+    cpu_allocated_mhz: int = 0
+    """Of 32 GHz."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -117,6 +123,8 @@ class Network:
     project: str | None = None
     state: str = "Implemented"
     restart_required: bool = False
+    rules: dict[str, int] = field(default_factory=dict)
+    """Tenants' rules by kind: Firewall, Egress, PortForwarding, StaticNat, LoadBalancer, NetworkACL."""
     tags: dict[str, str] = field(default_factory=dict)
     created: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -141,6 +149,8 @@ class Inside:
     boots: int = 0
     programmed: int = 0
     """How often its rules were sent again."""
+    rules: dict[str, int] = field(default_factory=dict)
+    """How many rules of each kind it holds."""
 
 
 @dataclass(eq=False, kw_only=True)

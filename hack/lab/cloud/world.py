@@ -367,6 +367,24 @@ class World:
         fit = [h for h in self.hosts.values() if h.zone is zone and h.state == "Up" and h.resource_state == "Enabled"]
         return fit or [h for h in self.hosts.values() if h.zone is zone]
 
+    def add_rules(self, network: Network, **counts: int) -> None:
+        """Tenants have so many rules more; the routers that run hold them. Kinds are those of `Network.rules`."""
+        for kind, count in counts.items():
+            network.rules[kind] = network.rules.get(kind, 0) + count
+        for vm in self.routers_of(network.vpc or network):
+            vm.inside.rules = self.rules_for(vm)
+
+    def rules_for(self, vm: VM) -> dict[str, int]:
+        """What the server sends to a router: everything of its network or of all tiers, but what a fault keeps back."""
+        networks = list(self.tiers(vm.vpc)) if vm.vpc else [vm.network] if vm.network else []
+        if vm.role_name != "VIRTUAL_ROUTER":
+            return {}
+        kinds = {kind for network in networks for kind in network.rules}
+        return {
+            kind: max(0, sum(network.rules.get(kind, 0) for network in networks) - self.faults.lose_rules)
+            for kind in sorted(kinds)
+        }
+
     def tiers(self, vpc: Vpc | None) -> Iterator[Network]:
         if vpc is not None:
             yield from (tier for tier in self._tiers.get(vpc.id, []) if tier.id in self.networks)

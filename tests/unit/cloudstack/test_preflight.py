@@ -52,6 +52,16 @@ async def test_a_reader_may_observe_and_is_told_what_it_lacks_for_the_rest() -> 
     assert len(role.asked) == len(set(role.asked)), "each command is asked for once"
 
 
+async def test_what_can_be_done_without_is_a_warning_and_no_fault() -> None:
+    role = Role(frozenset({"patchSystemVm", "listFirewallRules", "listCapacity"}))
+    found = await missing_permissions(role, [Feature.REBOOT, Feature.FALL_BACK_TO_API, Feature.COMPARE])
+    assert found.sentence() == ""
+    assert found.warning() == (
+        "The role of the operator's user lacks patchSystemVm (live patch by the API where a gate is closed); "
+        "listFirewallRules, listCapacity (room before a call, rules after it)"
+    )
+
+
 async def test_only_what_is_used_is_asked_for() -> None:
     role = Role(CHANGES)
     assert (await missing_permissions(role, [])).complete

@@ -18,6 +18,7 @@ from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.gate import ServerPayload
 from sysvm.domain.group_operation import Command, Job, Look, Standing, Verdict, begun
+from sysvm.domain.rule_counts import ListedRules
 
 from . import builders as b
 
@@ -61,7 +62,8 @@ def known(name: str = "r-1-VM", *, at: datetime | None = None, patched: bool = T
 
 
 def look(*vms: CloudVM, facts: tuple[VMFacts, ...] = (), at: datetime = b.NOW, **values: Any) -> Look:
-    return Look(taken_at=at, vms=vms, known=facts, zone=ZONE, **{"hosts": (HOST,), **values})
+    values = {"hosts": (HOST,), "rules": ListedRules({}), **values}
+    return Look(taken_at=at, vms=vms, known=facts, zone=ZONE, **values)
 
 
 def operation(phase: GroupPhase = GroupPhase.VERIFYING, *, since: datetime = SINCE, **values: Any) -> GroupOperation:

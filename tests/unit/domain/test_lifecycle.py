@@ -10,10 +10,11 @@ from tests.unit.domain.builders import NOW, ago, facts, observed, up_to_date
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.images import Images
 from sysvm.api.methods import Method
-from sysvm.api.observed import RedundancyRole
+from sysvm.api.observed import DataBags, RedundancyRole, RuleKind
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
 from sysvm.domain import group_operation as machine
+from sysvm.domain.beside import duplicates, leftovers
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import Reach, VMFacts
 from sysvm.domain.group_operation import Call, Command, JobState, JobTold, Limits, Look, Looked, Standing, Submitted
@@ -21,12 +22,12 @@ from sysvm.domain.lifecycle import (
     RecreateRouters,
     RecreateSystemVM,
     aim_of,
-    duplicates,
     interruption,
     judge_of,
-    leftovers,
     why_impossible,
 )
+from sysvm.domain.room import HostRoom, Room
+from sysvm.domain.rule_counts import ListedRules
 from sysvm.domain.templates import CloudTemplate, CloudTemplates
 
 LIMITS = Limits(step=timedelta(minutes=10), vm=timedelta(minutes=30))
@@ -80,6 +81,7 @@ def look(*vms: CloudVM, known: tuple[VMFacts, ...] | None = None, **values: Any)
         "zone": ZONE,
         "hosts": HOSTS,
         "templates": templates(),
+        "rules": ListedRules({}),
         "known": tuple(seen(each) for each in vms) if known is None else known,
     }
     return Look(**{**base, **values})
@@ -414,3 +416,68 @@ def test_the_gap_of_an_only_system_vm_is_named() -> None:
     assert "none serves the zone for 5 to 60 s" in alone
     among = interruption(Method.RECREATE, SystemVMType.CONSOLEPROXY, redundant=False, alone=False)
     assert "others go on serving" in among
+
+
+# Room and rules
+
+
+def test_a_recreation_waits_for_room_and_a_reboot_needs_none() -> None:
+    full = Room({host.id: HostRoom(memory_bytes=0, cpu_mhz=9000) for host in HOSTS})
+    found = {}
+    for method, name in ALL:
+        judge = judge_of(preparing(method, vm(name)), version="4.20.2", images=IMAGES)
+        found[method, name] = judge.before(preparing(method, vm(name)), look(vm(name), room=full)).reason
+    assert found == {each: (Reason.NO_CAPACITY if each[0] is Method.RECREATE else None) for each in ALL}, (
+        "stop and start frees what it takes"
+    )
+
+
+def holding(cloud_vm: CloudVM, **rules: int) -> VMFacts:
+    known = seen(cloud_vm)
+    assert known.observed is not None
+    bags = DataBags(held=3, rules=rules)
+    return replace(known, observed=known.observed.model_copy(update={"data_bags": bags}))
+
+
+def recreated(**rules: int) -> GroupOperation:
+    """`rules`: what the old router held and the server listed."""
+    operation = called(Method.RECREATE, vm("r-1"))
+    return operation.model_copy(update={"rules_listed": rules, "rules_held": rules})
+
+
+def test_a_router_without_its_rules_is_not_done_well() -> None:
+    operation, new = recreated(Firewall=3), vm("r-2")
+    judge = judge_of(operation, version="4.20.2", images=IMAGES)
+    uncounted = judge.after(operation, look(new, known=(holding(new, Firewall=3),), rules=None))
+    assert (uncounted.standing, uncounted.reason) == (Standing.NOT_YET, Reason.RULES_NOT_COMPARED)
+    listed = ListedRules({RuleKind.FIREWALL: 3})
+    assert judge.after(operation, look(new, known=(holding(new, Firewall=3),), rules=listed)).standing is Standing.HOLDS
+    few = look(new, known=(holding(new, Firewall=1),), rules=listed)
+    lacking = judge.after(operation, few)
+    assert (lacking.standing, lacking.reason) == (Standing.BROKEN, Reason.RULES_MISSING)
+    assert lacking.sentence == "r-2-VM has 1 firewall rules where 3 are listed"
+    early = replace(few, taken_at=operation.since + timedelta(seconds=5))
+    assert judge.after(operation, early).standing is Standing.NOT_YET, "the server may still send them"
+
+
+def test_rules_are_counted_right_before_the_call_and_once_all_else_is_right() -> None:
+    old, new = vm("r-1"), vm("r-2")
+    aim = aim_of(Method.RECREATE, old, "n-1")
+    assert aim is not None
+    operation = machine.begun(aim.group, Method.RECREATE, aim.call, old, ["op-1"], NOW)
+    judge = judge_of(operation, version="4.20.2", images=IMAGES)
+    assert machine.counts_rules(operation)
+    before = look(old, known=(holding(old, Firewall=2, VpnUser=1),), rules=ListedRules({RuleKind.FIREWALL: 2}))
+    operation = machine.apply(operation, Looked(before), judge, LIMITS, NOW)
+    assert (operation.rules_listed, operation.rules_held) == ({"Firewall": 2}, {"Firewall": 2, "VpnUser": 1})
+    for event in (Submitted("job-1"), JobTold(JobState.SUCCEEDED)):
+        operation = machine.apply(operation, event, judge, LIMITS, NOW)
+    assert not machine.counts_rules(operation), "it is not asked while routers come and go"
+    uncounted = look(new, known=(holding(new, Firewall=2, VpnUser=1),), rules=None)
+    operation = machine.apply(operation, Looked(uncounted), judge, LIMITS, NOW)
+    assert (operation.reason, machine.counts_rules(operation)) == ("RulesNotCompared", True)
+    assert machine.pause(operation, NOW + timedelta(minutes=5)) == machine.FIRST_POLL
+    counted = replace(uncounted, rules=ListedRules({RuleKind.FIREWALL: 2}, ("listNetworkACLs: not allowed",)))
+    done = machine.apply(operation, Looked(counted), judge, LIMITS, NOW)
+    assert (str(done.result), done.reason, done.rules_listed, done.rules_held) == ("Succeeded", "", {}, {})
+    assert done.message == "rules not compared with the server's: listNetworkACLs: not allowed"

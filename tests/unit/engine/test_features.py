@@ -29,10 +29,11 @@ def policy(*methods: str, route: str = "Auto") -> PatchPolicy:
     ("methods", "route", "images", "expected"),
     [
         (["LivePatch"], "SSH", None, set()),
-        (["LivePatch"], "API", None, {Feature.PATCH_BY_API}),
-        (["LivePatch", "Reboot"], "Auto", None, {Feature.REBOOT}),
-        (["LivePatch", "Recreate"], "Auto", ADOPT, {Feature.RECREATE, Feature.ADOPT}),
-        (["LivePatch"], "Auto", REGISTER, {Feature.ADOPT, Feature.REGISTER}),
+        (["LivePatch"], "API", None, {Feature.PATCH_BY_API, Feature.COMPARE}),
+        (["LivePatch"], "Auto", None, {Feature.FALL_BACK_TO_API, Feature.COMPARE}),
+        (["Reboot"], "Auto", None, {Feature.REBOOT, Feature.COMPARE}),
+        (["LivePatch", "Recreate"], "SSH", ADOPT, {Feature.RECREATE, Feature.COMPARE, Feature.ADOPT}),
+        (["LivePatch"], "SSH", REGISTER, {Feature.ADOPT, Feature.REGISTER}),
     ],
 )
 def test_a_policy_needs_what_it_and_its_release_use(

@@ -24,6 +24,8 @@ NEEDED = ("cmdline", "ips")
 """Without them CloudStack 4.21 CsAddress.compare takes every address off every device, that of ssh included."""
 OBVIOUS_BYTES = 64 * 1024
 """A look does not parse what is larger: an empty bag has a few characters."""
+MAX_COUNTED_BYTES = 1024 * 1024
+"""A look counts no rules in what is larger: a parsed bag takes ten times its size."""
 MAX_BAG_BYTES = 8 * 1024 * 1024
 """Larger ones are not compared within this program's memory."""
 RENEW_SECONDS = 0.4
@@ -72,6 +74,69 @@ def holds_entries(real):
         return any(value for key, value in read(real).items() if key != "id")
     except (ValueError, OSError):
         return False
+
+
+def rules(host):
+    """protocol.py `ProbeResult.rules`: what a router holds, by kind. A bag that is not there holds none.
+
+    Shapes: CloudStack 4.21 cs_firewallrules.py, cs_forwardingrules.py, cs_loadbalancer.py, cs_network_acl.py,
+    cs_vpnusers.py.
+    """
+    found = {}
+    for name, count in COUNTERS:
+        real = host.at("{0}/{1}.json".format(FOLDER, name))
+        try:
+            if not os.path.lexists(real):
+                bag = {}
+            elif os.lstat(real).st_size > MAX_COUNTED_BYTES:
+                continue
+            else:
+                bag = read(real)
+            found.update(count(dict((key, value) for key, value in bag.items() if key != "id")))
+        except (ValueError, OSError, AttributeError, TypeError, KeyError, IndexError):
+            continue  # not what CloudStack writes: it says nothing
+    return found
+
+
+def _firewall(bag):
+    """By rule. A rule of type System is the server's own (a VPN's ports, the default of egress) and in no list."""
+    own = [rule for rule in bag.values() if str(rule.get("type", "")).lower() != "system"]
+    egress = sum(str(rule.get("traffic_type", "")).lower() == "egress" for rule in own)
+    return {"Firewall": len(own) - egress, "Egress": egress}
+
+
+def _forwarding(bag):
+    """By public address: a list for static NAT, an object of rules for port forwarding."""
+    rules = [rule for of in bag.values() for rule in (of if isinstance(of, list) else of.values())]
+    static = sum(rule["type"] == "staticnat" for rule in rules)
+    return {"StaticNat": static, "PortForwarding": len(rules) - static}
+
+
+def _load_balancer(bag):
+    """Its last push: `address:port:networks` for each rule."""
+    added = (bag["config"][0].get("add_rules") or []) if bag else []
+    return {"LoadBalancer": len(set(tuple(rule.split(":")[:2]) for rule in added))}
+
+
+def _acls(bag):
+    """By device of a tier."""
+    tiers = [acl for acl in bag.values() if not acl.get("private_gateway_acl")]
+    items = [rule for acl in tiers for way in ("ingress_rules", "egress_rules") for rule in acl.get(way) or []]
+    return {"NetworkACL": len(items)}
+
+
+def _vpn_users(bag):
+    return {"VpnUser": len(bag)}
+
+
+COUNTERS = (
+    ("firewallrules", _firewall),
+    ("forwardingrules", _forwarding),
+    ("loadbalancer", _load_balancer),
+    ("networkacl", _acls),
+    ("vpnuserlist", _vpn_users),
+)
+"""Bags whose entries are rules of a tenant, and how many of which kind are in one."""
 
 
 def unreadable(host):

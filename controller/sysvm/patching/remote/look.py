@@ -37,6 +37,7 @@ def probe(host, store, units, paths, samples=1, pause_seconds=0.0):
         "boot_id": (host.proc("sys/kernel/random/boot_id") or "").strip(),
         "booted": host.text("/var/cache/cloud/boot_up_done") is not None,
         "data_bags": databags.held(host),
+        "rules": databags.rules(host),
         "uptime_seconds": float((host.proc("uptime") or "0").split()[0]),
         "units": [found[unit] for unit in units],
         "enabled_services": (host.text("/var/cache/cloud/enabled_svcs") or "").split(),
