@@ -72,6 +72,11 @@ async def test_when_the_budget_is_spent_the_wave_goes_back_to_what_it_was(journe
     assert operation["takesBack"] != operation["id"]
     await journey.policy_says("VMFailed", "Failed", bad)
     assert len(await journey.rollouts()) == 1, "it is not tried again by itself"
+    journey.fleet.set(bad, outcome=JournalPhase.COMMITTED)
+    await journey.namespace.edit(POLICY, journey.name, {"retryAt": "2026-11-01T00:00:00Z"})
+    await journey.converged()
+    assert "takesBack" not in (await journey.vm(good))["spec"]["operation"], "an order has nothing of the one before"
+    assert len(await journey.rollouts()) == 2
 
 
 async def test_a_busy_vm_is_tried_again(journey: Journey) -> None:
