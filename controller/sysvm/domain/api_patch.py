@@ -53,6 +53,8 @@ class ApiPatch:
     """With their settings, by id."""
     most_patches: int = 2
     """livePatch.maxApiPatchesPerRouter."""
+    unsettled: str | None = None
+    """Why nothing is begun in this cloud now, as a sentence."""
 
     def call(self, operation: GroupOperation) -> Call:
         return call_of(Command(operation.command), operation.target)
@@ -63,6 +65,8 @@ class ApiPatch:
         moving = what_moves(look.vms, look.jobs)
         if moving is not None:
             return not_yet(Reason.JOB_RUNNING, moving)
+        if self.unsettled is not None:
+            return not_yet(Reason.CLOUD_CHANGED, self.unsettled)
         return _worst([self._may_be_patched(operation, look, vm) for vm in look.vms])
 
     def _may_be_patched(self, operation: GroupOperation, look: Look, vm: CloudVM) -> Verdict:

@@ -123,10 +123,30 @@ class _Common:
     """Template version that the VMs must have afterwards; None: any."""
     images: Images | None = None
     """The images of the release; a VM is not started anew where none is declared for it."""
+    unsettled: str | None = None
+    """Why nothing is begun in this cloud now, as a sentence; None: nothing stands against it."""
+    other_payloads: tuple[str, ...] = ()
+    """Hosts with another payload than the release, if that must not be: a VM that starts there falls back to it."""
 
     def call(self, operation: GroupOperation) -> Call:
         command = Command(operation.command)
         return Call(command, operation.target, flags_of(operation.method, command))
+
+    def _settled(self) -> Verdict:
+        return HOLDS if self.unsettled is None else not_yet(Reason.CLOUD_CHANGED, self.unsettled)
+
+    def _same_payload(self, look: Look, vm: CloudVM) -> Verdict:
+        """Wherever the new VM may be started, it gets the release."""
+        hosts = [
+            host for host in look.hosts if takes_vms(host) and _fits(host, vm) and host.name in self.other_payloads
+        ]
+        if not hosts:
+            return HOLDS
+        named = ", ".join(host.name for host in hosts[:5])
+        told = (
+            f"what takes the place of {vm.name} may be started on {named}, which keeps another payload than the release"
+        )
+        return not_yet(Reason.HOST_PAYLOAD_MISMATCH, told)
 
     def _choice(self, look: Look, vm: CloudVM) -> Verdict:
         """The template that the server would start the VM from is the declared one, and ready in the zone."""
@@ -171,7 +191,7 @@ class Reboot(_Common):
         facts = look.facts(vm)
         if facts is None or facts.observed is None or facts.observed.boot_id is None:
             return not_yet(Reason.NOT_OBSERVED, f"{vm.name} must be looked at first: its boot is not known")
-        return _first(_placed(look, [vm], elsewhere=True), self._choice(look, vm))
+        return _first(self._settled(), _placed(look, [vm], elsewhere=True), self._choice(look, vm))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         vm = _find(look.vms, operation.target)
@@ -208,7 +228,8 @@ class RecreateRouters(_Common):
         if twice:
             return broken(Reason.DUPLICATE_GATEWAY, duplicate_sentence(twice))
         choices = [self._choice(look, vm) for vm in running]
-        return _first(_placed(look, running, elsewhere=True), *choices, _fits_in(look, running[0]))
+        found = self._settled(), _placed(look, running, elsewhere=True), *choices
+        return _first(*found, _fits_in(look, running[0]), self._same_payload(look, running[0]))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return {vm.id for vm in look.vms} != {vm.id for vm in operation.before}
@@ -244,7 +265,8 @@ class RecreateSystemVM(_Common):
         vm = _find(look.vms, operation.target)
         if vm is None:
             return broken(Reason.VM_GONE, f"the VM with id {operation.target} is not there any more")
-        return _first(_placed(look, [vm], elsewhere=True), self._choice(look, vm), _fits_in(look, vm))
+        found = self._settled(), _placed(look, [vm], elsewhere=True), self._choice(look, vm)
+        return _first(*found, _fits_in(look, vm), self._same_payload(look, vm))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return _find(look.vms, operation.target) is None
@@ -264,14 +286,20 @@ class RecreateSystemVM(_Common):
 
 
 def judge_of(
-    operation: GroupOperation, *, version: str | None, images: Images | None
+    operation: GroupOperation,
+    *,
+    version: str | None,
+    images: Images | None,
+    unsettled: str | None = None,
+    other_payloads: tuple[str, ...] = (),
 ) -> Reboot | RecreateRouters | RecreateSystemVM:
     """The judge of a Reboot or Recreate. `version`: the template version that the policy requires, if it does."""
+    kind: type[Reboot] | type[RecreateRouters] | type[RecreateSystemVM] = RecreateRouters
     if operation.method is Method.REBOOT:
-        return Reboot(version=version, images=images)
-    if operation.command == Command.DESTROY_SYSTEM_VM:
-        return RecreateSystemVM(version=version, images=images)
-    return RecreateRouters(version=version, images=images)
+        kind = Reboot
+    elif operation.command == Command.DESTROY_SYSTEM_VM:
+        kind = RecreateSystemVM
+    return kind(version=version, images=images, unsettled=unsettled, other_payloads=other_payloads)
 
 
 def _find(vms: Iterable[CloudVM], id_: str) -> CloudVM | None:

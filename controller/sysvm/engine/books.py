@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sysvm.api.observed import ApiPatchCall, ObservedHostPayload, ObservedManagement
 from sysvm.api.systemvm import SystemVM, SystemVMStatus
 from sysvm.api.template import SystemVMTemplate
-from sysvm.domain.cloud import CloudVM, Snapshot
+from sysvm.domain.cloud import CloudVM, Snapshot, several_releases
 from sysvm.domain.facts import Release
 from sysvm.domain.gate import (
     PayloadOrigin,
@@ -62,6 +62,8 @@ class Books:
         """What is known of the management server's own scripts."""
         if template is None or release is None:
             return ServerPayload(None, "no release is declared for it")
+        if (differing := several_releases(snapshot.servers.values())) is not None:
+            return ServerPayload(None, differing)
         versions = {host.name: host.version for host in snapshot.hosts.values()}
         witnesses = (
             Witness(
@@ -75,6 +77,14 @@ class Books:
         return server_payload(
             origin_of(template), release.signature.value, witnesses, server_version=snapshot.server_version
         )
+
+    def other_payloads(self, endpoint: Key, release: Release | None, now: datetime) -> tuple[str, ...]:
+        """Hosts that were seen with another payload than the release. One that nobody has seen is not named."""
+        snapshot = self._snapshot_of(endpoint)
+        if snapshot is None or release is None or release.scripts_revision is None:
+            return ()
+        seen = self._hosts(endpoint, snapshot, now)
+        return tuple(found.host for found in seen if found.revision != release.scripts_revision)
 
     def noted(
         self,

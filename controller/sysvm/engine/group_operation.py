@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sysvm.api.endpoint import CloudStackEndpoint, Management
-from sysvm.api.methods import Method, Route
+from sysvm.api.methods import HostPayloadRule, Method, Route
 from sysvm.api.operation import OperationOrder, OperationResult
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.rollout import DesiredState, GroupOperation, GroupPhase, Rollout
@@ -31,7 +31,7 @@ from sysvm.api.template import SystemVMTemplate
 from sysvm.domain import api_patch as api_patches
 from sysvm.domain import group_operation as machine
 from sysvm.domain.api_patch import ApiPatch
-from sysvm.domain.cloud import CloudVM
+from sysvm.domain.cloud import CloudVM, several_releases
 from sysvm.domain.facts import facts_of, release_of
 from sysvm.domain.group_operation import Event, Judge, Limits, Looked, NotMade, NotTold, Refused, Todo
 from sysvm.domain.lifecycle import ROUTER_TYPES, Aim, aim_of, judge_of
@@ -393,7 +393,17 @@ class GroupOperations:
             return self._judge_of_patch(rollout, template)
         version = template.spec.version if template is not None else None
         images = template.spec.images if template is not None else None
-        return judge_of(op, version=version, images=images)
+        endpoint = endpoint_of(rollout)
+        snapshot = self._snapshot_of(endpoint)
+        release = release_of(template) if template is not None else None
+        must_agree = rollout.spec.snapshot.live_patch.host_payload is HostPayloadRule.REQUIRE
+        return judge_of(
+            op,
+            version=version,
+            images=images,
+            unsettled=several_releases(snapshot.servers.values()) if snapshot is not None else None,
+            other_payloads=self._books.other_payloads(endpoint, release, self._clock()) if must_agree else (),
+        )
 
     def _judge_of_patch(self, rollout: Rollout, template: SystemVMTemplate | None) -> Judge:
         endpoint = endpoint_of(rollout)
@@ -415,6 +425,7 @@ class GroupOperations:
         for key in keys:
             self._wake_vm(key)
 
+            unsettled=several_releases(snapshot.servers.values()),
     def _wake_vms(self, rollout: Rollout, op: GroupOperation) -> None:
         for vm in self._stores.vms_of(endpoint_of(rollout)):
             if self.concerns(op, vm):

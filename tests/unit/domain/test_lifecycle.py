@@ -481,3 +481,23 @@ def test_rules_are_counted_right_before_the_call_and_once_all_else_is_right() ->
     done = machine.apply(operation, Looked(counted), judge, LIMITS, NOW)
     assert (str(done.result), done.reason, done.rules_listed, done.rules_held) == ("Succeeded", "", {}, {})
     assert done.message == "rules not compared with the server's: listNetworkACLs: not allowed"
+
+
+@pytest.mark.parametrize(("method", "name"), ALL)
+def test_nothing_is_begun_while_the_management_servers_run_several_releases(method: Method, name: str) -> None:
+    operation = preparing(method, vm(name))
+    judge = judge_of(
+        operation, version="4.20.2", images=IMAGES, unsettled="the management servers run several releases"
+    )
+    assert judge.before(operation, look(vm(name))).reason is Reason.CLOUD_CHANGED
+
+
+@pytest.mark.parametrize(("method", "name"), ALL)
+def test_no_host_that_could_start_the_new_vm_keeps_another_payload(method: Method, name: str) -> None:
+    """The old one runs on kvm-1; what takes its place may be started on kvm-2."""
+    operation = preparing(method, vm(name))
+    judge = judge_of(operation, version="4.20.2", images=IMAGES, other_payloads=("kvm-2",))
+    found = judge.before(operation, look(vm(name)))
+    assert found.reason is (Reason.HOST_PAYLOAD_MISMATCH if method is Method.RECREATE else None)
+    down = (HOSTS[0], replace(HOSTS[1], state="Down"))
+    assert judge.before(operation, look(vm(name), hosts=down)).standing is Standing.HOLDS, "nothing starts there"
