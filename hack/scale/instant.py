@@ -92,6 +92,9 @@ class InstantVMs:
     async def take_back(self, target: Target, order: Order, operation_id: str, progress: Progress) -> OperationReport:
         raise NotImplementedError("nothing fails here")
 
+    async def back_up(self, target: Target, payload: Payload, order: Order) -> OperationReport:
+        raise NotImplementedError("no management server is asked here")
+
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         return None
 

@@ -10,6 +10,7 @@ HostResponse, ZoneResponse, NetworkResponse, VpcResponse and TemplateResponse, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Annotated, TypeVar
@@ -89,6 +90,24 @@ class _Tag(_Entry):
 _Tags = Annotated[tuple[_Tag, ...] | None, Field(strict=False), WrapValidator(_or_none)]
 
 
+class _Named(_Entry):
+    id: _Id
+    name: _Name
+
+
+class _Owned(_Named):
+    """What an account, or a project, has."""
+
+    account: _Note = None
+    domainpath: _Note = None
+    domain: _Note = None
+    """The name alone, where the path is not told."""
+    project: _Note = None
+
+    def domain_told(self) -> str | None:
+        return self.domainpath or self.domain
+
+
 class _Nic(_Entry):
     traffictype: _Note = None
     type: _Note = None
@@ -97,9 +116,7 @@ class _Nic(_Entry):
 _Nics = Annotated[tuple[_Nic, ...] | None, Field(strict=False), WrapValidator(_or_none)]
 
 
-class _VM(_Entry):
-    id: _Id
-    name: _Name
+class _VM(_Named):
     state: _Name
     zoneid: _Id
     zonename: _Name
@@ -121,12 +138,8 @@ class _VM(_Entry):
         return self.jobid if self.jobstatus in (None, 0) else None
 
 
-class _Router(_VM):
+class _Router(_VM, _Owned):
     role: _Word = None
-    account: _Note = None
-    domainpath: _Note = None
-    domain: _Note = None
-    project: _Note = None
     guestnetworkid: _OptionalId = None
     guestnetworkname: _Word = None
     vpcid: _OptionalId = None
@@ -147,9 +160,7 @@ class _SystemVM(_VM):
     activeviewersessions: _Count = None
 
 
-class _Host(_Entry):
-    id: _Id
-    name: _Name
+class _Host(_Named):
     ipaddress: _Word = None
     zoneid: _Id
     clustername: _Note = None
@@ -178,29 +189,19 @@ class _Capacity(_Entry):
     capacitytotal: _Whole = None
 
 
-class _Server(_Entry):
-    id: _Id
-    name: _Name
+class _Server(_Named):
     state: _Word = None
     version: _Word = None
 
 
-class _Zone(_Entry):
-    id: _Id
-    name: _Name
+class _Zone(_Named):
     allocationstate: _Word = None
     networktype: _Word = None
 
 
-class _Network(_Entry):
-    id: _Id
-    name: _Name
+class _Network(_Owned):
     zoneid: _Id
     vpcid: _OptionalId = None
-    account: _Note = None
-    domainpath: _Note = None
-    domain: _Note = None
-    project: _Note = None
     state: _Name
     restartrequired: bool = False
     redundantrouter: bool = False
@@ -211,23 +212,15 @@ class _Tier(_Entry):
     id: _Id
 
 
-class _VPC(_Entry):
-    id: _Id
-    name: _Name
+class _VPC(_Owned):
     zoneid: _Id
-    account: _Note = None
-    domainpath: _Note = None
-    domain: _Note = None
-    project: _Note = None
     redundantvpcrouter: bool = False
     restartrequired: bool = False
     network: Annotated[tuple[_Tier, ...], Field(strict=False)] = ()
     tags: _Tags = None
 
 
-class _Template(_Entry):
-    id: _Id
-    name: _Name
+class _Template(_Named):
     templatetype: _Name
     hypervisor: _Word = None
     arch: _Note = None
@@ -276,27 +269,12 @@ def system_vm(entry: Answer) -> CloudVM:
     kind = _SYSTEM_VM_TYPES.get(vm.systemvmtype.lower())
     if kind is None:
         raise AnswerInvalid(f"systemvm {vm.name}: systemvmtype is {vm.systemvmtype!r}, which is not known")
-    return CloudVM(
-        id=vm.id,
-        name=vm.name,
-        type=kind,
-        state=_state(vm.state),
-        zone_id=vm.zoneid,
-        zone=vm.zonename,
-        pod=vm.podname,
-        host_id=vm.hostid,
-        host=vm.hostname,
-        hypervisor=vm.hypervisor,
-        arch=vm.arch,
-        control_address=vm.linklocalip,
+    return replace(
+        _vm(vm, kind),
         private_address=vm.privateip,
-        public_address=vm.publicip,
-        template_id=vm.templateid,
         software_version=vm.version,
         agent_state=vm.agentstate,
         viewer_sessions=vm.activeviewersessions if kind is SystemVMType.CONSOLEPROXY else None,
-        job_id=vm.running_job(),
-        created=vm.created,
     )
 
 
@@ -363,7 +341,7 @@ def network(entry: Answer) -> CloudNetwork:
         zone_id=found.zoneid,
         vpc_id=found.vpcid,
         account=found.account,
-        domain=found.domainpath or found.domain,
+        domain=found.domain_told(),
         project=found.project,
         state=found.state,
         restart_required=found.restartrequired,
@@ -380,7 +358,7 @@ def vpc(entry: Answer) -> CloudVPC:
         name=found.name,
         zone_id=found.zoneid,
         account=found.account,
-        domain=found.domainpath or found.domain,
+        domain=found.domain_told(),
         project=found.project,
         redundant=found.redundantvpcrouter,
         restart_required=found.restartrequired,
@@ -418,10 +396,31 @@ def setting(entry: Answer) -> tuple[str, str | None]:
 
 
 def _router(vm: _Router, what: str) -> CloudVM:
+    return replace(
+        _vm(vm, _router_type(vm, what)),
+        account=vm.account,
+        domain=vm.domain_told(),
+        project=vm.project,
+        network_id=vm.guestnetworkid,
+        network=vm.guestnetworkname,
+        vpc_id=vm.vpcid,
+        vpc=vm.vpcname,
+        guest_address=vm.guestipaddress,
+        redundant=vm.isredundantrouter,
+        role=_role(vm),
+        template_version=None if vm.version in (None, "UNKNOWN") else vm.version,
+        scripts_version=vm.scriptsversion,
+        software_version=vm.softwareversion,
+        requires_upgrade=vm.requiresupgrade,
+    )
+
+
+def _vm(vm: _VM, kind: SystemVMType) -> CloudVM:
+    """What the server tells of every system VM."""
     return CloudVM(
         id=vm.id,
         name=vm.name,
-        type=_router_type(vm, what),
+        type=kind,
         state=_state(vm.state),
         zone_id=vm.zoneid,
         zone=vm.zonename,
@@ -430,23 +429,9 @@ def _router(vm: _Router, what: str) -> CloudVM:
         host=vm.hostname,
         hypervisor=vm.hypervisor,
         arch=vm.arch,
-        account=vm.account,
-        domain=vm.domainpath or vm.domain,
-        project=vm.project,
-        network_id=vm.guestnetworkid,
-        network=vm.guestnetworkname,
-        vpc_id=vm.vpcid,
-        vpc=vm.vpcname,
         control_address=vm.linklocalip,
         public_address=vm.publicip,
-        guest_address=vm.guestipaddress,
-        redundant=vm.isredundantrouter,
-        role=_role(vm),
         template_id=vm.templateid,
-        template_version=None if vm.version in (None, "UNKNOWN") else vm.version,
-        scripts_version=vm.scriptsversion,
-        software_version=vm.softwareversion,
-        requires_upgrade=vm.requiresupgrade,
         job_id=vm.running_job(),
         created=vm.created,
     )

@@ -11,6 +11,7 @@ from sysvm.domain.group_operation import Event
 from sysvm.domain.image_status import ImagesSeen
 from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.approval import ApprovalReconciler
+from sysvm.engine.backups import Backups
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
 from sysvm.engine.cloud import Connect, ManagedClouds, connect
@@ -27,6 +28,7 @@ from sysvm.engine.payloads import Payloads
 from sysvm.engine.plans import Plans
 from sysvm.engine.policy import PolicyReconciler
 from sysvm.engine.ports import Clock, Clouds, EngineObserver, Recorder, SnapshotOf, SystemVMs
+from sysvm.engine.preparing import Preparing
 from sysvm.engine.rollout import RolloutReconciler
 from sysvm.engine.stores import Job, Role, Stores, key_of
 from sysvm.engine.system_vm import SystemVMReconciler
@@ -132,6 +134,7 @@ class Engine:
         )
         policy = PolicyReconciler(cluster, stores, roster, plans, notices, clock, snapshot_of=snapshot_of)
         books = Books(stores, snapshot_of)
+        preparing = Preparing(stores, accounts, roster, payloads, clock)
         groups = GroupOperations(
             cluster,
             stores,
@@ -143,6 +146,7 @@ class Engine:
             lambda key: wake(Role.SYSTEM_VM, key),
             leads,
             books,
+            Backups(vms, preparing),
             clock,
         )
         rollout = RolloutReconciler(
@@ -154,6 +158,7 @@ class Engine:
             accounts,
             roster,
             payloads,
+            preparing,
             board,
             vms,
             Looks(stores, board, vms, self._looks, notices, observer),

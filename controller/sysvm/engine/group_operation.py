@@ -6,8 +6,9 @@ begins the step that follows, in a pool. The writes, and what a restart finds af
 
 1. orders on the VMs of the group (admission): no operation yet. It is begun when all stand.
 2. Preparing: nothing was asked. It looks again.
-3. Submitting, with the VMs as they are: then the call. A restart between this write and the next does not know whether
-   the call was made, so it never makes it: it becomes Unknown and is found out by looking.
+3. Submitting, with the VMs as they are: then, before CloudStack's own patch, backups on the VMs (`backups`); then the
+   call. A restart between this write and the next does not know whether the call was made, so it never makes it: it
+   becomes Unknown and is found out by looking. If it was not made, a backup stays on the VM that nobody needs.
 4. Running, with the job: it is asked for.
 5. Unknown or Verifying: it looks again. What was seen is not stored, it is seen again.
 6. Done, with the result. Then the VMs' orders are answered, each by its own reconciler, then the operation is dropped.
@@ -35,6 +36,7 @@ from sysvm.domain.cloud import CloudVM, several_releases
 from sysvm.domain.facts import facts_of, release_of
 from sysvm.domain.group_operation import Event, Judge, Limits, Looked, NotMade, NotTold, Refused, Todo
 from sysvm.domain.lifecycle import ROUTER_TYPES, Aim, aim_of, judge_of
+from sysvm.engine.backups import Backups
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
 from sysvm.engine.notices import Notices
@@ -93,6 +95,7 @@ class GroupOperations:
         wake_vm: Callable[[Key], None],
         leads: Leads,
         books: Books,
+        backups: Backups,
         clock: Clock,
     ) -> None:
         self._cluster = cluster
@@ -105,6 +108,7 @@ class GroupOperations:
         self._wake_vm = wake_vm
         self._leads = leads
         self._books = books
+        self._backups = backups
         self._clock = clock
         self._asked_at: dict[Key, tuple[GroupPhase, datetime]] = {}
 
@@ -277,6 +281,10 @@ class GroupOperations:
         """The call, if everything still stands as the server has it now."""
         try:
             obstacle = await self._obstacle(rollout, op)
+            if obstacle is None and op.method is Method.LIVE_PATCH:
+                # It takes a while, so everything is asked once more.
+                ordered = [(vm, order) for vm, order in self._open_orders(rollout) if order.id in op.orders]
+                obstacle = await self._backups.take(ordered) or await self._obstacle(rollout, op)
         except KubeError as error:
             return NotMade(f"not called, the cluster did not answer: {error}")
         jobs = self._clouds.jobs(endpoint_of(rollout))
@@ -417,6 +425,7 @@ class GroupOperations:
             server_version=snapshot.server_version,
             zones=snapshot.zones,
             most_patches=rollout.spec.snapshot.live_patch.max_api_patches_per_router,
+            unsettled=several_releases(snapshot.servers.values()),
         )
 
     def _ask_for_looks(self, rollout: Rollout, op: GroupOperation) -> None:
@@ -425,7 +434,6 @@ class GroupOperations:
         for key in keys:
             self._wake_vm(key)
 
-            unsettled=several_releases(snapshot.servers.values()),
     def _wake_vms(self, rollout: Rollout, op: GroupOperation) -> None:
         for vm in self._stores.vms_of(endpoint_of(rollout)):
             if self.concerns(op, vm):

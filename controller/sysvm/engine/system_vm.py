@@ -13,11 +13,10 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.methods import Databags, HostPayloadRule, LivePatchOptions, Method, PlannedFailover
+from sysvm.api.methods import Method
 from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
-from sysvm.api.policy import Checks, Heal, PatchPolicy
+from sysvm.api.policy import Heal, PatchPolicy
 from sysvm.api.reasons import EventReason, Reason
-from sysvm.api.strategy import Timeouts
 from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
@@ -37,6 +36,7 @@ from sysvm.engine.looking import Looks, Memory
 from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.ports import Clock, EngineObserver, SystemVMs
+from sysvm.engine.preparing import Preparing
 from sysvm.engine.resources import SYSTEM_VM
 from sysvm.engine.status import write_status
 from sysvm.engine.stores import Stores, endpoint_of, key_of, template_of
@@ -47,7 +47,7 @@ from sysvm.kube.objects import Key
 from sysvm.kube.queue import Again
 from sysvm.patching.errors import Unreachable
 from sysvm.patching.payload import Payload
-from sysvm.patching.results import OperationReport, Order, SSHAccount
+from sysvm.patching.results import OperationReport, SSHAccount
 
 MIRROR_SECONDS = 2.0
 """A running operation is mirrored at most this often."""
@@ -74,6 +74,7 @@ class SystemVMReconciler:
         accounts: Accounts,
         roster: Roster,
         payloads: Payloads,
+        preparing: Preparing,
         board: Board,
         vms: SystemVMs,
         looks: Looks,
@@ -90,6 +91,7 @@ class SystemVMReconciler:
         self._accounts = accounts
         self._roster = roster
         self._payloads = payloads
+        self._preparing = preparing
         self._board = board
         self._vms = vms
         self._looks = looks
@@ -267,7 +269,7 @@ class SystemVMReconciler:
         now = self._clock()
         handle = self._running.get(key)
         if handle is None or handle.purpose != order.id:
-            work = self._prepare(vm, order)
+            work = self._preparing.work(vm, order)
             if work is None:
                 return await self._orphaned(key, vm, now)
             status = vm.status.operation
@@ -341,52 +343,6 @@ class SystemVMReconciler:
         self._tell_end(vm, final)
         self._wake_admission(endpoint_of(vm))
         return Again(0)
-
-    def _prepare(self, vm: SystemVM, order: OperationOrder) -> operations.Work | None:
-        """None: it cannot be reached now, because the endpoint, its list or its login is missing."""
-        namespace = vm.metadata.namespace
-        endpoint_key = endpoint_of(vm)
-        place = self._roster.place_of(vm, to_change=True)
-        account = self._accounts.get(endpoint_key)
-        if place is None or not isinstance(account, SSHAccount):
-            return None
-        target = target_of(vm, place, account)
-        if target is None:
-            return None
-        template = self._stores.templates.get(Key(namespace, order.template))
-        payload = self._payloads.get(template)
-        if payload is None and template is not None and order.takes_back is None:
-            return None
-        rollout = self._stores.rollouts.get(Key(namespace, order.rollout))
-        if rollout is not None:
-            snapshot = rollout.spec.snapshot
-            options, checks, timeouts = snapshot.live_patch, snapshot.checks, snapshot.strategy.timeouts
-        else:  # force-removed: the VM has the order, or it begins with the defaults
-            options, checks, timeouts = LivePatchOptions(), Checks(), Timeouts()
-        return operations.Work(
-            target=target,
-            payload=payload,
-            order=Order(
-                id=order.id,
-                epoch=order.epoch,
-                keep_backups=options.keep_backups,
-                settle_seconds=checks.settle.total_seconds(),
-                ignored_checks=checks.ignore,
-                step_timeout_seconds=timeouts.step.total_seconds(),
-                vm_timeout_seconds=self._seconds_left(order, timeouts),
-                apply_databags=options.databags is Databags.NEEDED,
-                may_fail_over=options.planned_failover is PlannedFailover.ALLOWED,
-                same_as_host=options.host_payload is HostPayloadRule.REQUIRE,
-            ),
-            takes_back=order.takes_back,
-        )
-
-    def _seconds_left(self, order: OperationOrder, timeouts: Timeouts) -> float:
-        """For the whole operation; at the deadline of its window the VM goes back by itself."""
-        longest = timeouts.vm.total_seconds()
-        if order.deadline is None:
-            return longest
-        return max(1.0, min(longest, (order.deadline - self._clock()).total_seconds()))
 
     async def _orphaned(self, key: Key, vm: SystemVM, now: datetime) -> Again | None:
         """An open order that nobody can carry out. Its VM is no more: it failed. Deleted and out of reach for long: let

@@ -85,6 +85,10 @@ class LedVMs:
         self._ask(target, order)
         return await self.vms.take_back(target, order, operation_id, progress)
 
+    async def back_up(self, target: Target, payload: Payload, order: Order) -> OperationReport:
+        self._ask(target, order)
+        return await self.vms.back_up(target, payload, order)
+
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         return await self.vms.report(target, operation_id)
 

@@ -17,6 +17,7 @@ from typing import Literal
 from sysvm.api.reasons import Reason
 from sysvm.patching import framing, order_words, protocol
 from sysvm.patching.back import take_back
+from sysvm.patching.backup import back_up
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
 from sysvm.patching.hosts import HostPayloads
 from sysvm.patching.logins import LoginProof, rsa_works
@@ -42,6 +43,7 @@ _OBSERVE_SECONDS = 300.0
 _REPORT_SECONDS = 30.0
 _BEGIN_SECONDS = 120.0
 _GOING_BACK_SECONDS = 120.0
+_BACKUP_SECONDS = 180.0
 TELL_SECONDS = 1.0
 """While contents are sent, between two reports of how far they are."""
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -115,6 +117,19 @@ class LivePatcher:
                 yield conversation
 
         return await take_back(session, target, order, operation_id, progress)
+
+    async def back_up(self, target: Target, payload: Payload, order: Order) -> OperationReport:
+        """Keeps what CloudStack's own live patch is about to change. See `engine.ports.SystemVMs`."""
+        try:
+            async with self._conversation(target, long=True) as (_, session), asyncio.timeout(_BACKUP_SECONDS):
+                look = await probe_vm(session, target.type)
+                prove_name(target, look)
+                return operation_report(await back_up(session, target, payload, order, look, self._previous))
+        except TimeoutError as error:
+            raise Unreachable(
+                f"{target.name} made no backup within {_BACKUP_SECONDS:g} s; nothing was changed",
+                reason=Reason.SSH_TIMEOUT,
+            ) from error
 
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         """What the VM knows of an operation; None if it never heard of it."""

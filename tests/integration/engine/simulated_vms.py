@@ -113,8 +113,10 @@ class Fleet:
                 "release": "4.20.1",
                 "boot_id": "b1",
                 "data_bags": 6,
+                "rules": {},
                 "ahead_seconds": 0.0,
                 "host": None,
+                "backups": {},
             }
 
     def remove(self, name: str) -> None:
@@ -201,11 +203,33 @@ class Fleet:
                 }
             )
 
+    def back_up(self, name: str, order: Order) -> None:
+        """Raises `Refused`."""
+        with self._changing() as vms:
+            state = vms[name]
+            if state["refused"]:
+                reason, retryable = state["refused"]
+                raise Refused(f"{name} refuses: {reason}", reason=Reason(reason), retryable=retryable)
+            if order.epoch < state["highest_epoch"]:
+                raise Refused(f"{name}: old epoch", reason=Reason.EPOCH_REFUSED, retryable=False)
+            state["highest_epoch"] = order.epoch
+            before = {key: state[key] for key in ("revision", "signature", "checksum", "drifted")}
+            state["backups"].setdefault(order.id, {"before": before, "outcome": JournalPhase.COMMITTED})
+
+    def backups_of(self, name: str) -> dict[str, JournalPhase]:
+        """Operation id -> how it stands: Committed, or RolledBack once it was gone back to."""
+        return {id_: JournalPhase(one["outcome"]) for id_, one in self._read()[name]["backups"].items()}
+
     def take_back(self, name: str, operation: str, epoch: int) -> None:
         """The VM is what it was before a committed operation, at once. Raises `Refused`."""
         with self._changing() as vms:
             state = vms[name]
             one = next((one for one in state["operations"] if one["id"] == operation), None)
+            if one is None and operation in state["backups"] and epoch >= state["highest_epoch"]:
+                kept = state["backups"][operation]
+                state.update(kept["before"])
+                kept["outcome"] = JournalPhase.ROLLED_BACK
+                return
             if one is None or epoch < state["highest_epoch"]:
                 raise Refused(f"{name} does not go back", reason=Reason.EPOCH_REFUSED, retryable=False)
             if one["outcome"] == JournalPhase.COMMITTED and one["applied"]:
@@ -343,8 +367,25 @@ class SimulatedVMs:
         await self._connect(target)
         self.fleet.take_back(target.name, operation_id, order.epoch)
         report = self._report(target.name, operation_id)
-        assert report is not None
+        if report is None:
+            return self._backup_report(target.name, operation_id, order.id)
         return replace(report, id=order.id, reason=None, message="it was taken back")
+
+    async def back_up(self, target: Target, payload: Payload, order: Order) -> OperationReport:
+        await self._connect(target)
+        self.fleet.back_up(target.name, order)
+        return self._backup_report(target.name, order.id, order.id)
+
+    def _backup_report(self, name: str, backup: str, operation: str) -> OperationReport:
+        return OperationReport(
+            id=operation,
+            revision="",
+            phase=self.fleet.backups_of(name)[backup],
+            step="Build",
+            steps=(),
+            services=(),
+            bytes_sent=0,
+        )
 
     async def report(self, target: Target, operation_id: str) -> OperationReport | None:
         await self._connect(target)

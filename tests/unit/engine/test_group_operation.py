@@ -94,7 +94,7 @@ class Driver:
         self.driver = GroupOperations(
             cast("Cluster", None), self.stores, cast("Any", Clouds()), lambda key: snapshot, Board(),
             cast("Pool[None, Event]", self.steps), Notices(cast("Any", Recorder())), lambda key: None,
-            cast("Any", None), Books(self.stores, lambda key: snapshot), lambda: NOW,
+            cast("Any", None), Books(self.stores, lambda key: snapshot), cast("Any", None), lambda: NOW,
         )  # fmt: skip
 
     def store(self, *operations: GroupOperation) -> None:

@@ -53,6 +53,9 @@ class Witness:
     async def take_back(self, *_: object) -> None:
         self.calls.append("take back")
 
+    async def back_up(self, *_: object) -> None:
+        self.calls.append("back up")
+
     async def report(self, *_: object) -> None:
         self.calls.append("report")
 
@@ -77,14 +80,17 @@ async def test_no_operation_begins_without_the_lead_and_looks_are_free() -> None
     nothing = cast("Any", None)
     await led.patch(target, nothing, order, nothing)
     await led.take_back(target, order, "op-0", nothing)
+    await led.back_up(target, nothing, order)
     lead.leads = False
     with pytest.raises(Lost, match="op-1 on r-1-VM"):
         await led.patch(target, nothing, order, nothing)
     with pytest.raises(Lost, match="op-1 on r-1-VM"):
         await led.take_back(target, order, "op-0", nothing)
+    with pytest.raises(Lost, match="op-1 on r-1-VM"):
+        await led.back_up(target, nothing, order)
     await led.observe(target, None)
     await led.report(target, "op-1")
-    assert witness.calls == ["patch", "take back", "observe", "report"]
+    assert witness.calls == ["patch", "take back", "back up", "observe", "report"]
 
 
 @pytest.mark.parametrize(
