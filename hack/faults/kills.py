@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from tests.remote import debian
+from tests.remote.dpkg import CUT
 from tests.remote.vm import in_child
 
 from faults.hooks import KILLED, Hook, Instructions, die, tear_writes
@@ -24,10 +26,11 @@ def _arm(number: int, after: bool) -> Callable[[], object]:
     return lambda: Hook.arm_here(number, before=None if after else die, after=die if after else None)
 
 
-def at_every_change(name: str, scenes: Scenes, _seeds: int) -> Iterator[Trial]:
-    """Before and after each, recovered by a session and by a boot."""
+def at_every_change(name: str, scenes: Scenes, _seeds: int, *, until: str = "") -> Iterator[Trial]:
+    """Before and after each, recovered by a session and by a boot. `until`: the last change, where not all are new."""
     scene = scenes.get(name)
-    for number, change in enumerate(scene.changes, 1):
+    last = scene.changes.index(until) + 1 if until else len(scene.changes)
+    for number, change in enumerate(scene.changes[:last], 1):
         for after in (False, True):
             where = f"{name}, {'after' if after else 'before'} {number} {change}"
             # Twice: once a session recovers, once a boot.
@@ -162,6 +165,27 @@ def _at_microsecond(scene: Scene, chance: float, turn: int) -> Verdict:
     return scene.judged()
 
 
+def in_dpkg(scenes: Scenes, seeds: int) -> Iterator[Trial]:
+    """dpkg and the program die together, as in a loss of power."""
+    scene = scenes.get("packages")
+    for seed in range(seeds):
+        yield f"seed {seed}", partial(_in_dpkg, scene, random.Random(f"dpkg {seed}").random() * DPKG_SECONDS)
+
+
+DPKG_SECONDS = 0.4
+"""An installation takes less on an idle machine; one that has ended before is killed right behind it."""
+
+
+def _in_dpkg(scene: Scene, seconds: float, turn: int) -> Verdict:
+    scene.reset()
+    (scene.vm.root / CUT).write_text(str(seconds))
+    if in_child(scene.work) != KILLED:
+        return End.NEITHER, "dpkg was not killed"
+    (scene.vm.root / CUT).unlink()
+    recovered(scene, turn)
+    return scene.judged()
+
+
 # ------------------------------------------------------------------------------------------ the backup destroyed
 
 
@@ -182,6 +206,11 @@ def _destroyed(scene: Scene, number: int, turn: int) -> Verdict:
     return in_child_then_judged(scene, lambda: Hook.arm_here(number, before=destroy), turn, swallow=True)
 
 
+def _with_dpkg(*rows: Row) -> tuple[Row, ...]:
+    """They need the real one, and the right to use it."""
+    return () if debian.missing() else rows
+
+
 def _every(name: str) -> Callable[[Scenes, int], Iterator[Trial]]:
     return partial(at_every_change, name)
 
@@ -192,11 +221,16 @@ ROWS = (
     Row("... while it prepares", _every("preparing")),
     Row("... while a person takes it back", _every("by hand")),
     Row("... while configure.py applies a data bag", _every("databags")),
+    *_with_dpkg(
+        Row("... while Debian packages are installed", partial(at_every_change, "packages", until="exchange")),
+        Row("... of a patch that goes back after Debian packages", _every("packages failing")),
+    ),
     Row("... where folders cannot be exchanged", _every("singly")),
     Row("killed in the middle of a write", torn),
     Row("killed, and its recovery killed too", twice),
     Row("killed, and its recovery killed three times", thrice),
     Row("killed at a random instruction", at_instructions),
     Row("killed at a random microsecond", at_microseconds),
+    *_with_dpkg(Row("killed at a random microsecond, dpkg too", in_dpkg)),
     Row("the backup is destroyed", backup_destroyed, loud=True),
 )

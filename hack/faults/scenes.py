@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.remote import configure, systemd
+from tests.remote import configure, debian, systemd
 from tests.remote.vm import (
     NEW_SIGNATURE,
     NEW_TGZ,
@@ -184,7 +184,7 @@ class Scenes:
             shutil.rmtree(folder, ignore_errors=True)
 
     def get(self, name: str) -> Scene:
-        """`preparing`, `forward`, `failing`, `by hand`, `databags`, `singly`."""
+        """`preparing`, `forward`, `failing`, `by hand`, `databags`, `packages`, `packages failing`, `singly`."""
         if name not in self._made:
             self._made[name] = getattr(self, "_" + name.replace(" ", "_"))()
         return self._made[name]
@@ -238,6 +238,20 @@ class Scenes:
         configure.lay_out(vm.root)
         judge = Judge(vm.state(), {unit: vm.systemd()[unit] for unit in UNITS})
         vm.prepare(make_order(databags=[configure.BAG]))
+        return Scene(vm, judge, lambda: vm.run("op-1"))
+
+    def _packages(self) -> Scene:
+        """The real dpkg installs Debian packages before the switch."""
+        vm = debian.lay_out(self.blank())
+        judge = Judge(vm.state(), {unit: vm.systemd()[unit] for unit in UNITS})
+        vm.prepare(debian.order())
+        return Scene(vm, judge, lambda: vm.run("op-1"))
+
+    def _packages_failing(self) -> Scene:
+        """The same in a patch that goes back by itself."""
+        vm = debian.lay_out(self.blank())
+        judge = Judge(vm.state(), {unit: vm.systemd()[unit] for unit in UNITS})
+        vm.prepare(with_file(debian.order(), "/etc/haproxy/haproxy.cfg", b"broken\n"))
         return Scene(vm, judge, lambda: vm.run("op-1"))
 
     def _singly(self) -> Scene:

@@ -35,10 +35,17 @@ class DebianVM(VM):
         return {path: row for path, row in super().texts().items() if path != "(diversions)"}
 
 
+def missing() -> str | None:
+    """Why the real dpkg cannot be used here."""
+    if shutil.which("dpkg") is None or shutil.which("dpkg-deb") is None:
+        return "dpkg is missing: it installs what is to be killed"
+    return None if os.geteuid() == 0 else "dpkg works for root only"
+
+
 def lay_out(vm: VM) -> DebianVM:
     """dpkg's database with python-is-python2 in it, as a template of 4.16 to 4.19 has it."""
-    if shutil.which("dpkg") is None or os.geteuid() != 0:
-        pytest.skip("dpkg is missing, or this is not root, whom it works for")
+    if (lacking := missing()) is not None:
+        pytest.skip(lacking)
     made = DebianVM(vm.base)
     root = vm.root
     for folder in ("info", "updates", "triggers"):
