@@ -10,6 +10,7 @@ import os
 import sys
 
 MAX_MODULES = 300
+OLD = sys.version_info[0] == 2
 
 
 def parsed(path):
@@ -51,7 +52,7 @@ def beside(folder, name):
             found.append(os.path.join(place, "__init__.py"))
         elif os.path.isfile(place + ".py"):
             return found + [place + ".py"]
-        elif os.path.isdir(place) and sys.version_info[0] > 2:
+        elif os.path.isdir(place) and not OLD:
             continue
         elif number == 1:
             return None
@@ -64,7 +65,7 @@ def is_there(name):
     top = name.split(".")[0]
     if top in sys.builtin_module_names:
         return True
-    if sys.version_info[0] > 2:
+    if not OLD:
         import importlib.util
 
         return importlib.util.find_spec(top) is not None
@@ -85,14 +86,18 @@ def missing(script):
         try:
             tree = parsed(path)
         except SyntaxError as error:
-            text = "{0} line {1} is no Python {2}.{3} ({4})"
-            lacking.append(text.format(os.path.basename(path), error.lineno, *sys.version_info[:2], error.msg))
+            text = "{0} line {1} is no Python {2} ({3})"
+            version = ".".join(str(number) for number in sys.version_info[:2])
+            lacking.append(text.format(os.path.basename(path), error.lineno, version, error.msg))
             continue
         except (IOError, OSError):
             lacking.append("there is no {0}".format(os.path.relpath(path, folder)))
             continue
         for name, members in wanted(tree):
             own = beside(folder, name)
+            if own is None and OLD:
+                # A module of a package may name its neighbours without the package.
+                own = beside(os.path.dirname(path), name)
             if own is None:
                 if not is_there(name):
                     lacking.append("{0} needs the module {1}".format(os.path.basename(path), name))
