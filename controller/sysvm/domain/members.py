@@ -12,6 +12,7 @@ from datetime import datetime
 from sysvm.api.methods import AllowedMethod, LivePatchRoute, Method, Route
 from sysvm.api.names import system_vm_name
 from sysvm.api.operation import OperationResult, OperationStatus
+from sysvm.api.reasons import Reason
 from sysvm.api.rollout import AppendedVM, GroupOperation, Rollout
 from sysvm.api.strategy import Retry
 from sysvm.domain.drift import is_converged
@@ -299,7 +300,7 @@ def has_begun(rollout: str, facts: VMFacts) -> bool:
 
 
 def patched_here(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
-    """Those of `vms` that an operation of this rollout has brought to the revision, and that can go back."""
+    """Those of `vms` that an operation of this rollout has brought to the revision over SSH."""
     return tuple(
         facts
         for facts in vms
@@ -309,6 +310,20 @@ def patched_here(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
         and operation.method is Method.LIVE_PATCH
         and operation.route is not Route.API
     )
+
+
+def can_go_back(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
+    """Those of `vms` that this rollout has changed by a patch and that have a backup of before: the management server
+    is not asked to patch a VM without one, and one whose patch could not be verified may be half old."""
+    found = []
+    for facts in vms:
+        operation = facts.operation_in(rollout)
+        if operation is None or operation.takes_back or operation.method is not Method.LIVE_PATCH:
+            continue
+        unverified = operation.route is Route.API and operation.reason == Reason.CLAIM_NOT_VERIFIED
+        if operation.result is OperationResult.SUCCEEDED or unverified:
+            found.append(facts)
+    return tuple(found)
 
 
 def appended_to(rollout: Rollout, wave: str) -> tuple[AppendedVM, ...]:

@@ -33,7 +33,7 @@ from sysvm.domain.calendar import Opening
 from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import VMFacts, short
 from sysvm.domain.failure import failures_of
-from sysvm.domain.members import RolloutView, cloud_word, gives_up_at, patched_here, retry_at
+from sysvm.domain.members import RolloutView, can_go_back, cloud_word, gives_up_at, retry_at
 from sysvm.domain.planner import Plan, digest_with
 from sysvm.domain.waves import current_wave, progressed, soaking
 
@@ -154,11 +154,13 @@ def rolls_back(rollout: Rollout, budget: Budget, *, superseded: bool) -> bool:
 
 
 def to_return(rollout: Rollout, view: RolloutView, budget: Budget, *, superseded: bool) -> tuple[VMFacts, ...]:
-    """The VMs of the wave in work that this rollout has patched and that are to go back to what they were."""
+    """The VMs of the wave in work that this rollout has patched, or had patched, and that are to go back to what they
+    were."""
     if not rolls_back(rollout, budget, superseded=superseded):
         return ()
     wave = current_wave(rollout, view)
-    return patched_here(rollout.metadata.name, wave.done if wave is not None else view.done)
+    changed = wave if wave is not None else view
+    return can_go_back(rollout.metadata.name, (*changed.done, *changed.failed))
 
 
 def _result(standing: _Standing) -> RolloutResult | None:

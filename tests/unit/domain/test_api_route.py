@@ -15,7 +15,7 @@ from sysvm.api.reasons import Reason
 from sysvm.domain.admission import Admissions, EndpointState, admit
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.ledger import RunningRollout
-from sysvm.domain.members import classify, patched_here
+from sysvm.domain.members import can_go_back, classify
 from sysvm.domain.planner import Plan, plan
 
 from . import builders as b
@@ -143,16 +143,38 @@ def test_a_gated_member_that_is_at_the_release_still_waits_for_its_call() -> Non
     assert [facts.vm for facts in view.waiting] == ["r-2-VM", "r-1-VM"]
 
 
-def test_what_cloudstack_patched_is_done_and_never_taken_back() -> None:
-    by_api = b.operation(OperationResult.SUCCEEDED).model_copy(update={"route": Route.API})
-    vms = tuple(
+def ended(result: OperationResult, reason: str = "", **change: object) -> tuple[VMFacts, ...]:
+    """The pair after CloudStack's own patch."""
+    by_api = b.operation(result).model_copy(update={"route": Route.API, "reason": reason, **change})
+    return tuple(
         replace(facts, order=b.order(id=by_api.id).model_copy(update={"route": Route.API}), operation=by_api)
-        for facts in pair(right=True)
+        for facts in pair(right=result is OperationResult.SUCCEEDED)
     )
+
+
+def test_what_cloudstack_patched_is_done_and_can_go_back() -> None:
+    vms = ended(OperationResult.SUCCEEDED)
     made = planned(*pair())
     view = classify(b.rollout(made), made, {facts.name: facts for facts in vms})
     assert len(view.done) == 2
-    assert not patched_here("routers-1", view.done)
+    assert can_go_back("routers-1", view.done) == view.done
+
+
+@pytest.mark.parametrize(
+    ("reason", "change", "goes"),
+    [
+        (Reason.CLAIM_NOT_VERIFIED, {}, True),
+        (Reason.JOB_RUNNING, {}, False),
+        (Reason.CLAIM_NOT_VERIFIED, {"route": None}, False),
+        (Reason.CLAIM_NOT_VERIFIED, {"takes_back": "op-0"}, False),
+        (Reason.CLAIM_NOT_VERIFIED, {"method": Method.REBOOT}, False),
+    ],
+)
+def test_a_patch_of_cloudstacks_that_was_not_verified_goes_back_and_one_that_was_not_made_does_not(
+    reason: Reason, change: dict[str, object], *, goes: bool
+) -> None:
+    vms = ended(OperationResult.FAILED, str(reason), **change)
+    assert bool(can_go_back("routers-1", vms)) is goes
 
 
 def test_an_ssvm_goes_alone() -> None:
