@@ -56,6 +56,7 @@ class FleetMachines(InMemoryMachines):
             unreachable=None,
             role=_role(vm),
             host=_host(vm),
+            rules=inside.rules,
             **({"host_key": f"AAAA{vm.id[:8]}{time.monotonic_ns()}"} if new_disk else {}),
         )
 
@@ -70,6 +71,11 @@ class FleetMachines(InMemoryMachines):
                 checksum=vm.inside.payload,
             )
         return told
+
+    async def program(self, vm: VM) -> None:
+        await super().program(vm)
+        if vm.name in self._fleet.names():
+            self._fleet.set(vm.name, rules=vm.inside.rules)
 
     async def stop(self, vm: VM) -> None:
         await super().stop(vm)

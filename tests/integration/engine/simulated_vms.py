@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sysvm.api.endpoint import HostKeyPolicy, SSHAlgorithms
-from sysvm.api.observed import ContentState, PairGateway, PairSample, RedundancyRole
+from sysvm.api.observed import ContentState, PairGateway, PairSample, RedundancyRole, RuleKind
 from sysvm.api.reasons import Reason
 from sysvm.engine.ports import Progress
 from sysvm.patching.errors import HostKeyRejected, Refused, Unreachable
@@ -332,6 +332,7 @@ class SimulatedVMs:
             boot_id=state["boot_id"],
             booted=True,
             data_bags=state["data_bags"],
+            rules={kind: state["rules"].get(kind, 0) for kind in RuleKind},
             services=(ServiceState("haproxy", "loaded", "active", "running", True, 77, 0),),
             redundancy=role,
             pair_samples=pair_samples(role, at, samples) if role is not None else (),
