@@ -31,10 +31,10 @@ demo-down: $(STAMP) ## Leave no process, mount, namespace or file of the lab beh
 WORKERS ?= 2
 .PHONY: test
 test: $(STAMP) ## Every test that this machine can run, real machines in one process beside all others (WORKERS=2)
-	@$(PYTEST) tests -n $(WORKERS) --max-worker-restart=0
+	@HYPOTHESIS_PROFILE=thorough $(PYTEST) tests -n $(WORKERS) --max-worker-restart=0
 
 .PHONY: test-unit
-test-unit: $(STAMP) ## The inner loop: unit tests, seconds
+test-unit: $(STAMP) ## The inner loop: unit tests, seconds (HYPOTHESIS_PROFILE=thorough: eight times the examples)
 	@$(PYTEST) tests/unit -q
 
 .PHONY: test-remote

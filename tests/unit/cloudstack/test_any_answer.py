@@ -78,9 +78,7 @@ async def cloud(server: Server) -> AsyncIterator[CloudStack]:
         yield opened
 
 
-QUIETLY = settings(
-    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+QUIETLY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @st.composite

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import Management, SystemVMType
@@ -348,7 +348,6 @@ def fleets(draw: st.DrawFn) -> list[VMFacts]:
 limits = st.sampled_from([1, 2, 5, "20%", "100%"])
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     fleet=fleets(),
     limit=limits,
@@ -422,7 +421,6 @@ def _waiting(lanes: tuple[RunningRollout, ...], vms: dict[str, VMFacts]) -> set[
     return {facts.name for lane in lanes for facts in classify(lane.rollout, lane.plan, vms).waiting}
 
 
-@settings(max_examples=60, deadline=None)
 @given(roles=st.lists(st.sampled_from(["pair", "single", "ssvm"]), min_size=1, max_size=5), limit=limits)
 def test_a_healthy_fleet_ends_patched_with_every_primary_after_its_backup(roles: list[str], limit: int | str) -> None:
     """Admit, let everything succeed, look again, until nothing is left."""

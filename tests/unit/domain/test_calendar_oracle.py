@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.domain.windows import allow, freeze, schedule
 
@@ -245,7 +245,6 @@ def calendars(draw: st.DrawFn) -> tuple[date, list[Wish], list[Wish]]:
     )
 
 
-@settings(max_examples=80, deadline=None)
 @given(calendars(), st.lists(st.integers(0, 3 * 24 * 60), min_size=4, max_size=12))
 def test_the_calendar_is_what_the_clock_on_the_wall_says(
     calendar: tuple[date, list[Wish], list[Wish]], moments: list[int]

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.domain.windows import rule
 
@@ -190,7 +190,6 @@ PARTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(PARTS, st.dates(date(2000, 1, 1), date(2099, 12, 31)), st.sampled_from([AMSTERDAM, LORD_HOWE, APIA]))
 def test_any_rule_is_refused_or_computed_in_bounded_work(parts: dict[str, str], first: date, zone: str) -> None:
     """Of dateutil alone some of these take seconds, and some never end. CPU time, because machines are shared."""

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import Management
@@ -616,7 +616,6 @@ ENDINGS = [(SUCCEEDED, "")] * 5 + [(ROLLED_BACK, "VerifyFailed"), (FAILED, "VMBu
 fleets = st.lists(st.sampled_from([None, None, "a", "b"]), min_size=1, max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
 @given(groups=fleets, strategy=strategies, seed=st.integers(0, 2**32))
 def test_every_rollout_ends_and_never_breaks_a_promise_on_its_way(
     groups: list[str | None], strategy: dict[str, Any], seed: int

@@ -265,5 +265,5 @@ class CacheAgainstCluster(RuleBasedStateMachine):
         }
 
 
-CacheAgainstCluster.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+CacheAgainstCluster.TestCase.settings = settings(stateful_step_count=40)
 test_the_cache_follows_the_cluster = CacheAgainstCluster.TestCase

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.content import payloads, releases
@@ -281,7 +281,6 @@ _LINES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(_LINES, _LINES, st.booleans())
 def test_a_merge_keeps_what_is_the_vms_and_comes_to_rest(live: list[bytes], new: list[bytes], ending: bool) -> None:
     text = b"\n".join(new) + (b"\n" if ending else b"")

@@ -205,7 +205,7 @@ _NAMES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(_NAMES, st.binary(max_size=40), st.sampled_from([b"0", b"5", b"1", b"2", b"3", b"6", b"7", b"S"])),
@@ -237,7 +237,6 @@ def test_whatever_a_tar_names_only_plain_relative_files_come_out(
         assert len(contents[entry.sha256]) == entry.size
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_damaged_tar_is_refused_or_read_never_worse(data: st.DataObject) -> None:
     plain = bytearray(gzip.decompress(small_scripts(etc__a=b"some text")))
@@ -258,7 +257,6 @@ def _small_zip() -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_zip_is_refused_or_read_never_worse(data: st.DataObject) -> None:
     packed = bytearray(_small_zip())

@@ -367,13 +367,13 @@ def tar_member(draw: st.DrawFn) -> bytes:
     )
 
 
-@settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(tar_member(), max_size=6).map(b"".join), st.sampled_from([END, b"", bytes(BLOCK), END + b"tail"]))
 def test_any_tar_is_listed_or_refused_with_a_sentence(plain: bytes, end: bytes) -> None:
     promises.scripts_of_tar(plain + end)
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(deadline=2000)
 @given(st.lists(st.binary(max_size=300), max_size=4), st.binary(max_size=20), st.integers(0, 400))
 def test_any_gzip_is_read_or_refused_with_a_sentence(parts: list[bytes], tail: bytes, cut: int) -> None:
     packed = b"".join(gzip.compress(part) for part in parts) + tail
@@ -404,7 +404,7 @@ def zips(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(zips())
 @example(zip_of({"_run.sh": b"x"}) + b"PK\5\6" + bytes(18))
 def test_any_zip_is_listed_or_refused_with_a_sentence(packed: bytes) -> None:

@@ -26,7 +26,7 @@ def frame(payload: bytes, kind: bytes = b"J") -> bytes:
     return struct.pack(">cI", kind, len(payload)) + payload
 
 
-@settings(max_examples=400, deadline=2000)
+@settings(deadline=2000)
 @given(
     st.binary(max_size=50), st.lists(st.tuples(st.sampled_from([b"J", b"B", b"?"]), st.binary(max_size=80)), max_size=5)
 )
@@ -36,7 +36,7 @@ def test_any_stream_is_understood_or_refused_with_a_sentence(noise: bytes, frame
     promises.wire(b"\0" + stream)
 
 
-@settings(max_examples=400, deadline=2000)
+@settings(deadline=2000)
 @given(values)
 def test_any_message_is_understood_or_refused_with_a_sentence(value: object) -> None:
     promises.message(json.dumps(value).encode())
