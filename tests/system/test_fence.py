@@ -39,6 +39,38 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         made.down()
 
 
+async def patch(lab: Lab, number: int) -> OperationReport:
+    order = Order(
+        id=f"fence-{number}-{time.time_ns()}",
+        epoch=1,
+        keep_backups=1,
+        settle_seconds=0.5,
+        ignored_checks=(),
+        step_timeout_seconds=120,
+        vm_timeout_seconds=300,
+    )
+    release = commands.release(number)
+    wanted = read_payload(payloads.build_scripts(release), payloads.build_agent(release))
+    return await LivePatcher().patch(target_of(lab, NAME), wanted, order, lambda _: None)
+
+
+@pytest.mark.timeout(300)
+async def test_a_client_that_connects_and_never_logs_in_holds_up_no_patch(lab: Lab) -> None:
+    """sshd itself would let it stay for two minutes (LoginGraceTime)."""
+    vm = lab.vm(NAME)
+    reader, writer = await asyncio.open_connection(str(vm.relay_address), vm.port)
+    try:
+        assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"SSH-2.0-")
+        report = await patch(lab, PATCHES + 1)
+        assert not reader.at_eof(), "sshd had shut it out before the patch ended"
+    finally:
+        writer.close()
+    assert report.phase is JournalPhase.COMMITTED, told(report)
+    (fence,) = [step for step in report.steps if step.name == "Fence"]
+    assert "connections to sshd that do not log in were not waited for" in fence.message, told(report)
+    assert fence.seconds < 60, told(report)
+
+
 @pytest.mark.timeout(300)
 async def test_commands_fired_every_50_ms_during_patches_neither_fail_nor_lose_a_key(lab: Lab) -> None:
     before = commands.keys(lab, NAME)
@@ -47,19 +79,7 @@ async def test_commands_fired_every_50_ms_during_patches_neither_fail_nor_lose_a
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(firing.fire())
         try:
-            for number in range(1, PATCHES + 1):
-                order = Order(
-                    id=f"fence-{number}-{time.time_ns()}",
-                    epoch=1,
-                    keep_backups=1,
-                    settle_seconds=0.5,
-                    ignored_checks=(),
-                    step_timeout_seconds=120,
-                    vm_timeout_seconds=300,
-                )
-                release = commands.release(number)
-                wanted = read_payload(payloads.build_scripts(release), payloads.build_agent(release))
-                reports.append(await LivePatcher().patch(target_of(lab, NAME), wanted, order, lambda _: None))
+            reports += [await patch(lab, number) for number in range(1, PATCHES + 1)]
         finally:
             firing.stop.set()
     print(firing.text())
