@@ -100,17 +100,19 @@ def _work(facts: VMFacts) -> str:
     if order is None:
         return ""
     begun = operation is not None and operation.id == order.id and operation.step
-    step = f"step {operation.step}{_sent(operation)}" if begun and operation else "about to begin"
+    step = f"step {operation.step}{_so_far(operation)}" if begun and operation else "about to begin"
     return f"{order.method} to {short(order.revision)} ({order.id}): {step}"
 
 
-def _sent(operation: OperationStatus | None) -> str:
-    """`, 34 of 90 MB` while the step in work sends content."""
+def _so_far(operation: OperationStatus | None) -> str:
+    """`, 34 of 90 MB` while the step in work sends content; else what it says it waits for."""
     step = (
         next((step for step in reversed(operation.steps) if step.name == operation.step), None) if operation else None
     )
-    if step is None or step.result is not StepResult.RUNNING or not step.bytes_total:
+    if step is None or step.result is not StepResult.RUNNING:
         return ""
+    if not step.bytes_total:
+        return f", {step.message[:256]}" if step.message else ""
     digits = 0 if step.bytes_total >= 10_000_000 else 1
     return f", {(step.bytes or 0) / 1e6:.{digits}f} of {step.bytes_total / 1e6:.{digits}f} MB"
 

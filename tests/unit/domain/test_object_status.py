@@ -6,7 +6,7 @@ import pytest
 
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.observed import ContentState, DataBags
-from sysvm.api.operation import OperationResult
+from sysvm.api.operation import OperationResult, OperationStep
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import Blocker, SystemVM, SystemVMStatus
 from sysvm.domain.cloud import CloudZone, Snapshot
@@ -252,3 +252,22 @@ def test_a_template_without_a_payload_is_not_ready(outcome: Problem | None, says
     assert said(status)["Ready"][0] == "False"
     assert kstatus(1, status) == says
     assert_contract(1, status)
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (
+            {"message": "waiting for haproxy to serve, 10 s of 60 s"},
+            ": step Services, waiting for haproxy to serve, 10 s",
+        ),
+        ({"bytes": 34_000_000, "bytes_total": 90_000_000}, ": step Services, 34 of 90 MB"),
+        ({}, ": step Services"),
+    ],
+)
+def test_work_in_progress_says_what_its_step_waits_for(step: dict[str, Any], told: str) -> None:
+    running = OperationStep.model_validate({"name": "Services", "result": "Running", **step})
+    operation = b.operation(None, id="op-2").model_copy(update={"steps": (running,)})
+    _, status = truth(b.system_vm(spec=ORDER, operation=operation))
+    (ready,) = [each for each in status.conditions if each.type == "Ready"]
+    assert ready.message.partition(":")[2].startswith(told[1:]), ready.message

@@ -11,6 +11,7 @@ import time
 
 from . import core
 from .failures import Failure
+from .journal import Wait
 from .services import acted_on, is_active, states
 
 UNIT = "cloud"
@@ -111,7 +112,9 @@ def _await(work, service, seconds):
     unit = service["unit"]
     first = states(work.host, [unit])[unit]
     end = time.monotonic() + seconds
+    wait = Wait(work.journal, "the agent's connection to the management server", seconds)
     while True:
+        wait.goes_on()
         now = states(work.host, [unit])[unit]
         if not is_active(now) or now["restarts"] != first["restarts"]:
             return "it did not stay alive: {0} ({1}), started again {2} times".format(

@@ -291,7 +291,7 @@ def apply(work, one):
     questions = [check for service in work.order["services"] for check in services.questions(service)]
     # sshd does not answer because of us.
     questions = [check for check in questions if check["port"] not in work.gate.hold.ports]
-    work.journal.add("unit", unit=unit, action="rerun", state="start", back=False)
+    work.journal.add("unit", unit=unit, action="rerun", state="start", back=False, seconds=one["timeout_seconds"])
     with GapMeter(questions) as meter:
         done = work.host.run([work.host.at(PROGRAM), one["name"]], one["timeout_seconds"])
     wrong = [] if done.ok else [done.sentence()]

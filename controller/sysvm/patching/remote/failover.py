@@ -9,6 +9,7 @@ import time
 
 from . import conntrackd, redundancy, services
 from .failures import Failure
+from .journal import Wait
 
 STABLE_ADVERTS = 3
 LOOK_EVERY = 1.0
@@ -87,6 +88,7 @@ class PairServices(services.Services):
             return False
         said = conntrackd.unblock(self.host)
         if said:
+            self.seen.pop(service["unit"], None)
             self.note(said)
         return said is not None
 
@@ -102,7 +104,10 @@ class PairServices(services.Services):
         end = time.monotonic() + pair["wait_seconds"]
         role = began = None
         problem = "its role was not seen"
+        what = "a role that lasts after the restart of {0}".format(services_name(service))
+        wait = Wait(self.journal, what, pair["wait_seconds"] + stable)
         while True:
+            wait.goes_on()
             one = self.sample()
             now, contradiction = redundancy.role_of(one)
             at = time.monotonic()

@@ -12,6 +12,7 @@ import time
 
 from . import actors, files
 from .failures import Failure
+from .journal import Wait
 
 QUIET_SECONDS = 120.0
 LOCK_SECONDS = 30.0
@@ -66,7 +67,9 @@ class Fence(object):
         self.hold.end()
         began = time.monotonic()
         end = began + min(QUIET_SECONDS if seconds is None else seconds, deadline.left())
+        wait = Wait(self.journal, "CloudStack's commands to end", end - began)
         while True:
+            wait.goes_on()
             busy = self.pause(end)
             if not busy or not any(process.age > LONG_COMMAND_SECONDS for process in busy):
                 self.hold.begin()

@@ -18,6 +18,9 @@ SIZE = 512 * 1024
 RESERVE = 64 * 1024
 """Kept for going back."""
 RECORD_LIMIT = 6 * 1024
+TELL_SECONDS = 2.0
+"""A shorter wait is over before anybody has read of it."""
+TELL_EVERY_SECONDS = 5
 
 STAGING = "Staging"
 BUILT = "Built"
@@ -124,6 +127,45 @@ class Journal(object):
         """What the VM was like when the work began that is to be taken back; None if it never came to that."""
         found = [record["value"] for record in self.records if record["kind"] == "baseline"]
         return found[-1] if found else None
+
+
+class Wait(object):
+    """Something that may take long. It is written down once it does, so that a look shows what is waited for."""
+
+    def __init__(self, journal, what, seconds):
+        """`what` ends a sentence that begins with "waiting for"; `seconds`: at most."""
+        self._journal = journal
+        self._what = what
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._told = False
+
+    def goes_on(self):
+        """To be called again and again while it lasts."""
+        lasted = time.monotonic() - self._began
+        if lasted >= TELL_SECONDS and not self._told:
+            self._told = True
+            self._journal.add("wait", what=self._what, seconds=round(self._seconds), lasted=round(lasted, 3))
+
+
+def waiting(records, now):
+    """What an operation waits for now, as a sentence; None if its last record is of no wait, or of one that is new.
+
+    The seconds are told in steps: whoever mirrors the sentence writes it down again each time that it changes.
+    """
+    last = records[-1] if records else {"kind": None}
+    if last["kind"] == "wait":
+        what, lasted = last["what"], now - last["at"] + last["lasted"]
+    elif last["kind"] == "unit" and last["state"] == "start" and last.get("seconds"):
+        what, lasted = "the {0} of {1}".format(last["action"], last["unit"]), now - last["at"]
+    else:
+        return None
+    if lasted < TELL_SECONDS:
+        return None
+    # A clock that was set meanwhile makes no wait longer than it can be.
+    told = int(min(lasted, last["seconds"]) // TELL_EVERY_SECONDS * TELL_EVERY_SECONDS)
+    limit = "{0:.0f} s".format(last["seconds"])
+    return "waiting for {0}, {1}".format(what, "{0} s of {1}".format(told, limit) if told else "at most " + limit)
 
 
 def read(path):

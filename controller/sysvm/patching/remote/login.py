@@ -9,6 +9,7 @@ import os
 import time
 
 from . import files
+from .journal import Wait
 
 SSHD_CONFIG = "/etc/ssh/sshd_config"
 TIMER_MARGIN_SECONDS = 30.0
@@ -59,7 +60,9 @@ class Proof(object):
         """None as soon as a new login is proven, a sentence when the time is up."""
         self.journal.add("login", state="await")
         end = time.monotonic() + self.seconds
+        wait = Wait(self.journal, "a new login of the operator", self.seconds)
         while not files.exists(self.path):
+            wait.goes_on()
             if time.monotonic() >= end:
                 self.journal.add("login", state="missed")
                 self.disarm()

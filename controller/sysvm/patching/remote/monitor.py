@@ -12,6 +12,7 @@ import re
 import time
 
 from . import actors
+from .journal import Wait
 
 SCRIPT = "monitorServices.py"
 LOG = "/var/log/routerServiceMonitor.log"
@@ -23,11 +24,13 @@ def running(host):
     return any(SCRIPT in [os.path.basename(word) for word in process.argv[:4]] for process in actors.processes(host))
 
 
-def wait(host, seconds):
+def wait(host, journal, seconds):
     """Until none runs. A sentence if it had to be waited for."""
     began = time.monotonic()
     end = began + min(WAIT_SECONDS, seconds)
+    waiting = Wait(journal, "CloudStack's monitoring to end", min(WAIT_SECONDS, seconds))
     while running(host):
+        waiting.goes_on()
         if time.monotonic() >= end:
             return "CloudStack's monitoring still ran when services were restarted"
         host.wait(0.1)

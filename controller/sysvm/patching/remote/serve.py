@@ -455,7 +455,7 @@ class Session(object):
             patience = START_SECONDS if starting and not moved else 5.0
             if quiet_since is not None and now - quiet_since > (patience if starting or now - begun > 5 else 2.0):
                 return {"report": report}
-            if records != seen and now - last_event >= EVENT_SECONDS:
+            if report != seen and now - last_event >= EVENT_SECONDS:
                 self.wire.send({"id": number, "report": report})
-                seen, last_event = records, now
+                seen, last_event = report, now
             time.sleep(FOLLOW_SECONDS)

@@ -7,6 +7,7 @@ import time
 from . import files, hold, login, monitor
 from .failures import Failure
 from .host import tail
+from .journal import Wait
 from .questions import TRIES, TRY_AGAIN_SECONDS, GapMeter, answers, answers_in_time, questions_here
 
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "Result")
@@ -139,7 +140,7 @@ class Services(object):
                     raise Failure("ServiceFailed", "{0}: {1}".format(service["unit"], done.sentence()), False)
             action = "start" if service["action"] == "stop-start" else service["action"]
             if action in ("restart", "held-restart"):
-                waited = monitor.wait(self.host, deadline.left())
+                waited = monitor.wait(self.host, self.journal, deadline.left())
                 if waited:
                     self.note(waited)
             try:
@@ -207,7 +208,8 @@ class Services(object):
     def _act(self, service, action, back):
         unit = service["unit"]
         # A restart that finds `start` without `done` acts on this unit again on its way back.
-        self.journal.add("unit", unit=unit, action=action, state="start", back=back)
+        limit = service["timeout_seconds"]
+        self.journal.add("unit", unit=unit, action=action, state="start", back=back, seconds=limit)
         since = time.time()
         questions = [] if action == "stop" else self.questions(service)
         held = self._hold(service, action, back)
@@ -315,7 +317,10 @@ class Services(object):
         unit = service["unit"]
         since = time.monotonic()
         deadline = since + service["timeout_seconds"]
+        what = "{0} to {1}".format(unit, "serve" if questions else "be active")
+        wait = Wait(self.journal, what, service["timeout_seconds"])
         while True:
+            wait.goes_on()
             state = states(self.host, [unit])[unit]
             if state["active"] == "failed" or state["sub"] == "auto-restart":
                 return "{0} failed ({1})".format(unit, state["result"])
@@ -339,7 +344,9 @@ class Services(object):
         end = time.monotonic() + self.order["settle_seconds"]
         since = time.time()
         looked = time.monotonic()
+        wait = Wait(self.journal, "services to stay as they are", self.order["settle_seconds"])
         while True:
+            wait.goes_on()
             now = states(self.host, units)
             for service in services:
                 self._judge(service, first, now, since, looked)

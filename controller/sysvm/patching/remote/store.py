@@ -199,6 +199,10 @@ class Store(object):
         report = operation.report()
         if report:
             report["alive"] = self.alive(operation.id)
+            waiting = report["alive"] and journal.waiting(journal.read(operation.journal_path) or [], time.time())
+            open_steps = [step for step in report["steps"] if not step["done"] and not step["failed"]]
+            if waiting and open_steps:
+                open_steps[-1]["message"] = waiting
         return report
 
     def backups(self):
