@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import REQUESTED_AT_ANNOTATION, format_time
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.methods import Route
+from sysvm.api.methods import Method, Route
 from sysvm.api.observed import Observed
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
@@ -51,6 +51,8 @@ class Memory:
     looked_at: datetime | None = None
     began_at: datetime | None = None
     failures: int = 0
+    told: bool = False
+    """That it does not answer, since it last did."""
     waited: int = 0
     """Looks in a row that were waited for and did not end the waiting."""
     reach: Reach | None = None
@@ -69,6 +71,15 @@ class Memory:
             return now
         doubled: int = 2 ** min(max(0, self.waited - QUICK_LOOKS), 10)
         return self.looked_at + min(ASKED_LOOK * doubled, LONGEST_PAUSE)
+
+
+def _is_started_anew(vm: SystemVM) -> bool:
+    """The management server was asked for its start: that it is silent meanwhile, or that another VM has its address
+    and shows its own key there, is no news. If it stays so, it is told once the operation has ended."""
+    order, told = vm.spec.operation, vm.status.operation
+    if order is None or order.method not in (Method.REBOOT, Method.RECREATE):
+        return False
+    return told is None or told.id != order.id or told.result is None
 
 
 class Looks:
@@ -279,7 +290,8 @@ class Looks:
         memory.failures += 1
         memory.reach = Reach(False, reason, str(error))
         memory.next_look = now + min(FIRST_RETRY * 2 ** min(memory.failures - 1, 8), endpoint.spec.scan.interval)
-        if memory.failures == 1:
+        if not memory.told and not _is_started_anew(vm):
+            memory.told = True
             told = EventReason.HOST_KEY_CHANGED if reason is Reason.HOST_KEY_CHANGED else EventReason.UNREACHABLE
             self._notices.tell(SYSTEM_VM, vm.metadata, told, "Look", memory.reach.message, warning=True)
         return status
@@ -300,7 +312,7 @@ class Looks:
             name = status.identity.name if status.identity else vm.metadata.name
             self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.REACHABLE, "Look", f"{name} answers again")
         waited_for = self._is_waited_for(key, vm, memory, now)
-        memory.looked_at, memory.failures, memory.prove_next = now, 0, False
+        memory.looked_at, memory.failures, memory.prove_next, memory.told = now, 0, False, False
         memory.waited = memory.waited + 1 if waited_for else 0
         memory.reach = Reach(True, Reason.REACHABLE)
         memory.next_look = now + endpoint.spec.scan.interval
