@@ -47,6 +47,7 @@ class CloudStory(Telling):
         self.stage: Stage
         self.cloud: CloudProcess
         self._record: CallRecord
+        self._names: dict[str, str] = {}
         self._waiting: Mapping[str, Mapping[str, object]] = {}
 
     def tell(self) -> None:
@@ -176,7 +177,7 @@ class CloudStory(Telling):
     def nothing_else(self) -> None:
         """Every change was one that was told, nobody is left over, and nothing goes on. Raises DemoError."""
         self._heading("8. Nothing else has changed")
-        asked = [_words(call) for phase in self.phases for call in phase.calls.changing]
+        asked = [self._words(call) for phase in self.phases for call in phase.calls.changing]
         self._show(f"All {len(asked)} changing calls that the server let in:\n" + indented("\n".join(asked)))
         if len(set(asked)) < len(asked):
             raise DemoError("something was asked for twice")
@@ -192,6 +193,11 @@ class CloudStory(Telling):
             f" hold what the\nadministrator installed. For {QUIET_SECONDS:.0f} s no object was written and no change"
             " was asked for."
         )
+
+    def _words(self, call: Mapping[str, str]) -> str:
+        command, id_ = call["command"], call.get("id", "")
+        rest = [f"{name}={value}" for name, value in call.items() if name not in ("command", "id")]
+        return " ".join((command, self._names.get(id_, id_), *rest))
 
     def _running(self) -> list[str]:
         return sorted(vm.name for vm in self.stage.lab.vms())
@@ -275,6 +281,7 @@ class CloudStory(Telling):
         """Counts calls, and VMs that were changed or came; `through`: the networks whose loss belongs to this phase."""
         self._record.since_last()
         began, before = time.monotonic(), {vm["metadata"]["name"]: _operation(vm) for vm in self.vms()}
+        self._names |= dict(pair for vm in self.vms() for pair in _named(vm))
         yield
         worked = [vm for vm in self.vms() if _operation(vm) != before.get(vm["metadata"]["name"])]
         self.phases.append(
@@ -350,8 +357,12 @@ def _waits(vm: Manifest) -> bool:
     )
 
 
-def _words(call: Mapping[str, str]) -> str:
-    return " ".join(value if name == "command" else f"{name}={value}" for name, value in call.items())
+def _named(vm: Manifest) -> Iterator[tuple[str, str]]:
+    """Ids of the VM and of what it serves, with their names."""
+    identity = vm["status"].get("identity", {})
+    yield str(identity.get("id")), str(identity.get("name"))
+    if identity.get("type") in ("router", "vpcrouter", "dhcpsrvr"):
+        yield str(identity.get("group")), str(identity.get("vpc") or identity.get("network"))
 
 
 def _operation(vm: Manifest) -> str:
