@@ -70,8 +70,8 @@ class LivePatchOptions(ApiModel):
     """Auto: over SSH where the management server sends commands to the VM; where its command gate is closed, by
     CloudStack's own live patch (patchSystemVm, or restartNetwork and restartVPC with livepatch=true) if that can work,
     else the VM is held. SSH: only over SSH; a closed gate stays closed and the policy is not Ready. API: only by
-    CloudStack's own live patch, which restarts every service, takes the hypervisor host's payload and cannot be taken
-    back."""
+    CloudStack's own live patch, which restarts every service, takes the hypervisor host's payload and does not go back
+    by itself; the operator has every VM keep a backup before it."""
     max_api_patches_per_router: Annotated[int, Field(ge=1, le=50)] = 2
     """How often one call may patch the same router: CloudStack patches every router of a VPC once for each tier, with
     all of its restarts. A VPC with more tiers than this is not patched by the API route."""
