@@ -224,7 +224,8 @@ def cloud_(lab: Lab, control: str | None, values: Sequence[str]) -> None:
 
     \b
     faults    switches by name: patch, cut_job, start_fails, answer, throttle, delay_seconds, restart=SECONDS, ...
-    upgrade   release=NAME: server, template and hosts get another release; hosts=false: not the hosts
+    upgrade   release=NAME: server, template and hosts get another release; hosts=false, template=false: not those
+    calls     what was asked of it, by command, and every change; since=N: after the N-th
     """
     running = CloudProcess.attach(lab)
     if control is None:

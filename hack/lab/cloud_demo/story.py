@@ -88,7 +88,6 @@ class CloudStory(Telling):
             wait_condition(self.stage, "cse", ENDPOINT, "Ready", seconds=120)
             self._until(self._all_seen, "all twelve VMs were looked at", seconds=120)
         self._table(self.stage, "cse,svm")
-        self._show(f"All twelve in {self.phases[-1].calls.told()} calls.")
 
     # -- 2. planned, then patched ----------------------------------------------------------------------------------
 
@@ -284,17 +283,17 @@ class CloudStory(Telling):
         self._names |= dict(pair for vm in self.vms() for pair in _named(vm))
         yield
         worked = [vm for vm in self.vms() if _operation(vm) != before.get(vm["metadata"]["name"])]
-        self.phases.append(
-            Phase(
-                title=title,
-                vms=len(worked),
-                seconds=time.monotonic() - began,
-                calls=self._record.since_last(),
-                own=own_way(vm["status"]["identity"] for vm in worked) if changes else None,
-                tenants=tenants,
-                through=through,
-            )
+        phase = Phase(
+            title=title,
+            vms=len(worked),
+            seconds=time.monotonic() - began,
+            calls=self._record.since_last(),
+            own=own_way(vm["status"]["identity"] for vm in worked) if changes else None,
+            tenants=tenants,
+            through=through,
         )
+        self.phases.append(phase)
+        self._show(f"  {title}: {phase.vms} VMs in {phase.seconds:.0f} s, calls: {phase.calls.told()}")
 
     def _routers(self, owners: tuple[str, ...]) -> dict[str, str]:
         """One router of each network or VPC."""
