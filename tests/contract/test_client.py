@@ -15,7 +15,8 @@ import pytest
 from tests.contract.conftest import URL, small_cloud
 
 from lab.cloud import Answer, CutJob, ManagementServer, management_server
-from sysvm.api.endpoint import Management
+from sysvm.api.endpoint import Management, SystemVMType
+from sysvm.api.observed import RuleKind
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import Access, CloudStack, Credentials, MayChange
 from sysvm.cloudstack.errors import (
@@ -32,7 +33,9 @@ from sysvm.cloudstack.errors import (
 )
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
 from sysvm.cloudstack.preflight import Feature, missing_permissions
+from sysvm.cloudstack.rules import listed_rules
 from sysvm.domain.cloud import CloudVM
+from sysvm.domain.room import DIRECT_PUBLIC_IP, PUBLIC_IP
 
 NOWHERE = "00000000-0000-4000-8000-000000000001"
 FULL = MayChange.of(Management.FULL)
@@ -122,8 +125,37 @@ async def test_every_list_can_be_read(access: Access) -> None:
 
 async def test_a_root_admin_lacks_nothing_for_what_changes_vms(access: Access) -> None:
     async with CloudStack(access) as client:
-        found = await missing_permissions(client, [Feature.PATCH_BY_API, Feature.REBOOT, Feature.RECREATE])
+        found = await missing_permissions(
+            client, [Feature.PATCH_BY_API, Feature.REBOOT, Feature.RECREATE, Feature.COMPARE]
+        )
     assert found.complete
+
+
+async def test_rules_of_a_network_and_of_a_vpc_are_counted(access: Access) -> None:
+    """None of these lists was recorded: a real server is what proves their parameters and `count`."""
+    async with CloudStack(access) as client:
+        found = await routers(client)
+        of_network = next(vm for vm in found if vm.type is SystemVMType.ROUTER)
+        counted = await listed_rules(client, (of_network,))
+        assert not counted.why_not
+        assert set(counted.counts) == {
+            RuleKind.FIREWALL, RuleKind.EGRESS, RuleKind.PORT_FORWARDING, RuleKind.LOAD_BALANCER, RuleKind.STATIC_NAT,
+        }  # fmt: skip
+        of_vpc = next((vm for vm in found if vm.type is SystemVMType.VPCROUTER and vm.network_id), None)
+        if of_vpc is not None:
+            counted = await listed_rules(client, (of_vpc,))
+            assert not counted.why_not
+            assert RuleKind.NETWORK_ACL in counted.counts
+
+
+async def test_free_addresses_of_a_zone_are_told(access: Access) -> None:
+    async with CloudStack(access) as client:
+        [zone, *_] = [answers.zone(entry) async for entry in client.list_all("listZones", "zone")]
+        answer = await client.call("listCapacity", zoneid=zone.id)
+    rows = answer["capacity"]
+    assert isinstance(rows, list)
+    free = dict(answers.free_capacity(row) for row in rows if isinstance(row, dict))
+    assert PUBLIC_IP in free or DIRECT_PUBLIC_IP in free
 
 
 async def test_what_is_not_there_is_told(access: Access) -> None:

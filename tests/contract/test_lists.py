@@ -103,6 +103,15 @@ async def test_hosts_have_an_address_and_two_states(answers: Answers) -> None:
         has(host, HOST)
 
 
+async def test_hosts_tell_what_is_allocated_in_bytes_and_mhz(answers: Answers) -> None:
+    reply = await answers.ask(hosts)
+    running = [host for host in reply.inner["host"] if host["type"] == "Routing" and host["state"] == "Up"]
+    for host in running:
+        has(host, {"memoryallocatedbytes": int, "cpuallocatedvalue": int})
+        assert host["memorywithoverprovisioning"].isdigit()
+        assert host["cpuwithoverprovisioning"].isdigit(), "totals are texts of digits"
+
+
 @situation("listSystemVms")
 async def system_vms(cloud: Live) -> Reply:
     return await cloud.call("listSystemVms")

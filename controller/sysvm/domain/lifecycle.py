@@ -87,9 +87,17 @@ def aim_of(method: Method, vm: CloudVM, group: str | None) -> Aim | None:
 
 def why_impossible(method: Method, type_: SystemVMType) -> str | None:
     """Why CloudStack cannot do this to VMs of a type, as the end of a sentence; None: it can."""
-    if method in (Method.REBOOT, Method.RECREATE) and type_ not in ROUTER_TYPES | ZONE_TYPES:
-        return f"CloudStack has no call that does {method} with a VM of type {type_}: stop and start it there"
-    return None
+    if method not in (Method.REBOOT, Method.RECREATE) or type_ in ROUTER_TYPES | ZONE_TYPES:
+        return None
+    told = f"CloudStack has no call that does {method} with a VM of type {type_}"
+    if type_ is SystemVMType.ILBVM:
+        # Neither restart looks at it: a VPC restarts its routers, and a tier is not restarted with cleanup (CloudStack
+        # 4.21 VpcManagerImpl, NetworkOrchestrator). A stop and a start are two jobs, and between them nobody balances.
+        return (
+            f"{told}: call stopInternalLoadBalancerVM, then startInternalLoadBalancerVM, which starts it from the "
+            "current template with the host's payload; its connections are cut meanwhile"
+        )
+    return f"{told}: another is deployed when its load balancer rules are deleted and made again"
 
 
 def interruption(method: Method, type_: SystemVMType, *, redundant: bool, alone: bool) -> str:

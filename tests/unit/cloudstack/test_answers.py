@@ -14,6 +14,7 @@ from sysvm.api.observed import RedundancyRole
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.errors import AnswerInvalid
 from sysvm.domain.cloud import CloudVMState
+from sysvm.domain.room import HostRoom
 
 
 def entries(name: str, key: str) -> list[dict[str, Any]]:
@@ -79,6 +80,29 @@ def test_hosts_zones_vpcs_templates_and_the_version_as_recorded() -> None:
     template = answers.template(entries("listTemplates.all.SYSTEM", "template")[0])
     assert (template.type, template.ready, template.checksum) == ("SYSTEM", True, None)
     assert answers.server_version(inner("listCapabilities")) == "4.21.0.0-SNAPSHOT"
+
+
+def test_what_is_left_on_a_host_as_recorded_and_where_it_is_not_told() -> None:
+    entry = entries("listHosts", "host")[1]
+    host_id, room = answers.host_room(entry)
+    assert host_id == "7190280d-c652-4a86-90e4-62104bea22ce"
+    assert room == HostRoom(memory_bytes=8589934592 - 536870912, cpu_mhz=320000 - 500)
+    told = {key: entry[key] for key in ("id", "memoryallocatedbytes", "cpuallocatedvalue")}
+    assert answers.host_room(told)[1] == HostRoom(None, None)
+    assert answers.host_room({**entry, "memorywithoverprovisioning": "much"})[1].memory_bytes is None
+
+
+def test_a_management_server_as_recorded() -> None:
+    server = answers.management_server(entries("listManagementServers", "managementserver")[0])
+    assert (server.name, server.state, server.version) == ("localhost", "Up", "4.21.0.0-SNAPSHOT")
+
+
+def test_free_capacity_is_what_is_not_used() -> None:
+    """No answer of listCapacity was recorded; fields as in CloudStack 4.21 CapacityResponse."""
+    assert answers.free_capacity({"type": 4, "capacityused": 3, "capacitytotal": 10, "percentused": "30"}) == (4, 7)
+    assert answers.free_capacity({"type": 5, "capacitytotal": 10}) == (5, None)
+    with pytest.raises(AnswerInvalid):
+        answers.free_capacity({"type": "memory"})
 
 
 def test_a_tier_is_a_network_of_its_vpc() -> None:
