@@ -253,7 +253,9 @@ def blockers_of(standing: _Standing) -> tuple[PolicyBlocker, ...]:
     found = [gates.person_gate(rollout, superseded=live.superseded)]
     if live.suspended is not None:
         found.append(gates.blocker(Reason.SUSPENDED, live.suspended))
-    found.append(gates.cloud_gate(rollout, live.cloud, unseen=live.cloud_unseen))
+    # Of a cloud that is unseen what was told before stands: to write it here, and the opposite after the first sweep,
+    # would be all that an operator does that is ended again and again at its first write.
+    found.append(gates.cloud_gate(rollout, live.cloud, unseen=False))
     found.append(gates.budget_gate(rollout, standing.view, standing.budget))
     soak = soaking(standing.waves)
     if soak is not None:

@@ -65,7 +65,12 @@ class AdmissionReconciler:
         endpoint = self._stores.endpoints.get(key)
         if endpoint is None:
             return None
-        decided = admission.admit(await self._look(key, endpoint))
+        state = await self._look(key, endpoint)
+        if any(rollout.live.cloud_unseen for rollout in state.rollouts):
+            # Nothing would be admitted, and why VMs wait is written in them: it stands until the first sweep of this
+            # process, which wakes this key. Written anew at every restart it could be all that a short life writes.
+            return None
+        decided = admission.admit(state)
         for vm in self._board.post(key, decided.blocked, decided.look_at):
             self._wake_vm(vm)
         for admitted in decided.admitted:

@@ -183,6 +183,15 @@ def test_the_rollout_says_it_and_neither_reconciles_nor_stalls() -> None:
     assert status.next_action is None
 
 
+def test_before_the_first_sweep_of_a_restart_a_rollout_says_what_it_said() -> None:
+    """Else every restart writes twice, and an operator that is ended at its first write does nothing else."""
+    made, the_plan = planned()
+    view = classify(made, the_plan, {facts().name: facts()})
+    said = outcome(made, the_plan, view, Live(), now=NOW)
+    again = made.model_copy(update={"status": said})
+    assert outcome(again, the_plan, view, Live(cloud_unseen=True), now=NOW) == said
+
+
 def test_approvals_of_before_are_void() -> None:
     """They name a digest; in another cloud, and after it was accepted, the waves have others."""
     made, the_plan = planned()
