@@ -33,7 +33,7 @@ from sysvm.engine.notices import Notices, reference
 from sysvm.engine.ports import Clock
 from sysvm.engine.resources import ENDPOINT, SYSTEM_VM
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of, template_of
+from sysvm.engine.stores import Stores, endpoint_of, key_of, template_of
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import AlreadyExists, Conflict, NotFound
 from sysvm.kube.objects import Key, Object, owner_reference
@@ -145,7 +145,7 @@ class EndpointReconciler:
             return Problem(access.reason, access.message)
         await self._clouds.follow(key, access, endpoint.spec.management)
         delta = self._clouds.take_note(key, endpoint.spec.scan.inventory, now)
-        if delta is not None or self._clouds.rival(key) is not None:
+        if delta is not None or self._clouds.snapshot(key) is None:
             self._settle_rivals(key, endpoint)
         if delta is not None:
             self._spread(key, delta)
@@ -183,8 +183,8 @@ class EndpointReconciler:
         if rival is not None:
             return Problem(
                 Reason.CONFLICT,
-                f"endpoint {rival.name} in namespace {rival.namespace} has VMs of the same cloud and is older: it "
-                f"keeps them, and {endpoint.metadata.name} neither looks at nor changes any; delete one of the two",
+                f"{_has_vms(rival)} and is older: it keeps them, and {endpoint.metadata.name} neither looks at nor "
+                "changes any; delete one of the two",
             )
         failure = self._clouds.failure(key)
         if failure is None:
@@ -201,10 +201,11 @@ class EndpointReconciler:
 
     def _settle_rivals(self, key: Key, endpoint: CloudStackEndpoint) -> None:
         """Of two endpoints with VMs in common the older has the cloud: two would break each other's budgets."""
+        rival = self._told_rival(endpoint)
         mine = next((found for other, found in self._clouds.swept() if other == key), None)
         if mine is None:
+            self._clouds.yield_to(key, rival)
             return
-        rival: Key | None = None
         for other, theirs in list(self._clouds.swept()):
             them = self._stores.endpoints.get(other)
             if other == key or them is None or theirs.vms.keys().isdisjoint(mine.vms.keys()):
@@ -215,6 +216,20 @@ class EndpointReconciler:
                 self._clouds.yield_to(other, key)
                 self._wake_endpoint(other)
         self._clouds.yield_to(key, rival)
+
+    def _told_rival(self, endpoint: CloudStackEndpoint) -> Key | None:
+        """Who had the cloud before this process began, by what was written then, until it is swept again. Else a
+        restart in which the younger is swept first would give it the cloud."""
+        told = find(endpoint.status.conditions, ConditionType.READY)
+        if told is None or told.reason != Reason.CONFLICT:
+            return None
+        swept = {other for other, _ in self._clouds.swept()}
+        for them in self._stores.endpoints.values():
+            other = key_of(them)
+            older = them.spec.inventory is Inventory.CLOUDSTACK and _age(them) < _age(endpoint)
+            if older and other not in swept and told.message.startswith(_has_vms(other)):
+                return other
+        return None
 
     # Objects
 
@@ -425,6 +440,10 @@ def _known(vm: SystemVM, missed: int) -> Known:
         deleting=vm.metadata.deletion_timestamp is not None,
         missed=missed,
     )
+
+
+def _has_vms(rival: Key) -> str:
+    return f"endpoint {rival.name} in namespace {rival.namespace} has VMs of the same cloud"
 
 
 def _age(endpoint: CloudStackEndpoint) -> tuple[datetime, str, str]:
