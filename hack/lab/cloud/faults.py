@@ -69,7 +69,9 @@ class Faults:
     """So many requests get `error_status` and a page of text, as a proxy in front would answer."""
     error_status: int = 503
     delay_seconds: float = 0.0
-    """Every answer is this late."""
+    """Every answer is this late, and so is what it is about."""
+    late_seconds: float = 0.0
+    """The answer is this late, and what it is about has begun."""
     clock_ahead_seconds: float = 0.0
     """The server's clock is ahead of (or, negative, behind) everybody's."""
     half_lists: bool = False

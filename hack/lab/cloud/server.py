@@ -52,11 +52,15 @@ class ManagementServer:
 
     async def restart(self, *, down_seconds: float = 0.1, work_goes_on: bool = False) -> None:
         """The server process ends and comes back: its jobs are cut, and nobody answers for a while."""
-        self._down = True
+        self.stop_answering()
         self.jobs.lose_all(stop=not work_goes_on)
         await asyncio.sleep(down_seconds)
         self._started = stamp(self.world.now())
         self._down = False
+
+    def stop_answering(self) -> None:
+        """From now on every connection is reset, until it is restarted."""
+        self._down = True
 
     async def idle(self, *, timeout: float = 30.0) -> None:
         """Waits until no job runs. Raises TimeoutError."""
@@ -81,6 +85,8 @@ class ManagementServer:
                 faults.errors -= 1
                 return web.Response(status=faults.error_status, text="Service Temporarily Unavailable")
         status, body = self._answer(command, parameters)
+        if faults.late_seconds and faults.concerns(command):
+            await asyncio.sleep(faults.late_seconds)
         shape = faults.answer if faults.concerns(command) else Answer.TRUE
         if shape is Answer.HTML:
             return web.Response(status=200, text=_LOGIN_PAGE, content_type="text/html")
