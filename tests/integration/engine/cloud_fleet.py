@@ -6,13 +6,24 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from tests.integration.engine import objects
 from tests.integration.engine.simulated_vms import Fleet
 
-from lab.cloud import VM, InMemoryMachines, ManagementServer, Network, Patched, Told, Vpc, World, management_server
+from lab.cloud import (
+    VM,
+    InMemoryMachines,
+    ManagementServer,
+    Network,
+    Patched,
+    Told,
+    Vpc,
+    World,
+    Zone,
+    management_server,
+)
 from lab.spec import RedundancyRole as LabRole
 from sysvm.api.observed import RedundancyRole
 from sysvm.api.reasons import Reason
@@ -133,17 +144,34 @@ class CloudFleet:
         return sorted(vm.name for vm in self.world.vms.values() if vm.type == type_)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a cloud has. `networks` and `vpcs`: names, and whether they have a pair of routers."""
+
+    networks: Mapping[str, bool] = field(default_factory=lambda: {"single": False, "pair": True})
+    vpcs: Mapping[str, bool] = field(default_factory=dict)
+    cpvm: bool = True
+
+    def fill(self, world: World, zone: Zone) -> None:
+        for name, redundant in self.networks.items():
+            world.add_routers(world.add_network(zone, name, redundant=redundant))
+        for name, redundant in self.vpcs.items():
+            world.add_routers(world.add_vpc(zone, name, redundant=redundant, tiers=1))
+        world.add_ssvm(zone)
+        if self.cpvm:
+            world.add_cpvm(zone)
+
+
 @contextlib.asynccontextmanager
-async def cloud_fleet(fleet: Fleet, *, host_payload: str = "first", pace: float = 0.05) -> AsyncIterator[CloudFleet]:
-    """A zone with a network, a redundant network, SSVM and CPVM, made by 4.20.1 and then upgraded: what starts anew is
-    4.20.2 with the payload that its host has."""
+async def cloud_fleet(
+    fleet: Fleet, *, host_payload: str = "first", contents: Contents | None = None, pace: float = 0.05
+) -> AsyncIterator[CloudFleet]:
+    """A zone made by 4.20.1 and then upgraded: what starts anew is 4.20.2 with the payload that its host has."""
     world = World(version="4.20.2.0", template_version="4.20.1", payload=payload_of("first"))
     zone = world.add_zone("ams-1")
     for name in ("kvm-1", "kvm-2"):
         world.add_host(zone, name).payload = payload_of(host_payload)
-    for name, redundant in (("single", False), ("pair", True)):
-        world.add_routers(world.add_network(zone, name, redundant=redundant))
-    world.add_ssvm(zone), world.add_cpvm(zone)
+    (contents or Contents()).fill(world, zone)
     for template in world.templates.values():
         template.created -= timedelta(days=90)
     world.upgrade("4.20.2.0", template_version="4.20.2", payload=payload_of("first"))

@@ -30,6 +30,26 @@ ROOT = Path(__file__).resolve().parents[3]
 _BIRTH_SECONDS = 120.0
 
 
+@dataclass(frozen=True)
+class Trial:
+    """`at`: numbers and moments, for one life after the other. `again`: in turns for all; else the rest lives on."""
+
+    at: tuple[str, ...]
+    again: bool = False
+
+    def __str__(self) -> str:
+        return f"{'lives' if self.again else 'the first life'} killed at write {' and '.join(self.at)}"
+
+    def death(self, life: int) -> str:
+        """What the life of that number, from 0, dies of; empty: it lives on."""
+        if self.again:
+            return self.at[life % len(self.at)]
+        return self.at[life] if life < len(self.at) else ""
+
+
+UNDISTURBED = Trial(())
+
+
 @dataclass
 class Nursery:
     """One operator at a time. `environment`: what every life has (namespace, kubeconfig)."""
@@ -93,7 +113,8 @@ class Nursery:
 
     async def _signal(self, number: signal.Signals) -> int:
         if self.alive:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has died by itself, and nobody was told yet
+                os.kill(self.pid, number)
         return await self.wait()
 
     async def _answer(self) -> dict[str, int]:

@@ -33,6 +33,9 @@ MACHINES = "SYSVM_TEST_MACHINES"
 QUIET = "SYSVM_TEST_QUIET_SECONDS"
 """How long nothing may move before an unknown call is judged, instead of three minutes."""
 
+SUBMISSIONS = "SYSVM_TEST_SUBMISSIONS"
+"""How often a call may be made: a story whose lives die again and again may die more than once right before it."""
+
 
 class FolderMachines:
     """Machines whose files lie in folders of this one."""
@@ -57,6 +60,8 @@ def live(environment: dict[str, str]) -> None:
     if QUIET in environment:
         group_operation.QUIET = group_operation.EXPIRES = timedelta(seconds=float(environment[QUIET]))
         api_patch.LONGEST_PATCH = timedelta(seconds=float(environment[QUIET]))
+    if SUBMISSIONS in environment:
+        group_operation.SUBMISSIONS = int(environment[SUBMISSIONS])
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format)
     machines = FolderMachines(Path(environment[MACHINES])) if MACHINES in environment else None

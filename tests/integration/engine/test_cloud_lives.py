@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.integration.engine.cloud_fleet import close_gates
+from tests.integration.engine.cloud_fleet import close_gates, cloud_endpoint, cloud_secret
+from tests.integration.engine.cluster import says
 from tests.integration.engine.lives import free_port
 from tests.integration.engine.nursery import QUIET
 from tests.integration.engine.objects import Manifest
@@ -20,6 +21,7 @@ from tests.integration.engine.test_gate import declare
 from tests.integration.engine.test_lives import until_idle, until_ready, watch_idleness
 from tests.integration.engine.test_recreate import Story, admin, told
 
+from lab.cloud import management_server
 from lab.controlplane import ControlPlane
 from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM, TEMPLATE
 from sysvm.kube.client import Cluster
@@ -93,3 +95,38 @@ async def test_lives_of_two_writes_each_get_to_a_rollout(story: Story) -> None:
         if await story.namespace.all(ROLLOUT):
             return
     raise AssertionError(f"{LIVES_AT_MOST} lives and no rollout\n{await story.picture()}")
+
+
+async def test_a_restart_gives_the_cloud_to_nobody_else(story: Story) -> None:
+    """Also where the endpoint that has it cannot be swept at first, and the other one can."""
+    name, cloud, fleet = story.namespace.name, story.cloud, story.cloud.fleet
+    async with management_server(cloud.world) as other:
+        older, younger = (cloud_endpoint(name, each, cloud) for each in ("older", "younger"))
+        younger["spec"]["api"]["url"] = other.url
+        for endpoint in (older, younger):
+            endpoint["spec"]["scan"] = OFTEN["scan"]
+        await story.namespace.create(cloud_secret(name, cloud), older)
+        await story.until(lambda: _says(story, "older", "Reachable"), "the older has it")
+        await asyncio.sleep(1.0)  # ages are whole seconds
+        await story.namespace.create(younger)
+        await story.until(lambda: _says(story, "younger", "Conflict"), "the younger yields")
+        await story.lane.nursery.kill()
+        await story.namespace.forget_lease()
+        before, port = await everything(story), free_port()
+        asked = len(cloud.world.calls)
+        cloud.server.stop_answering()
+        await story.lane.nursery.start(fleet, SYSVM_HTTP_PORT=str(port))
+        await until_ready(port)
+
+        async def swept() -> bool:
+            return sum(call.command == "listRouters" for call in cloud.world.calls[asked:]) >= 2
+
+        await story.until(swept, "the younger was swept twice")
+        await story.until(lambda: _says(story, "older", "APIUnreachable"), "the older was asked in vain")
+        found = await everything(story)
+        assert found["CloudStackEndpoint younger"] == before["CloudStackEndpoint younger"]
+        assert sorted(found) == sorted(before), "no object of the younger"
+
+
+async def _says(story: Story, endpoint: str, reason: str) -> bool:
+    return says(await story.namespace.get(ENDPOINT, endpoint))[1] == reason

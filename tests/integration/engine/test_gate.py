@@ -12,10 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from tests.integration.engine import objects
 from tests.integration.engine.cloud_fleet import OLD, close_gates, cloud_endpoint, cloud_secret
 from tests.integration.engine.cluster import condition, kstatus, says
+from tests.integration.engine.lives import Trial
+from tests.integration.engine.nursery import SUBMISSIONS
 from tests.integration.engine.objects import Manifest
 from tests.integration.engine.test_recreate import Story, admin, told
 
@@ -25,6 +28,9 @@ from sysvm.engine.resources import POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
 
 __all__ = ["admin"]
+
+LIVES = (("8:after", "7:before"), ("6:before", "11:after"))
+"""Where the lives of one story die, in turns."""
 
 
 @pytest_asyncio.fixture
@@ -244,3 +250,16 @@ async def test_a_job_that_the_server_lost_is_found_out_and_not_made_again(story:
     await story.ended("Succeeded")
     await story.converged()
     assert story.cloud.calls == ["restartNetwork"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("deaths", LIVES, ids=" ".join)
+async def test_dying_at_writes_leaves_every_call_made_once(story: Story, deaths: tuple[str, ...]) -> None:
+    story.trial = Trial(deaths, again=True)
+    story.environment[SUBMISSIONS] = "9"
+    await declare(story, *story.cloud.routers("pair"), livePatch={"plannedFailover": "Allowed"})
+    await story.ended("Succeeded")
+    await story.converged()
+    assert story.cloud.calls == ["restartNetwork"]
+    assert len(await story.namespace.all(ROLLOUT)) == 1
+    assert len(story.deaths) > 3, story.deaths

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from tests.integration.engine import objects
 from tests.integration.engine.cluster import kstatus, says, until
-from tests.integration.engine.lives import Lane, free_port, lane, writes
+from tests.integration.engine.lives import UNDISTURBED, Lane, Trial, free_port, lane, writes
 from tests.integration.engine.simulated_vms import Fleet, Patch
 
 from lab.controlplane import ControlPlane
@@ -55,23 +55,6 @@ ONE_AFTER_THE_OTHER = (
 )
 """Where the lives of one story die, in turns, until one ends the story first. Writes are sent side by side, so a life
 that dies before a write may have made none: dying only so would be the end of all progress."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """`at`: numbers and moments, for one life after the other. `again`: in turns for all; else the rest lives on."""
-
-    at: tuple[str, ...]
-    again: bool = False
-
-    def __str__(self) -> str:
-        return f"{'lives' if self.again else 'the first life'} killed at write {' and '.join(self.at)}"
-
-    def death(self, life: int) -> str:
-        """What the life of that number, from 0, dies of; empty: it lives on."""
-        if self.again:
-            return self.at[life % len(self.at)]
-        return self.at[life] if life < len(self.at) else ""
 
 
 @dataclass
@@ -196,7 +179,7 @@ class Teller(Lane):
 
         counting = asyncio.create_task(count())
         try:
-            await self.tell(Trial(()))
+            await self.tell(UNDISTURBED)
         finally:
             counting.cancel()
             self.nursery.environment = {**self.nursery.environment, "SYSVM_HTTP_PORT": "0"}

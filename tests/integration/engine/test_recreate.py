@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.integration.engine import objects
 from tests.integration.engine.cloud_fleet import CloudFleet, cloud_endpoint, cloud_fleet, cloud_secret, release
 from tests.integration.engine.cluster import says, until
-from tests.integration.engine.lives import Lane, lane
+from tests.integration.engine.lives import UNDISTURBED, Lane, Trial, lane
 from tests.integration.engine.nursery import QUIET
 from tests.integration.engine.objects import Manifest
 from tests.integration.engine.simulated_vms import Fleet
@@ -23,17 +23,34 @@ from lab.cloud import CutJob, VMState
 from lab.controlplane import ControlPlane
 from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
+from sysvm.operator.killer import VARIABLE
 
 STORY_SECONDS = 300.0
 
 
+@dataclass(frozen=True)
+class Death:
+    """Of one life."""
+
+    at: str
+    phases: dict[str, str]
+    """Of the group operations that were stored then, by group."""
+    calls: tuple[str, ...]
+    """Changing calls that the server had then."""
+
+
 @dataclass
 class Story:
-    """One cloud, one endpoint `here`, one policy `routers`, and an operator."""
+    """One cloud, one endpoint `here`, one policy `routers`, and operators, one after the other as the trial kills
+    them."""
 
     lane: Lane
     cloud: CloudFleet
+    trial: Trial = UNDISTURBED
     lives: int = 0
+    deaths: list[Death] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of every life, beside the lane's."""
 
     @property
     def namespace(self) -> Any:
@@ -52,10 +69,23 @@ class Story:
             await self.namespace.edit(ENDPOINT, "here", spec)
 
     async def live(self) -> None:
-        if not self.lives:
-            await self.lane.nursery.start(self.cloud.fleet, **{QUIET: "2"})
-            self.lives += 1
-        assert self.lane.nursery.alive, self.lane.nursery.story()
+        """There is an operator. One that ended otherwise than it was told to is the end of the story."""
+        nursery = self.lane.nursery
+        if nursery.alive:
+            return
+        if self.lives:
+            code, doom = await nursery.wait(), self.trial.death(self.lives - 1)
+            assert code == -9 and doom, f"it ended by itself with {code}\n{nursery.story()}"
+            self.deaths.append(await self._death(doom))
+            await self.namespace.forget_lease()
+        await nursery.start(
+            self.cloud.fleet, **{QUIET: "2", VARIABLE: self.trial.death(self.lives)}, **self.environment
+        )
+        self.lives += 1
+
+    async def _death(self, at: str) -> Death:
+        rollouts = await self.namespace.all(ROLLOUT)
+        return Death(at, phases_of(rollouts), tuple(self.cloud.calls))
 
     async def until(self, holds: Any, what: str) -> Any:
         async def asked() -> Any:
@@ -86,6 +116,12 @@ class Story:
         return {vm["status"]["identity"]["name"]: vm for vm in await self.namespace.all(SYSTEM_VM)}
 
 
+def phases_of(rollouts: list[Manifest]) -> dict[str, str]:
+    """Of all group operations that are stored, by group."""
+    stored = [op for one in rollouts for op in one.get("status", {}).get("groupOperations", [])]
+    return {op["group"]: op["phase"] for op in stored}
+
+
 @pytest_asyncio.fixture
 async def admin(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
     async with await Cluster.connect(kubeconfig=control_plane.kubeconfig) as cluster:
@@ -93,11 +129,13 @@ async def admin(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
 
 
 @contextlib.asynccontextmanager
-async def told(control_plane: ControlPlane, admin: Cluster, folder: Path, **cloud: Any) -> AsyncIterator[Story]:
+async def told(
+    control_plane: ControlPlane, admin: Cluster, folder: Path, trial: Trial = UNDISTURBED, **cloud: Any
+) -> AsyncIterator[Story]:
     name = f"recreate-{os.getpid()}-{time.monotonic_ns() % 10**9}"
     fleet = Fleet.of(folder / name / "fleet.json", {})
     async with cloud_fleet(fleet, **cloud) as world, lane(control_plane, admin, name, folder / name) as here:
-        yield Story(here, world)
+        yield Story(here, world, trial)
         if here.nursery.alive:
             await here.nursery.kill()
 
