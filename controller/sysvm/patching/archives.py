@@ -209,7 +209,7 @@ def read_agent(source: Path | bytes) -> Listing:
     if packed_size > tally.limits.packed_bytes:
         raise tally.too_large(f"it has {packed_size} bytes, the limit is {tally.limits.packed_bytes}")
     try:
-        with _opened(source) as stream:
+        with opened(source) as stream:
             _judge_zip_ends(tally, stream, packed_size)
             archive = zipfile.ZipFile(stream)
             infos = archive.infolist()
@@ -259,7 +259,7 @@ class AgentReader:
         """
         try:
             if self._archive is None:
-                stream = self._open.enter_context(_opened(self._source))
+                stream = self._open.enter_context(opened(self._source))
                 self._archive = self._open.enter_context(zipfile.ZipFile(stream))
                 # By the names of the listing, which have no `./`; the last of two counts there too.
                 self._members = {posixpath.normpath(info.filename): info for info in self._archive.infolist()}
@@ -275,7 +275,8 @@ class AgentReader:
 
 
 @contextlib.contextmanager
-def _opened(source: Path | bytes) -> Iterator[IO[bytes]]:
+def opened(source: Path | bytes) -> Iterator[IO[bytes]]:
+    """An archive, wherever it is kept. Raises OSError."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
         yield stream
 

@@ -26,6 +26,8 @@ from sysvm.patching.results import HostLogin, HostPlace
 _PING = "exit 0"
 _COMMANDS_AT_ONCE = 4
 """Of the ten sessions that an sshd grants a connection (MaxSessions); tunnels do not count there."""
+_SENDINGS_AT_ONCE = 3
+"""The same, for what takes minutes."""
 
 
 @dataclass
@@ -40,6 +42,7 @@ class _Shared:
     closing: asyncio.TimerHandle | None = None
     slots: "_Slots | None" = None
     commands: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_COMMANDS_AT_ONCE))
+    sendings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SENDINGS_AT_ONCE))
 
 
 class _Slots:
@@ -65,6 +68,8 @@ class Hop:
     ssh: asyncssh.SSHClientConnection
     commands: asyncio.Semaphore
     """To be held while a command runs on the host."""
+    sendings: asyncio.Semaphore
+    """To be held while the host sends files to a VM."""
 
     @property
     def name(self) -> str:
@@ -100,7 +105,7 @@ class Jumps:
     async def to(self, place: HostPlace, login: HostLogin) -> AsyncIterator[Hop]:
         """The host's connection, made if there is none. Raises `HostUnreachable` and `KeyUnreadable`."""
         async with self._used(place, login) as shared:
-            yield Hop(place, login, await self._connected(shared, place, login), shared.commands)
+            yield Hop(place, login, await self._connected(shared, place, login), shared.commands, shared.sendings)
 
     @contextlib.asynccontextmanager
     async def _used(self, place: HostPlace, login: HostLogin) -> AsyncIterator[_Shared]:

@@ -19,6 +19,7 @@ from sysvm.patching import framing, order_words, protocol
 from sysvm.patching.back import take_back
 from sysvm.patching.backup import back_up
 from sysvm.patching.errors import PatchingError, Refused, Unreachable
+from sysvm.patching.host_sending import HostSending
 from sysvm.patching.hosts import HostPayloads
 from sysvm.patching.logins import LoginProof, rsa_works
 from sysvm.patching.observing import (
@@ -31,7 +32,16 @@ from sysvm.patching.observing import (
 )
 from sysvm.patching.orders import Archive, archive_of, order_for_vm
 from sysvm.patching.payload import Payload
-from sysvm.patching.results import HostPayload, JournalPhase, Observation, OperationReport, Order, StepReport, Target
+from sysvm.patching.results import (
+    HostFiles,
+    HostPayload,
+    JournalPhase,
+    Observation,
+    OperationReport,
+    Order,
+    StepReport,
+    Target,
+)
 from sysvm.patching.services import UnitAction
 from sysvm.patching.session import RemoteFailure, Session, open_session
 from sysvm.patching.ssh import Connection, SSHTransport
@@ -66,6 +76,7 @@ class LivePatcher:
     def __post_init__(self) -> None:
         self._previous = PreviousPayloads()
         self.hosts = HostPayloads(self.transport.jumps)
+        self.sending = HostSending() if self.start is None else None
 
     async def observe(self, target: Target, payload: Payload | None, *, samples: int = 1) -> Observation:
         """One look; changes nothing on the VM. With a payload every file is compared. Raises `PatchingError`."""
@@ -352,6 +363,7 @@ class _Attempt:
                 reason=Reason.HOST_PAYLOAD_MISMATCH,
                 retryable=False,
             )
+        work.host_files = found.files
         scripts = found.files.scripts
         if scripts.sha256 == ours.sha256:
             return ours
@@ -375,14 +387,31 @@ class _Attempt:
                 )
             return await self._attach(work.session)
         work.begun = self.ours = True
-        missing = tuple(begun["missing"])
+        missing, from_host = await self._sent_by_host(work, tuple(begun["missing"]))
         transfer = await asyncio.to_thread(lambda: Transfer(list(batches(self._payload, work.contents, missing))))
         telling = self._telling(transfer, work.session)
         seconds = self._order.step_timeout_seconds
         requests = transfer.requests(self._payload, telling)
         await work.session.request_all("stage", requests, protocol.StageResult, timeout=seconds)
-        work.message = f"{len(missing)} contents, {transfer.total_bytes} bytes"
+        work.message = f"{from_host}{len(missing)} contents, {transfer.total_bytes} bytes"
         return None
+
+    async def _sent_by_host(self, work: "_Work", missing: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+        """What is missing once the VM's hypervisor host has sent what it holds of the release, and how that went."""
+        hop, files = work.connection.hop if work.connection is not None else None, work.host_files
+        payload = work.ready_order["payload"]
+        sending = self._patcher.sending
+        if hop is None or files is None or sending is None:
+            return missing, ""
+        parcel = await sending.parcel(self._payload, files, payload["sha256"] if payload is not None else "", missing)
+        if parcel.size < sending.worth_bytes:
+            return missing, ""
+        seconds = self._order.step_timeout_seconds / 2
+        left, why_not = await sending.send(work.session, hop, self._target, self._order.id, parcel, seconds=seconds)
+        came = len(set(missing) - set(left))
+        if why_not:
+            return left, f"{hop.name} sent {came} contents itself and no more ({why_not}); "
+        return left, f"{came} contents, {parcel.size} bytes from {hop.name} itself; "
 
     def _telling(self, transfer: Transfer, session: Session) -> Callable[[], None]:
         """To be called while contents are sent: says now and then how far they are."""
@@ -463,10 +492,8 @@ class _Attempt:
         sent = self._bytes_before + session.bytes_sent
         found = operation_report(report, bytes_sent=max(sent, report["bytes_received"]))
         ours = {step.name: step for step in self._steps}
-        # Both ends know Stage and Build; the operator's entry has the bytes, the VM's the verdict.
-        theirs = tuple(
-            replace(step, bytes_sent=ours[step.name].bytes_sent) if step.name in ours else step for step in found.steps
-        )
+        # Both ends know Stage and Build; the operator's entry has the bytes and how they came, the VM's the verdict.
+        theirs = tuple(_both(step, ours[step.name]) if step.name in ours else step for step in found.steps)
         names = {step.name for step in theirs}
         before = tuple(step for step in self._steps if step.name not in names)
         return replace(found, steps=before + theirs)
@@ -491,6 +518,10 @@ class _Attempt:
         )
 
 
+def _both(theirs: StepReport, ours: StepReport) -> StepReport:
+    return replace(theirs, bytes_sent=ours.bytes_sent, message=theirs.message or ours.message)
+
+
 @dataclass
 class _Work:
     """What the operator's steps hand on to each other within one connection."""
@@ -500,6 +531,8 @@ class _Work:
     look: Look | None = None
     order: order_words.Order | None = None
     contents: dict[str, bytes] = field(default_factory=dict)
+    host_files: HostFiles | None = None
+    """What the hypervisor host on the way holds, if that is this release."""
     begun: bool = False
     message: str = ""
 

@@ -110,6 +110,15 @@ class Payload:
             raise KeyError(sha256)
         return self.agent.entries[path].size, path
 
+    @property
+    def agent_archive(self) -> Path | bytes | None:
+        """agent.zip as it came, if there is one."""
+        return self._agent_source
+
+    def agent_path(self, sha256: str) -> str | None:
+        """Where agent.zip has a file with this digest; None: nowhere."""
+        return self._agent_paths.get(sha256)
+
     def script_text(self, path: str) -> bytes:
         """Content of one file of the scripts. KeyError: not of this payload."""
         return self._contents[self.scripts.entries[path].sha256]
