@@ -105,10 +105,19 @@ def refused(vm: DebianVM, reason: str, made: dict) -> str:
 
 
 def test_a_package_that_cannot_be_installed_is_told_and_the_tree_stays_old(router):
-    said = refused(router, "PackagesNeeded", order(netaddr=netaddr_deb("Depends: what-nobody-has\n")))
-    assert "depends on what-nobody-has" in said
-    assert "python3-netaddr is unpacked" in said
+    said = refused(router, "PackagesNeeded", order(netaddr=netaddr_deb("Conflicts: dpkg, python-is-python3\n")))
+    assert "conflicts with python-is-python3" in said
+    assert "python-is-python3 is installed" in said
     assert python(router) == "python2"
+
+
+def test_what_a_package_wants_beside_is_told_and_only_what_scripts_import_decides(router):
+    """As python3-netaddr wants ieee-data, which CloudStack does not bring."""
+    router.prepare(order(netaddr=netaddr_deb("Depends: ieee-data (>= 2)\n")))
+    report = router.run("op-1")
+    assert report["phase"] == "Committed", report["message"]
+    assert "python3-netaddr 0.7.19-5 (without ieee-data, which dpkg misses); removed" in step(report)["message"]
+    assert packages(router) == NEW
 
 
 def test_a_deb_that_is_none_is_told_and_nothing_stays_diverted(router):

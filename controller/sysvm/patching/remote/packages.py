@@ -27,6 +27,10 @@ INSTALLED = "installed"
 GONE = ("not-installed", "config-files")
 HALF = ("unpacked", "half-configured", "triggers-pending", "triggers-awaited")
 """`dpkg --configure` brings these to their end."""
+ALONE = ["--force-confdef", "--force-confold", "--force-depends"]
+"""Nobody is asked, and nothing is fetched: python3-netaddr wants ieee-data, which CloudStack does not bring and nothing
+of it needs (its own patch does not look how dpkg ended). What scripts import is looked for afterwards."""
+LACKING = re.compile(r" depends on ([a-z0-9][a-z0-9+.-]+)[^\n;]*; however")
 MAX_NAMES = 100
 MAX_PATHS = 10
 ASK_SECONDS = 20.0
@@ -124,17 +128,17 @@ def start(work, wanted, deadline):
         if going:
             dpkg(host, ["--remove"] + going, limits)
         coming = [name for name in names if name not in there or there[name]["status"] != INSTALLED]
-        if coming:
-            words = ["--force-confdef", "--force-confold", "--install"]
-            dpkg(host, words + [place[name] for name in coming], limits)
+        said = dpkg(host, ALONE + ["--install"] + [place[name] for name in coming], limits) if coming else ""
     except Failure as failure:
         text = settle(host, journal, False)
         raise Failure(failure.reason, failure.message + text, failure.retryable)
     for path in wanted["keep"]:
         let_go(host, path)
-    removed = "; removed " + ", ".join(going) if going else ""
-    said = ", ".join("{0} {1}".format(deb["name"], deb["version"]) for deb in wanted["debs"])
-    journal.add("packages", state="done", text="installed {0}{1}".format(said, removed))
+    lacking = sorted(set(LACKING.findall(said)))
+    text = "installed " + ", ".join("{0} {1}".format(deb["name"], deb["version"]) for deb in wanted["debs"])
+    text += " (without {0}, which dpkg misses)".format(", ".join(lacking)) if lacking else ""
+    text += "; removed " + ", ".join(going) if going else ""
+    journal.add("packages", state="done", text=text)
     for path in place.values():
         files.unlink_if_there(path)
 
@@ -151,12 +155,12 @@ class Limits(object):
 
 
 def dpkg(host, words, limits):
-    """One run, repeated while somebody else has dpkg's lock. Raises `Failure` with what it said."""
+    """One run, repeated while somebody else has dpkg's lock. Returns what it said, or raises `Failure` with it."""
     waited = 0.0
     while True:
         done = host.run(command(host, "dpkg", words), limits.seconds())
         if done.ok:
-            return
+            return done.output
         if not LOCKED.search(done.output):
             raise Failure("PackagesNeeded", plainly(done))
         if waited >= limits.lock_seconds:
@@ -230,8 +234,7 @@ def settle(host, journal, at_boot):
     found = states(host, record["names"])
     if not at_boot and any(fact["status"] in HALF for fact in found.values()):
         half = sorted(name for name in found if found[name]["status"] in HALF)
-        words = ["--force-confdef", "--force-confold", "--configure"] + half
-        done = host.run(command(host, "dpkg", words), SETTLE_SECONDS)
+        done = host.run(command(host, "dpkg", ALONE + ["--configure"] + half), SETTLE_SECONDS)
         wrong += [] if done.ok else [plainly(done)]
         found = states(host, record["names"])
     text = ", ".join("{0} is {1}".format(name, found[name]["status"]) for name in record["names"] if name in found)
