@@ -32,6 +32,8 @@ WORTH_BYTES = 64 << 10
 LONGEST_SECONDS = 300.0
 _TRIES = 3
 _STILL_SECONDS = 30.0
+_GRACE_SECONDS = 10.0
+"""For the host to end what it was given a time for."""
 _KEPT_RANGES = 4
 _NO_KEY = 77
 TAKE = "python3 -I -B /var/lib/sysvm/program/current/sysvm.pyz arrive "
@@ -106,8 +108,11 @@ class HostSending:
     async def send(
         self, session: Session, hop: Hop, target: Target, operation: str, parcel: Parcel, *, seconds: float
     ) -> tuple[tuple[str, ...], str]:
-        """Has the host send it. Returns what the VM still lacks of everything, and why something of the parcel is among
-        it; empty: nothing is. Raises what a session raises: that the host fails is no failure."""
+        """Has the host send it, within `seconds` for all tries. Returns what the VM still lacks of everything, and why
+        something of the parcel is among it; empty: nothing is. Raises what a session raises: that the host fails is no
+        failure."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + min(seconds, LONGEST_SECONDS)
         wanted = {item["sha256"] for item in parcel.items}
         left = parcel
         missing: tuple[str, ...] = ()
@@ -115,12 +120,12 @@ class HostSending:
         for _ in range(_TRIES):
             args: protocol.ExpectArgs = {"items": list(left.items), "archive": left.archive}
             await session.request("expect", {**args}, dict, timeout=_STILL_SECONDS)
-            why_not, may_try_again = await self._command(hop, target, operation, left, min(seconds, LONGEST_SECONDS))
+            why_not, may_try_again = await self._command(hop, target, operation, left, end - clock())
             before, missing = missing, await _still_missing(session)
             lacking = wanted & set(missing)
             if not lacking:
                 return missing, ""
-            if not may_try_again or set(before) == set(missing):
+            if not may_try_again or set(before) == set(missing) or end - clock() < 1.0:
                 break
             left = _only(parcel, lacking)
         return missing, why_not or "not all of it arrived as it should"
@@ -144,13 +149,13 @@ class HostSending:
     ) -> tuple[str, bool]:
         """Why it failed, empty if it did not, and whether a second attempt may help."""
         account = target.account
-        words = [self.key_file, target.address, str(account.port), str(int(seconds) or 1), account.user]
+        words = [self.key_file, target.address, str(account.port), str(max(1, int(seconds))), account.user]
         command = shlex.join(["sh", "-c", _SEND, "sh", *words, self.take + shlex.quote(operation)])
         try:
-            async with asyncio.timeout(seconds + 10.0), hop.sendings:
+            async with asyncio.timeout(seconds + _GRACE_SECONDS), hop.sendings:
                 done = await hop.ssh.run(command, input=parcel.lines, errors="replace")
         except TimeoutError:
-            return f"it did not end within {seconds:g} s", False
+            return f"it did not end within {seconds:.0f} s", False
         except (OSError, asyncssh.Error) as error:
             return str(error) or type(error).__name__, True
         if done.exit_status == 0:
