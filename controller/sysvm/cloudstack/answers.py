@@ -57,7 +57,8 @@ def _time(value: object) -> object:
 
 
 def _number(value: object) -> object:
-    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    whole = value.strip().partition(".")[0] if isinstance(value, str) else ""
+    return int(whole) if whole.isdecimal() else value
 
 
 def _or_none(value: object, check: ValidatorFunctionWrapHandler) -> object:
@@ -172,7 +173,7 @@ class _Host(_Named):
 
 
 _Whole = Annotated[int | None, BeforeValidator(_number), WrapValidator(_or_none)]
-"""A number that the server tells as a number or as a text of digits."""
+"""A number that the server tells as a number or as a text of digits, perhaps with decimals."""
 
 
 class _HostRoom(_Entry):

@@ -90,6 +90,7 @@ def test_what_is_left_on_a_host_as_recorded_and_where_it_is_not_told() -> None:
     told = {key: entry[key] for key in ("id", "memoryallocatedbytes", "cpuallocatedvalue")}
     assert answers.host_room(told)[1] == HostRoom(None, None)
     assert answers.host_room({**entry, "memorywithoverprovisioning": "much"})[1].memory_bytes is None
+    assert answers.host_room({**entry, "cpuwithoverprovisioning": "9600.5"})[1].cpu_mhz == 9100
 
 
 def test_a_management_server_as_recorded() -> None:
