@@ -43,8 +43,8 @@ from lab.controlplane import ControlPlane
 from sysvm.engine.resources import POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
 
-LANES = 3
-"""Stories that are told at once."""
+LANES = 5
+"""Stories that are told at once: they wait most of the time."""
 MEMBERS = {"types": ["router", "vpcrouter", "secstorage"]}
 CONTENTS = Contents(networks={"single": False}, vpcs={"vpc": False}, cpvm=False)
 SPREAD = (

@@ -107,7 +107,6 @@ async def test_a_restart_gives_the_cloud_to_nobody_else(story: Story) -> None:
             endpoint["spec"]["scan"] = OFTEN["scan"]
         await story.namespace.create(cloud_secret(name, cloud), older)
         await story.until(lambda: _says(story, "older", "Reachable"), "the older has it")
-        await asyncio.sleep(1.0)  # ages are whole seconds
         await story.namespace.create(younger)
         await story.until(lambda: _says(story, "younger", "Conflict"), "the younger yields")
         await story.lane.nursery.kill()
