@@ -28,9 +28,9 @@ class VMs:
     lost: tuple[str, ...] = ()
 
     def work(self, vm: Any, order: Any) -> operations.Work | None:
-        if vm.metadata.name in self.lost:
+        if vm.status.identity.name in self.lost:
             return None
-        target = cast("Any", type("T", (), {"name": vm.metadata.name})())
+        target = cast("Any", type("T", (), {"name": vm.status.identity.name})())
         return operations.Work(target, cast("Any", object()), Order(order.id, 1, 1, 0.0, (), 1.0, 1.0))
 
     async def back_up(self, target: Any, payload: object, order: Order) -> OperationReport:
