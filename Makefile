@@ -73,6 +73,11 @@ traffic: $(STAMP) ## What patching costs tenants: ours beside CloudStack's, on r
 faults: $(STAMP) ## Break VMs in every way at every step; prints old, new, neither (FAULTS_SEEDS=, FAULTS_VM_SEEDS=, FAULTS_ONLY=)
 	@PYTHONPATH=.:controller:hack $(BIN)/python -m faults
 
+KILLS ?= 1
+.PHONY: kills
+kills: $(STAMP) ## Kill the operator at each of its writes around calls, a story for each (KILLS=1::6: every sixth; an hour for all)
+	@SYSVM_TEST_EVERY_KILL=$(KILLS) $(PYTEST) -s -q tests/integration/engine/test_cloud_kills.py
+
 WORLDS ?= 1000
 .PHONY: sim
 sim: $(STAMP) ## Whole rollouts on virtual time: golden logs, and random worlds with the operator killed at any write (WORLDS=1000)
