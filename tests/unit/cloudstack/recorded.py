@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import ssl
 from collections import deque
@@ -15,8 +16,9 @@ from typing import Any
 from aiohttp import web
 
 from sysvm.api.endpoint import Management
+from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack, MayChange
-from sysvm.cloudstack.transport import Access, Credentials
+from sysvm.cloudstack.transport import Access, Answer, Credentials
 
 ANSWERS = Path(__file__).resolve().parents[2] / "data/cloudstack"
 API_KEY = "canary-api-key-5d1c7a0e4b"
@@ -24,6 +26,13 @@ SECRET_KEY = "canary-secret-key-93f0aa61"
 FULL = MayChange.of(Management.FULL)
 
 Reply = web.StreamResponse | Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+READERS: list[Callable[[Answer], object]] = [
+    read
+    for name, read in vars(answers).items()
+    if inspect.isfunction(read) and read.__module__ == answers.__name__ and not name.startswith("_")
+]
+"""Everything that makes a value of an answer."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from tests.unit.cloudstack.recorded import inner
+from tests.unit.cloudstack.recorded import READERS, inner
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.observed import RedundancyRole
@@ -235,20 +235,6 @@ def test_tags_are_a_mapping_and_odd_ones_none() -> None:
 def test_a_setting_has_a_name_and_perhaps_a_value() -> None:
     assert answers.setting({"name": "router.version.check", "value": "true"}) == ("router.version.check", "true")
     assert answers.setting({"name": "router.template.kvm"}) == ("router.template.kvm", None)
-
-
-READERS: list[Callable[[dict[str, Any]], object]] = [
-    answers.router,
-    answers.internal_load_balancer,
-    answers.system_vm,
-    answers.host,
-    answers.zone,
-    answers.network,
-    answers.vpc,
-    answers.template,
-    answers.server_version,
-    answers.setting,
-]
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.cloudstack.recorded import ANSWERS, FULL, Server, client, recording
+from tests.unit.cloudstack.recorded import ANSWERS, FULL, READERS, Server, client, recording
 
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
@@ -140,23 +140,6 @@ async def test_damaged_bytes_give_an_error_of_ours(
         await USES[command](cloud)
     except CloudStackError as error:
         assert str(error)
-
-
-READERS: list[Callable[[Answer], object]] = [
-    answers.router,
-    answers.internal_load_balancer,
-    answers.system_vm,
-    answers.host,
-    answers.host_room,
-    answers.free_capacity,
-    answers.management_server,
-    answers.zone,
-    answers.network,
-    answers.vpc,
-    answers.template,
-    answers.server_version,
-    answers.setting,
-]
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
