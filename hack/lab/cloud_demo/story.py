@@ -282,7 +282,7 @@ class CloudStory(Telling):
         began, before = time.monotonic(), {vm["metadata"]["name"]: _operation(vm) for vm in self.vms()}
         self._names |= dict(pair for vm in self.vms() for pair in _named(vm))
         yield
-        worked = [vm for vm in self.vms() if _operation(vm) != before.get(vm["metadata"]["name"])]
+        worked = [vm for vm in self.vms() if _has_ended_since(vm, before)]
         phase = Phase(
             title=title,
             vms=len(worked),
@@ -362,6 +362,12 @@ def _named(vm: Manifest) -> Iterator[tuple[str, str]]:
     yield str(identity.get("id")), str(identity.get("name"))
     if identity.get("type") in ("router", "vpcrouter", "dhcpsrvr"):
         yield str(identity.get("group")), str(identity.get("vpc") or identity.get("network"))
+
+
+def _has_ended_since(vm: Manifest, before: Mapping[str, str]) -> bool:
+    """An operation on the VM, or on the one whose place it took. One that has only begun belongs to the next phase."""
+    name, operation = vm["metadata"]["name"], _operation(vm)
+    return name not in before or operation not in ("", before[name])
 
 
 def _operation(vm: Manifest) -> str:
