@@ -15,7 +15,7 @@ from sysvm.api.images import ImageMode, Images
 from sysvm.api.methods import AllowedMethod, LivePatchRoute
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.reasons import ConditionType, EventReason, Reason
-from sysvm.api.systemvm import SystemVM
+from sysvm.api.systemvm import SystemVM, SystemVMSpec
 from sysvm.cloudstack.preflight import Feature
 from sysvm.cloudstack.transport import Access
 from sysvm.domain import inventory
@@ -33,7 +33,7 @@ from sysvm.engine.notices import Notices, reference
 from sysvm.engine.ports import Clock
 from sysvm.engine.resources import ENDPOINT, SYSTEM_VM
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of, key_of, template_of
+from sysvm.engine.stores import Stores, endpoint_of, key_of, open_order, template_of
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import AlreadyExists, Conflict, NotFound
 from sysvm.kube.objects import Key, Object, owner_reference
@@ -43,7 +43,7 @@ LOOK_SECONDS = 30.0
 """How often the Secret is read again: the operator may not watch Secrets."""
 WRITES_AT_ONCE = 500
 """Objects made or removed before others get their turn, and before the process looks stuck."""
-DEFAULT_PRIORITY = 100
+DEFAULT_PRIORITY = SystemVMSpec.model_fields["priority"].default
 
 
 @dataclass(slots=True)
@@ -429,14 +429,12 @@ def features_of(management: Management, policy: PatchPolicy, images: Images | No
 
 
 def _known(vm: SystemVM, missed: int) -> Known:
-    order, operation = vm.spec.operation, vm.status.operation
-    answered = operation is not None and order is not None and operation.id == order.id
     return Known(
         name=vm.metadata.name,
         identity=vm.status.identity,
         predecessor=vm.metadata.annotations.get(PREDECESSOR_ANNOTATION),
         has_wishes=vm.spec.hold is not None or vm.spec.priority != DEFAULT_PRIORITY,
-        in_work=order is not None and not (answered and operation is not None and operation.result is not None),
+        in_work=open_order(vm) is not None,
         deleting=vm.metadata.deletion_timestamp is not None,
         missed=missed,
     )

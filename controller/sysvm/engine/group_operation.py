@@ -42,7 +42,7 @@ from sysvm.engine.books import Books
 from sysvm.engine.notices import Notices
 from sysvm.engine.ports import Clock, Clouds, SnapshotOf
 from sysvm.engine.resources import ENDPOINT, ROLLOUT, SYSTEM_VM
-from sysvm.engine.stores import Stores, endpoint_of, key_of
+from sysvm.engine.stores import Stores, endpoint_of, key_of, open_order
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import KubeError
@@ -327,10 +327,8 @@ class GroupOperations:
         """Orders of this rollout that only the management server can carry out and that no result answers."""
         found: list[tuple[SystemVM, OperationOrder]] = []
         for vm in self._stores.vms_of(endpoint_of(rollout)):
-            order, status = vm.spec.operation, vm.status.operation
-            if order is None or order.rollout != rollout.metadata.name or not is_group_order(order):
-                continue
-            if status is None or status.id != order.id or status.result is None:
+            order = open_order(vm)
+            if order is not None and order.rollout == rollout.metadata.name and is_group_order(order):
                 found.append((vm, order))
         return sorted(found, key=lambda each: each[0].metadata.name)
 

@@ -23,7 +23,7 @@ from sysvm.engine.notices import Notices
 from sysvm.engine.observed import observed_from, redundancy_from, seen_host_key
 from sysvm.engine.ports import EngineObserver, SystemVMs
 from sysvm.engine.resources import SYSTEM_VM
-from sysvm.engine.stores import Stores, key_of
+from sysvm.engine.stores import Stores, key_of, open_order
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.objects import Key
 from sysvm.patching.payload import Payload
@@ -265,9 +265,8 @@ class Looks:
     ) -> bool:
         if wants is None:
             return False
-        order, told = vm.spec.operation, vm.status.operation
-        ended = order is not None and told is not None and told.id == order.id and told.result is not None
-        if order is not None and order.route is Route.API and not ended:
+        order = open_order(vm)
+        if order is not None and order.route is Route.API:
             return True  # CloudStack patches it: what it claims is proven by the files alone
         content = vm.status.observed.content if vm.status.observed else None
         compared_at = content.observed_at if content is not None else None

@@ -20,8 +20,7 @@ from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
 from sysvm.engine.resources import ROLLOUT
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of
-from sysvm.engine.system_vm import open_order
+from sysvm.engine.stores import Stores, endpoint_of, open_order
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
 from sysvm.kube.objects import Key

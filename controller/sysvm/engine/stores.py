@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from sysvm.api.approval import RolloutApproval
 from sysvm.api.base import ConditionStatus
 from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.api.operation import OperationOrder
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.reasons import ConditionType
 from sysvm.api.rollout import Rollout
@@ -328,16 +329,16 @@ def _counts_otherwise(change: Change[SystemVM]) -> bool:
         old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
         or old.status.identity != new.status.identity
         or reach_of(old.status.conditions) != reach_of(new.status.conditions)
-        or open_id(old) != open_id(new)
+        or open_order(old) != open_order(new)
     )
 
 
-def open_id(vm: SystemVM) -> str | None:
-    """Of the order that no result answers yet."""
+def open_order(vm: SystemVM) -> OperationOrder | None:
+    """The order that no result answers yet."""
     order, operation = vm.spec.operation, vm.status.operation
     if order is None or (operation is not None and operation.id == order.id and operation.result is not None):
         return None
-    return order.id
+    return order
 
 
 def _all(enqueue: Enqueue, jobs: Iterable[tuple[Job, float]]) -> None:

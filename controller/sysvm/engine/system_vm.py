@@ -39,7 +39,7 @@ from sysvm.engine.ports import Clock, EngineObserver, SystemVMs
 from sysvm.engine.preparing import Preparing
 from sysvm.engine.resources import SYSTEM_VM
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of, key_of, template_of
+from sysvm.engine.stores import Stores, endpoint_of, key_of, open_order, template_of
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
@@ -443,14 +443,6 @@ class SystemVMReconciler:
             operation=operation.id,
             bytes=operation.bytes_sent,
         )
-
-
-def open_order(vm: SystemVM) -> OperationOrder | None:
-    """The order that no result answers yet."""
-    order, status = vm.spec.operation, vm.status.operation
-    if order is None:
-        return None
-    return order if status is None or status.id != order.id or status.result is None else None
 
 
 def found_name(status: SystemVMStatus, vm: SystemVM) -> str:
