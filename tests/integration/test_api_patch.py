@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from tests.integration.driving import Driven, now, served
 from tests.unit.domain import builders as b
 
-from lab.cloud import CutJob, ManagementServer, Network, Patch, VMState, Vpc, World, management_server
+from lab.cloud import CHANGING, CutJob, Patch, VMState, World
 from sysvm.api.endpoint import Management
 from sysvm.api.methods import Method
 from sysvm.api.observed import ApiPatchCall, ObservedHostPayload, RedundancyRole
@@ -23,9 +24,7 @@ from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.api.template import Signature
-from sysvm.cloudstack.client import Access, CloudStack, Credentials, MayChange
 from sysvm.cloudstack.inventory import sweep
-from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.domain import api_patch as api_patches
 from sysvm.domain import group_operation as machine
 from sysvm.domain.api_patch import ApiPatch, aim_of
@@ -42,10 +41,9 @@ from sysvm.domain.gate import (
     routers_in,
     server_payload,
 )
-from sysvm.domain.group_operation import Event, Limits, Looked, Todo
+from sysvm.domain.group_operation import Limits
 
 LIMITS = Limits(step=timedelta(seconds=1), vm=timedelta(seconds=3))
-CHANGES = {"restartNetwork", "restartVPC", "patchSystemVm"}
 NEW = "4.21.0.0"
 
 
@@ -60,38 +58,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_patches, "LONGEST_PATCH", timedelta(seconds=0.8))
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-@dataclass
-class Cloud:
+class Cloud(Driven):
     """After an upgrade of the server and its hosts: every router is below the minimum, and its books are old."""
-
-    world: World
-    server: ManagementServer
-    client: CloudStack
-    began: list[GroupPhase] = field(default_factory=list)
-
-    @property
-    def jobs(self) -> CloudJobs:
-        return CloudJobs(self.client, now)
-
-    @property
-    def calls(self) -> list[str]:
-        return [call.command for call in self.world.calls if call.command in CHANGES]
 
     @property
     def release(self) -> Release:
         signature = Signature(algorithm="md5", value=self.world.payload)
         return b.release(signature=signature).model_copy(update={"scripts_revision": b.NEW})
-
-    def routers(self, network: str) -> list[str]:
-        owners: list[Network | Vpc] = [*self.world.networks.values(), *self.world.vpcs.values()]
-        return [vm.name for owner in owners if owner.name == network for vm in self.world.routers_of(owner)]
-
-    def of_type(self, type_: str) -> str:
-        return next(vm.name for vm in self.world.vms.values() if vm.type == type_)
 
     async def swept(self) -> Snapshot:
         return (await sweep(self.client, now)).snapshot
@@ -154,28 +127,9 @@ class Cloud:
             server_version=snapshot.server_version,
             zones=snapshot.zones,
         )
-        async with asyncio.timeout(30):
-            while stored.result is None:
-                self.began.append(stored.phase)
-                if stored.phase is restart_operator_at:
-                    restart_operator_at = None
-                    if stored.phase is GroupPhase.SUBMITTING:
-                        await self.jobs.submit(judge.call(stored))  # and its answer dies with the process
-                    stored = machine.after_restart(stored, now())
-                    continue
-                event: Event
-                match machine.todo(stored):
-                    case Todo.SUBMIT:
-                        event = await self.jobs.submit(judge.call(stored))
-                    case Todo.ASK_JOB:
-                        event = await self.jobs.job(stored.job_id or "")
-                    case _:
-                        event = await self.jobs.look(stored)
-                if isinstance(event, Looked):
-                    event = Looked(replace(event.look, known=self.known(event.look.vms, snapshot)))
-                stored = machine.apply(stored, event, judge, LIMITS, now())
-                await asyncio.sleep(machine.pause(stored, now()).total_seconds() if machine.todo(stored) else 0)
-        return stored
+        return await self.drive(
+            stored, judge, LIMITS, lambda vms: self.known(vms, snapshot), restart_operator_at=restart_operator_at
+        )
 
 
 @contextlib.asynccontextmanager
@@ -195,13 +149,8 @@ async def cloud_of(management: Management = Management.FULL, *, hosts: bool = Tr
         world.add_routers(owner)
     world.add_ssvm(zone), world.add_cpvm(zone)
     world.upgrade(NEW, template_version="4.20.2", hosts=hosts)
-    async with management_server(world, pace=0.01) as server:
-        access = Access(
-            url=server.url, credentials=Credentials(api_key=world.users[0].api_key, secret_key=world.users[0].secret),
-            requests_per_second=1000, burst=1000,
-        )  # fmt: skip
-        async with CloudStack(access, may_change=MayChange.of(management)) as client:
-            yield Cloud(world, server, client)
+    async with served(world, management) as (server, client):
+        yield Cloud(world, server, client)
 
 
 @pytest.fixture
@@ -265,7 +214,7 @@ async def test_one_call_patches_all_routers_and_opens_their_gates(
 async def test_an_ssvm_or_cpvm_is_patched_alone_and_forced(cloud: Cloud, type_: str) -> None:
     ended = await cloud.patch(cloud.of_type(type_))
     assert ended.result is OperationResult.SUCCEEDED
-    (call,) = [each for each in cloud.world.calls if each.command in CHANGES]
+    (call,) = [each for each in cloud.world.calls if each.command in CHANGING]
     assert (call.command, call.parameters["forced"]) == ("patchSystemVm", "true")
 
 
