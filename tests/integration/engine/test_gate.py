@@ -26,6 +26,7 @@ from lab.cloud import CutJob, Patch
 from lab.controlplane import ControlPlane
 from sysvm.engine.resources import POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
+from sysvm.patching.results import JournalPhase
 
 __all__ = ["admin"]
 
@@ -222,6 +223,28 @@ async def test_success_with_nothing_done_is_told_as_a_claim(story: Story) -> Non
     policy = await policy_says(story, "VMFailed", name)
     assert kstatus(policy) == "Failed"
     assert story.cloud.calls == ["restartNetwork"], "a claim that was not true is not asked for again"
+
+
+async def test_a_pair_of_which_one_was_patched_goes_back_where_the_policy_says_so(story: Story) -> None:
+    names = story.cloud.routers("pair")
+    story.cloud.world.faults.patch = Patch.FIRST_ONLY
+    await declare(story, *names, livePatch={"plannedFailover": "Allowed"}, strategy={"onBudgetSpent": "RollBack"})
+    await story.ended("RolledBack")
+    assert story.cloud.calls == ["restartNetwork"]
+    for name in names:
+        assert list(story.cloud.fleet.backups_of(name).values()) == [JournalPhase.ROLLED_BACK], name
+        assert story.cloud.fleet.revision(name) == "old", name
+
+
+async def test_without_a_backup_the_call_is_not_made(story: Story) -> None:
+    (name,) = story.cloud.routers("single")
+    story.cloud.fleet.set(name, refused=("DiskFull", False))
+    await declare(story, name)
+    await story.ended("Failed")
+    operation = (await vm_of(story, name))["status"]["operation"]
+    assert (operation["result"], operation["reason"]) == ("Failed", "DiskFull")
+    assert not story.cloud.calls
+    assert not story.cloud.fleet.backups_of(name)
 
 
 async def test_observing_never_lets_the_call_out(story: Story) -> None:
