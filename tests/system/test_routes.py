@@ -116,7 +116,7 @@ async def test_the_same_address_on_two_hosts_leads_to_two_vms(lab: Lab, patcher:
     await patcher.close()
 
 
-async def test_a_patch_leaves_the_hosts_build_and_a_start_by_cloudstack_finds_nothing_to_do(
+async def test_a_patch_leaves_the_build_of_the_host_and_its_checksum(
     lab: Lab, hosts: Hosts, vm: str, patcher: LivePatcher
 ) -> None:
     new = payload(releases.new())
