@@ -298,7 +298,7 @@ def test_a_probe_counts_the_rules_of_tenants_by_kind(vm, client):
     for name, bag in bags.items():
         (folder / (name + ".json")).write_text(json.dumps(dict(bag, id=name)))
     found = one.get(protocol.ProbeResult, "probe", asked)["rules"]
-    assert found == dict(zip(kinds, (1, 2, 2, 4, 3, 1, 1)))
+    assert found == dict(zip(kinds, (1, 2, 2, 4, 3, 1, 1), strict=True))
     (folder / "firewallrules.json").write_text("{" + " " * (1024 * 1024) + "}")
     (folder / "networkacl.json").write_text('{"eth2": [1]}')
     (folder / "loadbalancer.json").write_text('{"config')

@@ -46,7 +46,6 @@ class Timeouts(ApiModel):
 
 WAVE_NAME_PATTERN = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
-
 WaveName = Annotated[
     str,
     Field(min_length=1, max_length=40, pattern=WAVE_NAME_PATTERN),

@@ -140,7 +140,6 @@ def restart_vpc(context: Context, parameters: Parameters) -> Fields:
 
 REBOOT_ROUTER = on_vm("rebootRouter", "admin.router.RebootRouterCmd", "ROUTER.REBOOT", _reboot_router, system=False)
 
-
 _SCOPES = ("id", "clusterid", "podid", "zoneid", "account", "domainid")
 
 
