@@ -205,6 +205,7 @@ class ManagedClouds:
 
     async def follow(self, endpoint: Key, access: Access, management: Management) -> None:
         """From now on the cloud is asked with this access. Another one means another client, and a sweep at once."""
+        await self._close_retired()
         known = self._clouds.get(endpoint)
         if known is not None and known.access == access and known.management is management:
             return
@@ -218,7 +219,6 @@ class ManagedClouds:
             known.client.give_up_power()
             self._retired.append((self._clock(), known.client))
         self._clouds[endpoint] = cloud
-        await self._close_retired()
 
     async def forget(self, endpoint: Key) -> None:
         """The endpoint is gone, or nobody can ask its cloud."""

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from lab.cloud import World, cloud_server
 from sysvm.api.endpoint import Management
+from sysvm.cloudstack.client import CloudStack, MayChange
 from sysvm.cloudstack.transport import Access, Credentials
-from sysvm.engine.cloud import ManagedClouds
+from sysvm.engine.cloud import RETIRED_FOR, ManagedClouds
 from sysvm.kube.objects import Key
 
 KEY, HOUR = Key("cloud", "prod"), timedelta(hours=1)
@@ -82,3 +83,33 @@ async def test_what_was_listed_after_a_call_counts_at_once_and_no_sweep_that_beg
         assert await sweep() == "new", "it began before the VM was listed alone"
         now += timedelta(seconds=2)
         assert await sweep() == before, "a sweep that began later knows better"
+
+
+class Watched(CloudStack):
+    """Says whether it was closed."""
+
+    is_closed = False
+
+    async def close(self) -> None:
+        self.is_closed = True
+        await super().close()
+
+
+async def test_a_client_that_is_no_longer_used_is_closed_in_time_although_nothing_changes_again() -> None:
+    made: list[Watched] = []
+    now = datetime.now(UTC)
+
+    def connect(access: Access, may_change: MayChange | None) -> CloudStack:
+        made.append(Watched(access, may_change=may_change))
+        return made[-1]
+
+    same = access(world_with("ams"), "http://127.0.0.1:9/client/api")
+    async with ManagedClouds(lambda key: None, lambda: now, connect=connect) as clouds:
+        await clouds.follow(KEY, same, Management.OBSERVE)
+        await clouds.follow(KEY, same, Management.FULL)
+        now += RETIRED_FOR - timedelta(seconds=1)
+        await clouds.follow(KEY, same, Management.FULL)
+        assert [client.is_closed for client in made] == [False, False]
+        now += timedelta(seconds=1)
+        await clouds.follow(KEY, same, Management.FULL)
+        assert [client.is_closed for client in made] == [True, False]
