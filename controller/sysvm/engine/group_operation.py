@@ -325,11 +325,8 @@ class GroupOperations:
 
     def _open_orders(self, rollout: Rollout) -> list[tuple[SystemVM, OperationOrder]]:
         """Orders of this rollout that only the management server can carry out and that no result answers."""
-        found: list[tuple[SystemVM, OperationOrder]] = []
-        for vm in self._stores.vms_of(endpoint_of(rollout)):
-            order = open_order(vm)
-            if order is not None and order.rollout == rollout.metadata.name and is_group_order(order):
-                found.append((vm, order))
+        ordered = ((vm, open_order(vm)) for vm in self._stores.ordered_by(key_of(rollout)))
+        found = [(vm, order) for vm, order in ordered if order is not None and is_group_order(order)]
         return sorted(found, key=lambda each: each[0].metadata.name)
 
     def _orders_for(self, rollout: Rollout, op: GroupOperation) -> list[str]:

@@ -20,7 +20,7 @@ from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
 from sysvm.engine.resources import ROLLOUT
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of, open_order
+from sysvm.engine.stores import Stores, endpoint_of, key_of
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
 from sysvm.kube.objects import Key
@@ -158,10 +158,7 @@ class RolloutReconciler:
         return _sooner(None, groups)
 
     def _in_work(self, rollout: Rollout) -> bool:
-        return any(
-            (order := open_order(vm)) is not None and order.rollout == rollout.metadata.name
-            for vm in self._stores.vms_of(endpoint_of(rollout))
-        )
+        return bool(self._stores.ordered_by(key_of(rollout)))
 
     async def _let_go(self, rollout: Rollout) -> Again | None:
         finalizers = [name for name in rollout.metadata.finalizers if name != OPERATION_FINALIZER]

@@ -79,6 +79,12 @@ def _group(vm: SystemVM) -> list[str]:
     return [f"{vm.metadata.namespace}/{vm.spec.endpoint_ref.name}/{identity.group}"]
 
 
+def _ordering(vm: SystemVM) -> list[str]:
+    """The rollout whose order is open: few of ten thousand, and asked for at every step of a call."""
+    order = open_order(vm)
+    return [_value(vm.metadata.namespace, order.rollout)] if order is not None else []
+
+
 class Stores:
     """The caches of all kinds."""
 
@@ -104,6 +110,7 @@ class Stores:
             indices={
                 BY_ENDPOINT: lambda vm: [_value(vm.metadata.namespace, vm.spec.endpoint_ref.name)],
                 BY_GROUP: _group,
+                BY_ROLLOUT: _ordering,
             },
         )
         self.rollouts: Store[Rollout] = Store(
@@ -159,6 +166,10 @@ class Stores:
             for other in self.system_vms.values(index=BY_GROUP, value=value)
             if other.metadata.name != vm.metadata.name
         ]
+
+    def ordered_by(self, rollout: Key) -> list[SystemVM]:
+        """Those whose order from this rollout is open."""
+        return self.system_vms.values(index=BY_ROLLOUT, value=str(rollout))
 
     def policies_of(self, endpoint: Key) -> list[PatchPolicy]:
         return self.policies.values(index=BY_ENDPOINT, value=str(endpoint))
