@@ -134,7 +134,7 @@ def test_the_plan_entry_carries_decision_warnings_and_blockers() -> None:
     decision = decide(b.facts(observed=b.observed(version="4.16.0")), b.release())
     entry = plan_entry("routers", b.release(), decision, blocked_by=[Blocker(reason="WaitingForSlot")] * 20)
     assert (entry.method, entry.reason, entry.revision) == ("LivePatch", "ScriptsOutdated", b.NEW)
-    assert "packages for Debian 11" in entry.message
+    assert "Debian packages that Debian 11 lacks" in entry.message
     assert len(entry.blocked_by) == 16
 
 
