@@ -174,7 +174,7 @@ def of_the_api_route(management: ObservedManagement) -> list[str]:
     names, times = " and ".join(call.vms), f", {call.patches} times" if call.patches > 1 else ""
     restarts = (
         f"{call.command} restarts every enabled service of {names}{times}: load-balanced connections are cut, DNS, "
-        "DHCP and metadata pause; the operator makes no backup and cannot take it back"
+        "DHCP and metadata pause; the call is made only when each has a backup to go back to"
     )
     if len(call.vms) == 1:
         return [restarts]

@@ -172,7 +172,7 @@ def test_the_api_route_names_what_it_costs_before_it_happens() -> None:
     told = " ".join(found.warnings)
     assert "restarts every enabled service of r-101-VM and r-102-VM, 2 times" in told
     assert "one right after the other: their gateway may move" in told
-    assert "no backup and cannot take it back" in told
+    assert "only when each has a backup to go back to" in told
     entry = plan_entry("routers", b.release(), found)
     assert (entry.method, entry.route) == (PATCH, API)
     assert "load-balanced connections are cut" in entry.message
