@@ -73,6 +73,8 @@ class WaveView(Buckets):
     digest: str = ""
     """With those that appeared later."""
     appended: tuple[AppendedVM, ...] = ()
+    successors: frozenset[str] = frozenset()
+    """SystemVM names of those that took the place of a planned one."""
     note: str = ""
 
 
@@ -194,10 +196,12 @@ def _wave_view(
     appended = appended_to(rollout, wave.name)
     buckets: dict[str, list[VMFacts]] = {bucket: [] for bucket in BUCKETS}
     missing: list[str] = []
+    came: set[str] = set()
     for name, uid in (*planned, *((vm.name, vm.uid) for vm in appended)):
         facts = vms.get(name)
         if facts is None or facts.uid != uid:
             facts = successors.get(name)
+            came |= {facts.name} if facts is not None else set()
         if facts is None:
             missing.append(name)
         else:
@@ -208,6 +212,7 @@ def _wave_view(
         name=wave.name,
         digest=digest_with(wave, appended, cloud_word(rollout)),
         appended=appended,
+        successors=frozenset(came),
         note=wave.note,
     )
 
@@ -299,17 +304,16 @@ def has_begun(rollout: str, facts: VMFacts) -> bool:
     return (facts.order is not None and facts.order.rollout == rollout) or facts.operation_in(rollout) is not None
 
 
-def patched_here(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
-    """Those of `vms` that an operation of this rollout has brought to the revision over SSH."""
-    return tuple(
-        facts
-        for facts in vms
-        if (operation := facts.operation_in(rollout)) is not None
-        and operation.result is OperationResult.SUCCEEDED
-        and not operation.takes_back
-        and operation.method is Method.LIVE_PATCH
-        and operation.route is not Route.API
-    )
+def changed_here(rollout: str, wave: WaveView) -> tuple[VMFacts, ...]:
+    """VMs of a wave that this rollout has patched, whoever carried it out, or had started anew, and those that took the
+    place of recreated ones: what the wave soaks for."""
+    found = []
+    for facts in wave.done:
+        operation = facts.operation_in(rollout)
+        changed = operation is not None and operation.result is OperationResult.SUCCEEDED and not operation.takes_back
+        if changed or facts.name in wave.successors:
+            found.append(facts)
+    return tuple(found)
 
 
 def can_go_back(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:

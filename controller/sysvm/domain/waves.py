@@ -15,7 +15,7 @@ from sysvm.api.strategy import WaveSpec
 from sysvm.domain.conditions import bounded
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts
-from sysvm.domain.members import RolloutView, WaveView, has_begun, patched_here
+from sysvm.domain.members import RolloutView, WaveView, changed_here, has_begun
 
 MESSAGE_LIMIT = 512
 
@@ -96,12 +96,12 @@ def _advanced(
     if wave.unfinished:
         phase = WavePhase.WAITING if status.started_at is None else WavePhase.RUNNING
         return status.model_copy(update={"phase": phase, "soak_until": None})
-    patched = patched_here(rollout.metadata.name, wave.done)
-    if spec is None or not spec.soak or not patched or hurry:
+    changed = changed_here(rollout.metadata.name, wave)
+    if spec is None or not spec.soak or not changed or hurry:
         return _ended(status, now)
     if status.phase is not WavePhase.SOAKING or status.soak_until is None:
         return status.model_copy(update={"phase": WavePhase.SOAKING, "soak_until": now + spec.soak})
-    unwell = next((told for facts in patched if (told := _ailment(facts, release)) is not None), None)
+    unwell = next((told for facts in changed if (told := _ailment(facts, release)) is not None), None)
     if now < status.soak_until:
         return status if unwell is None else _told(status, f"soaking, but {unwell}")
     if unwell is None:
@@ -118,7 +118,7 @@ def _ended(status: WaveStatus, now: datetime) -> WaveStatus:
 
 
 def _ailment(facts: VMFacts, release: Release) -> str | None:
-    """What keeps a patched VM from counting as one that has stayed well."""
+    """What keeps a changed VM from counting as one that has stayed well."""
     if facts.ailment is not None:
         return f"{facts.vm} {facts.ailment}"
     if not facts.looked_at_after_operation():

@@ -30,7 +30,7 @@ from sysvm.domain.admission import EndpointState, admit
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.ledger import RunningRollout
-from sysvm.domain.members import classify, patched_here, successors_of
+from sysvm.domain.members import can_go_back, classify, successors_of
 from sysvm.domain.method import decide
 from sysvm.domain.planner import Plan, plan
 
@@ -342,7 +342,7 @@ def test_a_failure_is_told_by_who_came_in_the_place_of_those_who_knew_it() -> No
 
 
 def test_what_was_started_anew_cannot_go_back_and_is_not_asked_to() -> None:
-    assert patched_here("routers-1", [started(router("r-1-VM"), Method.REBOOT)]) == ()
+    assert can_go_back("routers-1", [started(router("r-1-VM"), Method.REBOOT)]) == ()
 
 
 def test_a_plan_reads_the_same_after_it_was_stored() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import Management
+from sysvm.api.methods import Method, Route
 from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import AppendedVM, DesiredState, Rollout, RolloutPhase, RolloutResult, RolloutStatus, WavePhase
@@ -162,6 +163,35 @@ def test_the_next_wave_starts_when_this_one_has_soaked() -> None:
     assert world.phases()["canary"] == "Done"
     world.round()
     assert world.rollout.status.result is RolloutResult.SUCCEEDED
+
+
+@pytest.mark.parametrize("how", [{"method": Method.REBOOT}, {"method": Method.RECREATE}, {"route": Route.API}])
+def test_what_the_management_server_has_done_soaks_too(how: dict[str, Any]) -> None:
+    world = World(*vms(2), waves=CANARY)
+    world.report()
+    world.admit()
+    world.end(ONE)
+    done = world.vms[ONE]
+    assert done.operation is not None
+    world.vms[ONE] = replace(done, operation=done.operation.model_copy(update=how))
+    world.report()
+    assert world.phases() == {"canary": "Soaking", "rest": "Waiting"}
+
+
+def test_who_took_the_place_of_a_recreated_vm_soaks_for_it() -> None:
+    world = World(b.facts("r-1-VM", group="n-1"), b.facts("r-2-VM"), waves=CANARY)
+    world.report()
+    world.admit()
+    del world.vms[ONE]
+    new = b.facts("r-9-VM", group="n-1", observed=b.up_to_date())
+    world.vms[new.name] = new
+    world.report()
+    assert world.phases() == {"canary": "Soaking", "rest": "Waiting"}
+    world.vms[new.name] = replace(new, reach=b.UNREACHABLE)
+    world.now += timedelta(hours=2)
+    assert "r-9-VM cannot be reached" in world.report().waves[0].message
+    world.vms[new.name] = new
+    assert world.report().waves[0].phase is WavePhase.DONE
 
 
 def test_admission_relies_only_on_what_is_stored() -> None:
