@@ -22,7 +22,7 @@ from pydantic import JsonValue
 from sysvm.api.endpoint import Management
 from sysvm.cloudstack.commands import CHANGES, READS
 from sysvm.cloudstack.errors import (
-    SERVER_FAILED,
+    NOT_BEGUN,
     AnswerInvalid,
     BadParameter,
     ChangeRefused,
@@ -194,16 +194,27 @@ class CloudStack:
             return await self._once(command, params, self._expires(CHANGE_EXPIRES))
         except LostAnswer as lost:
             raise OutcomeUnknown(f"no usable answer came: {lost.error.what}", command=command) from lost.error
+        except Unavailable as error:
+            if error.code == 0:
+                raise  # no connection: nothing was sent
+            # 502, 503, 504 in CloudStack's form: who stands before the server may say so after it was asked.
+            raise OutcomeUnknown(
+                f"no usable answer came: {error.what}",
+                command=command,
+                code=error.code,
+                server_text=error.server_text,
+            ) from error
 
     async def submit(self, command: str, **params: Param) -> JobId:
         """Like `change`, for a command that becomes a job. Store the intent before, the id after: `jobs` says why.
 
-        A failure inside of the server (530) leaves open whether the job was queued before: `OutcomeUnknown`.
+        A failure inside of the server (530, or a number of nobody's) leaves open whether the job was queued before:
+        `OutcomeUnknown`.
         """
         try:
             answer = await self.change(command, **params)
         except ServerError as error:
-            if error.code != SERVER_FAILED:
+            if error.code in NOT_BEGUN:
                 raise
             raise OutcomeUnknown(
                 f"the server failed: {error.what}", command=command, code=error.code, server_text=error.server_text

@@ -185,7 +185,9 @@ _CLASSES: Mapping[int, type[CloudStackError]] = {
     531: NotAllowed,
 }
 
-SERVER_FAILED = 530
+NOT_BEGUN = frozenset(range(532, 538))
+"""Limits, capacity, resources and conflicts (CloudStack 4.21 ApiErrorCode.java): told before a command becomes a job.
+Any other failure of the server leaves open whether it did."""
 
 _GONE = re.compile(r"entity does not exist|Unable to find UUID for id|Unable to find .* with specified id")
 """CloudStack 4.21 ParamProcessWorker.java and the exceptions of commands, as recorded."""

@@ -86,7 +86,18 @@ async def test_a_submitted_change_gives_its_job(server: Server) -> None:
     assert "makeredundant" not in form
 
 
-@pytest.mark.parametrize(("code", "expected"), [(530, OutcomeUnknown), (533, ServerError), (431, BadParameter)])
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (500, OutcomeUnknown),
+        (503, OutcomeUnknown),
+        (504, OutcomeUnknown),
+        (530, OutcomeUnknown),
+        (599, OutcomeUnknown),
+        (533, ServerError),
+        (431, BadParameter),
+    ],
+)
 async def test_a_server_that_fails_inside_leaves_open_whether_it_queued_the_job(
     server: Server, code: int, expected: type[CloudStackError]
 ) -> None:
