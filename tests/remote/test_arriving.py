@@ -10,6 +10,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from tests.remote.vm import BODIES, NEW_FILES, NEW_TGZ, NEW_TREE, VM, make_order
 from sysvm.patching import protocol
 from sysvm.patching.remote import arriving
 from sysvm.patching.remote.failures import Failure
+from sysvm.patching.remote.wire import MAX_BYTES
 
 
 def item(content: bytes, encoding: str = "identity") -> dict:
@@ -152,6 +154,35 @@ def test_a_content_that_unpacks_without_end_is_refused(vm: VM) -> None:
         expect(session, [ordered])
         assert host_sends(vm, bomb) == 1
         assert still_missing(session) == missing
+
+
+@pytest.mark.parametrize("beyond", [1, 100, 240])
+@pytest.mark.parametrize("encoding", ["zlib", "deflate"])
+def test_a_content_that_ends_in_a_repetition_arrives_whole(encoding: str, beyond: int) -> None:
+    """All of it is read when the last piece is full, and the rest of the repetition is still in zlib."""
+    content = bytes(MAX_BYTES + beyond)
+    checked = arriving.Checked([wire(content, encoding)], item(content, encoding))
+    assert b"".join(checked) == content
+    checked.verify()
+
+
+def test_what_follows_the_end_of_a_content_is_not_collected() -> None:
+    content = b"content"
+    packed = wire(content, "deflate")
+
+    def frames() -> Iterator[bytes]:
+        yield packed
+        for _ in range(200):
+            yield bytes(MAX_BYTES)
+
+    tracemalloc.start()
+    try:
+        checked = arriving.Checked(frames(), item(content, "deflate"))
+        assert b"".join(checked) == content
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * MAX_BYTES
 
 
 def test_what_was_not_ordered_is_not_expected(vm: VM) -> None:

@@ -43,21 +43,31 @@ class Checked(object):
         self.sha256 = hashlib.sha256()
 
     def __iter__(self):
-        window = _WINDOWS.get(self.item["encoding"])
-        unpack = zlib.decompressobj(window) if window else None
-        for frame in self.frames:
-            waiting = frame
-            while waiting:
-                try:
-                    chunk = unpack.decompress(waiting, MAX_BYTES) if unpack else waiting
-                except zlib.error as error:
-                    raise Failure("StageFailed", "content {0}: {1}".format(self.item["sha256"], error))
-                waiting = unpack.unconsumed_tail if unpack else b""
+        try:
+            for chunk in self.unpacked():
                 self.size += len(chunk)
                 if self.size > self.item["size"]:
                     raise Failure("StageFailed", "content {0} is longer than it says".format(self.item["sha256"]))
                 self.sha256.update(chunk)
                 yield chunk
+        except zlib.error as error:
+            raise Failure("StageFailed", "content {0}: {1}".format(self.item["sha256"], error))
+
+    def unpacked(self):
+        window = _WINDOWS.get(self.item["encoding"])
+        if not window:
+            for frame in self.frames:
+                yield frame
+            return
+        unpack = zlib.decompressobj(window)
+        for frame in self.frames:
+            waiting = frame
+            # What follows the end is dropped: zlib would collect all of it.
+            while waiting and not unpack.eof:
+                yield unpack.decompress(waiting, MAX_BYTES)
+                waiting = unpack.unconsumed_tail
+        # All was read, but what did not fit into the last piece is still in zlib: at most a few KiB.
+        yield unpack.flush()
 
     def verify(self):
         if self.size != self.item["size"] or self.sha256.hexdigest() != self.item["sha256"]:
