@@ -48,7 +48,7 @@ def _matches(parameters: Parameters, **values: str | None) -> bool:
     return all(name not in parameters or parameters[name] == value for name, value in values.items())
 
 
-def _owned(it: VM | Network | Vpc, parameters: Parameters, user: User) -> bool:
+def owned(it: VM | Network | Vpc, parameters: Parameters, user: User) -> bool:
     """Whether a caller is shown what an account owns: listall for others' things, projectid=-1 for projects' too."""
     project = parameters.get("projectid")
     if it.project is not None:
@@ -91,7 +91,7 @@ def networks(world: World, parameters: Parameters, user: User) -> Fields:
     found = [
         n
         for n in world.networks.values()
-        if _owned(n, parameters, user)
+        if owned(n, parameters, user)
         and _matches(parameters, id=n.id, zoneid=n.zone.id, vpcid=n.vpc.id if n.vpc else None, type=n.kind)
         and ("forvpc" not in parameters or truth(parameters, "forvpc") == (n.vpc is not None))
     ]
@@ -102,7 +102,7 @@ def vpcs(world: World, parameters: Parameters, user: User) -> Fields:
     found = [
         v
         for v in world.vpcs.values()
-        if _owned(v, parameters, user) and _matches(parameters, id=v.id, zoneid=v.zone.id, name=v.name)
+        if owned(v, parameters, user) and _matches(parameters, id=v.id, zoneid=v.zone.id, name=v.name)
     ]
     return page(found, parameters, "vpc", lambda it: answers.vpc(it, world), world)
 
@@ -126,7 +126,7 @@ def routers(world: World, parameters: Parameters, user: User, *, role: str) -> F
     found = [
         vm
         for vm in found
-        if _owned(vm, parameters, user)
+        if owned(vm, parameters, user)
         and _placed(vm, parameters)
         and _in_network(vm, parameters, world)
         and _matches(parameters, version=vm.template_version, clusterid=vm.host.cluster_id if vm.host else None)

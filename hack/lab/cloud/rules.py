@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lab.cloud.answers import Fields
 from lab.cloud.command import Command, Context, Kind, Parameters
-from lab.cloud.listing import page, truth
+from lab.cloud.listing import owned, page
 from lab.cloud.records import Network, Zone
 
 
@@ -26,14 +26,13 @@ class _List:
 
     def run(self, context: Context, parameters: Parameters) -> Fields:
         world = context.world
-        networks: list[Network] = []
+        networks: list[Network] = list(world.networks.values())
         if self.where in parameters:
             networks = [world.networks[parameters[self.where]]]
         elif "vpcid" in parameters:
             networks = list(world.tiers(world.vpcs[parameters["vpcid"]]))
-        elif truth(parameters, "listall"):
-            networks = list(world.networks.values())
-        found = [(each, number) for each in networks for number in range(each.rules.get(self.kind, 0))]
+        shown = [each for each in networks if owned(each, parameters, context.user)]
+        found = [(each, number) for each in shown for number in range(each.rules.get(self.kind, 0))]
 
         def tell(one: tuple[Network, int]) -> Fields:
             network, number = one

@@ -94,6 +94,20 @@ async def test_others_things_need_listall_and_projects_need_minus_one() -> None:
         assert (await cs.listRouters(listall=True, projectid=-1))["count"] == 3
 
 
+async def test_rules_of_others_need_listall_and_those_of_projects_minus_one() -> None:
+    world = World()
+    zone = world.add_zone("z")
+    world.add_host(zone, "kvm-1")
+    others = world.add_network(zone, "others", account="alice")
+    projects = world.add_network(zone, "projects", project="p")
+    others.rules["Firewall"] = projects.rules["Firewall"] = 3
+    async with cloud_server(world) as url, client(world, url) as cs:
+        assert await cs.listFirewallRules(networkid=others.id) == {}
+        assert (await cs.listFirewallRules(networkid=others.id, listall="true"))["count"] == 3
+        assert await cs.listFirewallRules(networkid=projects.id, listall="true") == {}
+        assert (await cs.listFirewallRules(networkid=projects.id, listall="true", projectid="-1"))["count"] == 3
+
+
 async def test_a_live_patch_of_a_network_patches_its_routers_once_and_of_a_vpc_once_a_tier() -> None:
     world = small()
     world.upgrade("4.21.1.0", hosts=True)
