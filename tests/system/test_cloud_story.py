@@ -21,7 +21,7 @@ WAITING = {"b-6-VM", "r-8-VM"}
 
 
 @pytest.mark.timeout(500)
-def test_a_cloud_is_found_planned_and_patched_in_order_and_tenants_lose_nothing(tmp_path: Path) -> None:
+def test_a_cloud_is_found_planned_and_patched_in_order_and_nobody_is_cut_off(tmp_path: Path) -> None:
     missing = preflight.missing()
     if missing:
         pytest.skip(missing)
