@@ -14,6 +14,7 @@ from sysvm.api.observed import ApiPatchCall, ContentState
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
 from sysvm.domain.cloud import CloudVM, CloudVMState, CloudZone
+from sysvm.domain.drift import is_converged
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.gate import Claim, ServerPayload, gate_of, unverified, would_install
 from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet, what_moves
@@ -67,7 +68,20 @@ class ApiPatch:
             return not_yet(Reason.JOB_RUNNING, moving)
         if self.unsettled is not None:
             return not_yet(Reason.CLOUD_CHANGED, self.unsettled)
-        return _worst([self._may_be_patched(operation, look, vm) for vm in look.vms])
+        found = _worst([self._may_be_patched(operation, look, vm) for vm in look.vms])
+        if found.standing is Standing.HOLDS and all(self._needs_nothing(look, vm) for vm in look.vms):
+            # The order came from what was known before a sweep, or from before a process ended: the call would restart
+            # every service for nothing.
+            names = " and ".join(vm.name for vm in look.vms)
+            told = f"{names} had the release and took commands already: {operation.command} was not called"
+            return Verdict(Standing.NEEDLESS, sentence=told)
+        return found
+
+    def _needs_nothing(self, look: Look, vm: CloudVM) -> bool:
+        """By the look that was asked for, and by the server's books as they are now."""
+        facts = look.facts(vm)
+        gate = gate_of(vm, self.zones.get(vm.zone_id), self.server)
+        return facts is not None and is_converged(facts, self.release) and gate.closed is False
 
     def _may_be_patched(self, operation: GroupOperation, look: Look, vm: CloudVM) -> Verdict:
         if vm.state is not CloudVMState.RUNNING:

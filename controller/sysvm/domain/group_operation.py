@@ -189,6 +189,8 @@ class Standing(StrEnum):
     NOT_YET = "NotYet"
     BROKEN = "Broken"
     """Waiting does not help."""
+    NEEDLESS = "Needless"
+    """Before the call: everything is as it should be without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,8 @@ class Judge(Protocol):
         ...
 
     def before(self, operation: GroupOperation, look: Look) -> Verdict:
-        """Whether the call may be made now. NotYet: it is looked at again until the time of a step is over."""
+        """Whether the call may be made now. NotYet: it is looked at again until the time of a step is over. Needless:
+        it is not made, and that is success."""
         ...
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
@@ -340,6 +343,8 @@ def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits,
 def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
     moving = what_moves(look.vms, look.jobs)
     verdict = not_yet(Reason.JOB_RUNNING, moving) if moving is not None else judge.before(operation, look)
+    if verdict.standing is Standing.NEEDLESS:
+        return _done(operation, OperationResult.SUCCEEDED, None, verdict.sentence, now)
     if verdict.standing is Standing.HOLDS:
         return _to(
             operation,

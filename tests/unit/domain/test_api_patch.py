@@ -11,13 +11,14 @@ import pytest
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
 from sysvm.api.observed import ApiCommand, ApiPatchCall, ObservedHostPayload, ObservedManagement, RedundancyRole
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.domain.api_patch import ApiPatch, aim_of
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.gate import ServerPayload
-from sysvm.domain.group_operation import Command, Job, Look, Standing, Verdict, begun
+from sysvm.domain.group_operation import Command, Job, Limits, Look, Looked, Standing, Verdict, apply, begun
 from sysvm.domain.rule_counts import ListedRules
 
 from . import builders as b
@@ -122,6 +123,29 @@ def test_before_the_call_everything_stands_still_and_every_host_holds_the_releas
     verdict = JUDGE.before(operation(GroupPhase.PREPARING), seen)
     assert verdict.standing is standing
     assert reason is None or str(verdict.reason).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("seen", "standing"),
+    [
+        (look(router(), facts=(known(),)), Standing.NEEDLESS),
+        (look(router(scripts_version="aa" * 64), facts=(known(),)), Standing.HOLDS),
+        (look(router(scripts_version=None), facts=(known(),)), Standing.HOLDS),
+        (look(router(), router("r-2-VM"), facts=(known(), known("r-2-VM", patched=False))), Standing.HOLDS),
+        (look(router(), facts=(known(at=b.ago(minutes=3)),)), Standing.NOT_YET),
+    ],
+)
+def test_no_call_is_made_where_nothing_is_left_to_do(seen: Look, standing: Standing) -> None:
+    """Who was patched before a process ended may be ordered once more from books of before: gate and files decide."""
+    preparing = operation(GroupPhase.PREPARING, submittedAt=None, submissions=0, before=())
+    verdict = JUDGE.before(preparing, seen)
+    assert verdict.standing is standing, verdict
+    found = apply(preparing, Looked(seen), JUDGE, Limits(step=timedelta(minutes=9), vm=timedelta(hours=1)), b.NOW)
+    if standing is Standing.NEEDLESS:
+        assert (found.phase, found.result, found.submissions) == (GroupPhase.DONE, OperationResult.SUCCEEDED, 0)
+        assert found.message == "r-1-VM had the release and took commands already: restartNetwork was not called"
+    else:
+        assert found.phase is (GroupPhase.SUBMITTING if standing is Standing.HOLDS else GroupPhase.PREPARING)
 
 
 @pytest.mark.parametrize(
