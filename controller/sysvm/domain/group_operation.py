@@ -345,6 +345,11 @@ def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
     verdict = not_yet(Reason.JOB_RUNNING, moving) if moving is not None else judge.before(operation, look)
     if verdict.standing is Standing.NEEDLESS:
         return _done(operation, OperationResult.SUCCEEDED, None, verdict.sentence, now)
+    late = now - operation.since >= limits.step
+    if verdict.standing is Standing.HOLDS and late:
+        # The server did not answer for so long, or what is taken right before the call could not be had: who gave the
+        # order spoke of another hour, perhaps of another window.
+        verdict = not_yet(Reason.TIMED_OUT, operation.message or "the call could not be made in timeouts.step")
     if verdict.standing is Standing.HOLDS:
         return _to(
             operation,
@@ -357,8 +362,7 @@ def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
             submissions=operation.submissions + 1,
             job_id=None,
         )
-    lasted = now - operation.since
-    if verdict.standing is Standing.BROKEN or lasted >= limits.step:
+    if verdict.standing is Standing.BROKEN or late:
         reason = verdict.reason or Reason.FAILED
         return _done(operation, OperationResult.FAILED, reason, f"{verdict.sentence}; nothing was changed", now)
     return _waits(operation, verdict)

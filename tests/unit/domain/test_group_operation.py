@@ -208,6 +208,28 @@ def test_what_waits_too_long_before_the_call_ends_with_nothing_changed() -> None
     assert (ended.reason, ended.message) == (Reason.JOB_RUNNING, "r-1-VM is Migrating; nothing was changed")
 
 
+@pytest.mark.parametrize(
+    ("held_up", "told"),
+    [
+        ((NotTold("the server does not answer"),), "the server does not answer; nothing was changed"),
+        (
+            (Looked(look(router(1))), NotMade("not called, no backup of r-1-VM")),
+            "not called, no backup of r-1-VM; nothing was changed",
+        ),
+    ],
+)
+def test_a_call_that_could_not_be_made_in_the_time_of_a_step_is_not_made_later(
+    held_up: tuple[Event, ...], told: str
+) -> None:
+    """Its order was given for now: later may be another window, or another cloud."""
+    waits, well = after(begun(), *held_up), Looked(look(router(1)))
+    assert waits.phase is GroupPhase.PREPARING
+    assert after(waits, well, now=NOW + LIMITS.step - timedelta(seconds=1)).phase is GroupPhase.SUBMITTING
+    ended = after(waits, well, now=NOW + LIMITS.step)
+    assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.TIMED_OUT)
+    assert (ended.message, ended.submissions, ended.before) == (told, 0, ())
+
+
 def test_what_is_not_as_it_should_be_in_time_ends_with_the_reason() -> None:
     ended = after(VERIFYING, Looked(look(router(1))), now=NOW + LIMITS.vm)
     assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.CLAIM_NOT_VERIFIED)
