@@ -269,6 +269,25 @@ def test_given_up_by_the_operator_after_a_cut_nothing_stays_diverted(built):
     assert judge.verdict("given up") == "old"
 
 
+@pytest.mark.parametrize("last_divert", [False, True])
+def test_ordered_anew_after_a_cut_nothing_stays_diverted_and_what_was_installed_is_told(built, last_divert):
+    """All was installed by then, so the order that follows speaks of the link alone."""
+    vm, _ = built
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    diverts = [number for number, name in enumerate(names, 1) if name == "dpkg-divert"]
+    vm.reset()
+    cut = diverts[-1] if last_divert else diverts[-1] - 1
+    assert killed_at(lambda: vm.run("op-1"), "kill-after", cut) == 137
+    assert packages(vm) == NEW
+    broken = with_file(order(debs=[], remove=[], keep=[]), "/etc/haproxy/haproxy.cfg", b"broken\n")
+    vm.prepare(broken)
+    report = vm.run("op-1")
+    assert not (vm.root / ASIDE).is_symlink()
+    assert (vm.root / "var/lib/dpkg/diversions").read_bytes() == b""
+    assert report["phase"] == "RolledBack"
+    assert "which stay: python-is-python3 is installed, python3-netaddr is installed" in report["message"]
+
+
 def test_a_full_disk_at_any_change_of_the_installation_leaves_the_old(built):
     vm, judge = built
     names = count_changes(vm, lambda: vm.run("op-1"))

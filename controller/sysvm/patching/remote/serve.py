@@ -166,6 +166,8 @@ class Session(object):
         if resumable:
             self.journal = Journal.open(operation.journal_path)
             self.journal.enter(journals.STAGING)
+            # The order was made of the VM as it is now, and need not name the packages that a cut left half way.
+            packages.settle(self.host, self.journal, False)
         else:
             self.create(operation, order)
         self.install_program(list(self.stages.values()))
