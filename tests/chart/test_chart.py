@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from lab import chart
+from sysvm.engine.engine import FETCHES
+from sysvm.patching.payload_cache import SIZE_LIMIT_BYTES
+from sysvm.patching.sources import PayloadSources
 
 CRDS = chart.CHART.parents[1] / "crds"
 KUBERNETES_BLOCKS = ("resources", "podSecurityContext", "securityContext")
@@ -111,6 +114,13 @@ class TestDefaults:
         for item in rendered.objects:
             assert (item["metadata"].get("namespace") == "cloud") is (item["kind"] not in cluster_scoped)
             assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == "sysvm-operator"
+
+    def test_the_volume_has_room_for_what_is_kept_and_what_arrives(self) -> None:
+        rendered = chart.render("sysvm-operator", "cloud")
+        (deployment,) = rendered.of_kind("Deployment")
+        (volume,) = deployment["spec"]["template"]["spec"]["volumes"]
+        limit = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30
+        assert limit > PayloadSources.cache_bytes + FETCHES * SIZE_LIMIT_BYTES, "beyond it the Pod is evicted"
 
     def test_the_pod_fits_the_restricted_standard(self) -> None:
         rendered = chart.render("sysvm-operator", "cloud")

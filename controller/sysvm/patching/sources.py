@@ -41,14 +41,16 @@ class PayloadPaths:
 
 @dataclass
 class PayloadSources:
-    """Fetches payload files and keeps them in `cache`, of which `cache_bytes` are kept beyond what is in use.
+    """Fetches payload files and keeps them in `cache`: `cache_bytes`, or what is in use where that is more.
+
+    The volume that the chart gives has room for that and for what arrives meanwhile; keep the two in step.
 
     `mounted` is the folder below which `mounted` sources lie; `tls` says whom to trust instead of the machine's own.
     """
 
     cache: Path
     mounted: Path
-    cache_bytes: int = 4 << 30
+    cache_bytes: int = 1 << 30
     tls: ssl.SSLContext | None = None
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
