@@ -245,6 +245,18 @@ def test_killed_in_the_middle_of_dpkg_the_vm_is_old_and_the_next_patch_mends_the
     assert python(router) == "python3"
 
 
+@pytest.mark.parametrize("at_boot", [False, True])
+def test_what_a_cut_dpkg_had_begun_beside_a_diverted_link_goes_too(built, at_boot):
+    """dpkg looks for it under the name without the diversion, so nobody else would ever take it away."""
+    vm, judge = built
+    names = count_changes(vm, lambda: vm.run("op-1"))
+    vm.reset()
+    killed_at(lambda: vm.run("op-1"), "kill-after", names.index("dpkg-divert") + 1)
+    for ending in (".dpkg-new", ".dpkg-tmp"):
+        (vm.root / (ASIDE + ending)).symlink_to("python3")
+    assert judge.settle_and_judge("half unpacked", at_boot=at_boot) == "old"
+
+
 def test_what_a_cut_left_is_told_with_the_end_of_the_operation(built):
     vm, _ = built
     names = count_changes(vm, lambda: vm.run("op-1"))

@@ -192,8 +192,10 @@ def let_go(host, path):
     done = host.run(command(host, "dpkg-divert", ["--local", "--no-rename", "--remove", path]), DIVERT_SECONDS)
     if not done.ok:
         raise Failure("PackagesNeeded", plainly(done))
-    # A restart before this finds no diversion, which `dpkg-divert` does not mind, and the link beside.
-    files.unlink_if_there(host.at(path + ASIDE))
+    # A restart before this finds no diversion, which `dpkg-divert` does not mind, and what lies beside. A dpkg that was
+    # cut leaves more, which it looks for under the diverted name.
+    for ending in ("", ".dpkg-new", ".dpkg-tmp"):
+        files.unlink_if_there(host.at(path + ASIDE + ending))
 
 
 # ------------------------------------------------------------------------------------------ after a failure or a cut
