@@ -181,6 +181,11 @@ def _group_has_no_slots(unit: Unit, lane: Lane, ledger: Ledger) -> Blocker | Non
     return objection(Reason.WAITING_FOR_SLOT, f"maxUnavailable {limit}: {count} in work or failed at most")
 
 
+def _would_come_up_with_another_payload(facts: VMFacts, lane: Lane, ledger: Ledger) -> Blocker | None:
+    """On a host where it may be started anew."""
+    return (lane.running.live.held_recreations or {}).get(facts.name)
+
+
 def _host_is_full(facts: VMFacts, lane: Lane, ledger: Ledger) -> Blocker | None:
     """perHost, over all rollouts; a VM whose host is not known has no such limit."""
     limit = lane.rollout.spec.snapshot.strategy.per_host
@@ -211,6 +216,7 @@ RECREATE_RULES: tuple[Rule, ...] = (
     _is_not_known,
     _has_a_peer_in_work,
     _is_the_last_of_its_zone,
+    _would_come_up_with_another_payload,
     _host_is_full,
 )
 """For VMs that CloudStack replaces. A sick peer is replaced with it, and roles are made anew."""

@@ -9,7 +9,7 @@ A guest's own reboot is never used: on KVM it loses the router's rules, because 
 brings them (CloudStack 4.21 VirtualNetworkApplianceManagerImpl.finalizeStart).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -143,19 +143,6 @@ class _Common:
     def _settled(self) -> Verdict:
         return HOLDS if self.unsettled is None else not_yet(Reason.CLOUD_CHANGED, self.unsettled)
 
-    def _same_payload(self, look: Look, vm: CloudVM) -> Verdict:
-        """Wherever the new VM may be started, it gets the release."""
-        hosts = [
-            host for host in look.hosts if takes_vms(host) and _fits(host, vm) and host.name in self.other_payloads
-        ]
-        if not hosts:
-            return HOLDS
-        named = ", ".join(host.name for host in hosts[:5])
-        told = (
-            f"what takes the place of {vm.name} may be started on {named}, which keeps another payload than the release"
-        )
-        return not_yet(Reason.HOST_PAYLOAD_MISMATCH, told)
-
     def _choice(self, look: Look, vm: CloudVM) -> Verdict:
         """The template that the server would start the VM from is the declared one, and ready in the zone."""
         if self.version is None:
@@ -237,7 +224,7 @@ class RecreateRouters(_Common):
             return broken(Reason.DUPLICATE_GATEWAY, duplicate_sentence(twice))
         choices = [self._choice(look, vm) for vm in running]
         found = self._settled(), _placed(look, running, elsewhere=True), *choices
-        return _first(*found, _fits_in(look, running[0]), self._same_payload(look, running[0]))
+        return _first(*found, _fits_in(look, running[0]), same_payload(look.hosts, running[0], self.other_payloads))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return {vm.id for vm in look.vms} != {vm.id for vm in operation.before}
@@ -274,7 +261,7 @@ class RecreateSystemVM(_Common):
         if vm is None:
             return broken(Reason.VM_GONE, f"the VM with id {operation.target} is not there any more")
         found = self._settled(), _placed(look, [vm], elsewhere=True), self._choice(look, vm)
-        return _first(*found, _fits_in(look, vm), self._same_payload(look, vm))
+        return _first(*found, _fits_in(look, vm), same_payload(look.hosts, vm, self.other_payloads))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return _find(look.vms, operation.target) is None
@@ -355,6 +342,17 @@ def _fits_in(look: Look, vm: CloudVM) -> Verdict:
     hosts = [host for host in look.hosts if takes_vms(host) and _fits(host, vm)]
     told = no_room(look.room, vm, hosts)
     return HOLDS if told is None else not_yet(Reason.NO_CAPACITY, told)
+
+
+def same_payload(hosts: Iterable[CloudHost], vm: CloudVM, other_payloads: Collection[str]) -> Verdict:
+    """Wherever the new VM may be started, it gets the release. `hosts`: of its zone; `other_payloads`: names of those
+    with another one."""
+    found = [host for host in hosts if takes_vms(host) and _fits(host, vm) and host.name in other_payloads]
+    if not found:
+        return HOLDS
+    named = ", ".join(host.name for host in found[:5])
+    told = f"what takes the place of {vm.name} may be started on {named}, which keeps another payload than the release"
+    return not_yet(Reason.HOST_PAYLOAD_MISMATCH, told)
 
 
 def takes_vms(host: CloudHost) -> bool:

@@ -60,6 +60,8 @@ class Live:
     """VMs that need the release and are not in the plan, by name."""
     held_back: Mapping[str, Blocker] | None = None
     """SystemVM name -> what it says that it waits for."""
+    held_recreations: Mapping[str, Blocker] | None = None
+    """SystemVM name -> why the management server is not asked to recreate it now."""
     cloud: CloudStatus | None = None
     """How the cloud differs from the one that it was planned for (`cloud_changed.cloud_status`)."""
     cloud_unseen: bool = False

@@ -11,6 +11,7 @@ from sysvm.domain.calendar import openings_of
 from sysvm.domain.cloud import Snapshot
 from sysvm.domain.cloud_changed import cloud_facts, cloud_status
 from sysvm.domain.facts import VMFacts, host_payloads, release_of
+from sysvm.domain.held_recreations import held_recreations
 from sysvm.domain.members import successors_of
 from sysvm.domain.planner import Plan, decide_all
 from sysvm.domain.rollout import Live
@@ -39,6 +40,7 @@ def live_of(
         opening = openings_of(policy, stores.windows.values(rollout.metadata.namespace)).at(now)
     approvals = stores.approvals_of(key_of(rollout))
     digests = wave_digests(rollout)
+    payloads = host_payloads(vms.values())
     return Live(
         superseded=is_superseded(rollout, policy, stores),
         suspended=_suspended(stores.endpoints.get(endpoint_of(rollout)), policy),
@@ -49,7 +51,8 @@ def live_of(
         },
         edited=edited_since(rollout, policy.spec) if policy is not None else (),
         newcomers=_newcomers(rollout, policy, plan, stores, vms) if policy is not None else (),
-        cloud=cloud_status(rollout, plan.cloud, cloud_facts(snapshot, host_payloads(vms.values())), now=now),
+        cloud=cloud_status(rollout, plan.cloud, cloud_facts(snapshot, payloads), now=now),
+        held_recreations=held_recreations(rollout, plan, vms, snapshot, payloads),
         cloud_unseen=plan.cloud is not None and snapshot is None,
     )
 

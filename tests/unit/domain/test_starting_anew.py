@@ -3,10 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from tests.unit.domain.builders import (
     ENDPOINT,
     HOLD,
+    NEW,
     NOW,
+    OLD,
     UNREACHABLE,
     ago,
     facts,
@@ -19,7 +22,7 @@ from tests.unit.domain.builders import (
 
 from sysvm.api.endpoint import Management, SystemVMType
 from sysvm.api.images import ImageStatus
-from sysvm.api.methods import Method
+from sysvm.api.methods import HostPayloadRule, Method
 from sysvm.api.observed import RedundancyRole
 from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import PatchPolicySpec
@@ -27,12 +30,15 @@ from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, Rollout, RolloutStatus
 from sysvm.api.systemvm import DriftKind
 from sysvm.domain.admission import EndpointState, admit
+from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, Snapshot
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts
+from sysvm.domain.held_recreations import held_recreations
 from sysvm.domain.ledger import RunningRollout
 from sysvm.domain.members import can_go_back, classify, successors_of
 from sysvm.domain.method import decide
 from sysvm.domain.planner import Plan, plan
+from sysvm.domain.rollout import Live, outcome
 
 READY = ImageStatus.model_validate(
     {"endpoint": ENDPOINT, "zone": "ams-1", "hypervisor": "KVM", "arch": "x86_64", "ready": True,
@@ -329,6 +335,59 @@ def failed_group(*names: str) -> GroupOperation:
             "message": "r-8-VM (Stopped) left over",
         }
     )
+
+
+KEPT = {"kvm-1": NEW, "kvm-2": OLD}
+
+
+@pytest.mark.parametrize(
+    ("payloads", "second", "rule", "held"),
+    [
+        (KEPT, {}, HostPayloadRule.REQUIRE, True),
+        ({"kvm-1": NEW}, {}, HostPayloadRule.REQUIRE, False),  # nobody has seen kvm-2
+        (KEPT, {"state": "Down"}, HostPayloadRule.REQUIRE, False),
+        (KEPT, {"hypervisor": "VMware"}, HostPayloadRule.REQUIRE, False),
+        (KEPT, {"zone_id": "z2"}, HostPayloadRule.REQUIRE, False),
+        (KEPT, {}, HostPayloadRule.WARN, False),
+    ],
+)
+def test_a_recreation_waits_for_a_host_with_another_payload_and_spends_nothing(
+    payloads: dict[str, str], second: dict[str, Any], rule: HostPayloadRule, held: bool
+) -> None:
+    """Its new VM may be started on kvm-2."""
+    vm = router("r-1-VM")
+    the_plan = plan("routers", spec("Recreate"), REQUIRED.model_copy(update={"scripts_revision": NEW}), [vm],
+                    excluded={})  # fmt: skip
+    the_rollout = running(the_plan, methods=("Recreate",))
+    options = the_rollout.spec.snapshot.live_patch.model_copy(update={"host_payload": rule})
+    snapshot = the_rollout.spec.snapshot.model_copy(update={"live_patch": options})
+    the_rollout = the_rollout.model_copy(update={"spec": the_rollout.spec.model_copy(update={"snapshot": snapshot})})
+    hosts = [
+        CloudHost(id="h1", name="kvm-1", address=None, zone_id="z1", hypervisor="KVM"),
+        CloudHost(**{"id": "h2", "name": "kvm-2", "address": None, "zone_id": "z1", "hypervisor": "KVM", **second}),
+    ]
+    cloud_vm = CloudVM(
+        id="id-r-1-VM", name="r-1-VM", type=SystemVMType.ROUTER, state=CloudVMState.RUNNING, zone_id="z1",
+        zone="ams-1", host_id="h1", hypervisor="KVM",
+    )  # fmt: skip
+    cloud = Snapshot(
+        taken_at=NOW, server_version="4.21.0.0", zones={}, hosts={host.id: host for host in hosts},
+        vms={cloud_vm.id: cloud_vm}, networks={}, vpcs={},
+    )  # fmt: skip
+    live = Live(held_recreations=held_recreations(the_rollout, the_plan, {vm.name: vm}, cloud, payloads))
+    state = EndpointState(
+        endpoint=ENDPOINT, now=NOW, management=Management.FULL, epoch=7, vms=(vm,),
+        rollouts=(RunningRollout(the_rollout, the_plan, live),),
+    )  # fmt: skip
+    decided = admit(state)
+    assert [each.order.method for each in decided.admitted] == ([] if held else [Method.RECREATE])
+    if held:
+        (why,) = decided.blocked[vm.name]
+        assert (why.reason, "may be started on kvm-2" in why.message) == (Reason.HOST_PAYLOAD_MISMATCH, True)
+        view = classify(the_rollout, the_plan, {vm.name: vm})
+        told = outcome(the_rollout, the_plan, view, replace(live, held_back={vm.name: why}), now=NOW)
+        assert (told.result, told.budget.failures_used if told.budget else None) == (None, 0)
+        assert [each.reason for each in told.blocked_by] == [Reason.HOST_PAYLOAD_MISMATCH]
 
 
 def test_a_failure_is_told_by_who_came_in_the_place_of_those_who_knew_it() -> None:
