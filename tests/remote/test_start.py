@@ -65,7 +65,7 @@ def test_what_is_not_exactly_this_program_is_not_run(vm, harm):
         place.write_bytes(content[:-1])
     elif harm == "stranger":
         if os.geteuid() != 0:
-            pytest.skip("needs root")
+            pytest.skip("giving a file away needs root")
         os.chown(place, 12345, 12345)
     else:
         place.unlink()
