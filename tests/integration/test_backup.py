@@ -14,10 +14,12 @@ import pytest_asyncio
 from tests.integration.openssh import find_sshd
 from tests.integration.test_live_patch import ORDER, Bench, lay_out, payload_of
 from tests.integration.test_take_back import BACK, take_back
+from tests.unit.patching.made_packages import debian_11_agent
 
 from lab.content import payloads, releases
 from sysvm.api.reasons import Reason
 from sysvm.patching.errors import Refused
+from sysvm.patching.payload import read_payload
 from sysvm.patching.results import JournalPhase
 
 pytestmark = pytest.mark.skipif(
@@ -69,6 +71,28 @@ async def test_cloudstacks_own_patch_is_taken_back_wholly(bench: Bench) -> None:
     assert (report.id, report.phase) == (BACK.id, JournalPhase.ROLLED_BACK), report
     assert bench.vm.manifest() == before
     assert bench.vm.signature == signature
+
+
+@pytest.mark.parametrize("before", ["python2", None])
+async def test_the_python_that_scripts_get_is_taken_back_with_them(
+    lay_out: Callable[..., Bench], before: str | None
+) -> None:
+    """CloudStack's patch installs the Debian packages too, and the scripts of before need what they had."""
+    bench = lay_out("vpcrouter")
+    bench.vm.write("etc/debian_version", b"11.9\n")
+    python = bench.vm.root / "usr/bin/python"
+    python.parent.mkdir(parents=True)
+    if before is not None:
+        python.symlink_to(before)
+    payload = read_payload(payloads.build_scripts(releases.new()), debian_11_agent())
+    with bench.server.running():
+        await bench.patcher.back_up(bench.target, payload, ORDER)
+        patch_as_cloudstack_does(bench)
+        python.unlink(missing_ok=True)
+        python.symlink_to("python3")
+        report = await take_back(bench)
+    assert report.phase == JournalPhase.ROLLED_BACK, report
+    assert (str(python.readlink()) if python.is_symlink() else None) == before
 
 
 async def test_a_backup_is_made_once_however_often_it_is_asked_for(bench: Bench) -> None:

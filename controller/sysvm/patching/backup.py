@@ -15,6 +15,7 @@ from sysvm.patching.errors import PatchingError, Refused
 from sysvm.patching.observing import Look, PreviousPayloads, compare_files
 from sysvm.patching.orders import archive_of, order_for_vm
 from sysvm.patching.ownership import Owner, rule_for
+from sysvm.patching.packages import links_to_look_at
 from sysvm.patching.payload import Payload
 from sysvm.patching.results import Order, Target
 from sysvm.patching.session import RemoteFailure, Session
@@ -54,9 +55,11 @@ def keep_args(order: Order, target: Target, payload: Payload, look: Look, differ
     vm_type = target.type
     names = [name for name in payload.scripts.entries if not f"/{name}".startswith(f"{SCRIPTS_TREE}/")]
     runtime = {name for name in names if rule_for(name, vm_type).owner is Owner.RUNTIME}
+    # CloudStack installs Debian packages too: they stay, but the scripts of before need the Python that they had.
+    links = links_to_look_at(payload, look.probe["debian_version"])
     return {
         "order": _order(order, target, payload, look, difference),
-        "paths": [f"/{name}" for name in sorted(names) if name not in runtime],
+        "paths": [*(f"/{name}" for name in sorted(names) if name not in runtime), *links],
         "runtime": {f"/{name}": payload.scripts.entries[name].sha256 for name in sorted(runtime)},
         # Of every type: CloudStack unpacks agent.zip there for a moment also where no agent runs.
         "trees": [
