@@ -162,11 +162,15 @@ def test_scripts_of_the_release_that_could_not_run_here_never_arrive(router, scr
     assert python(router) == "python2"
 
 
+def let_netaddr_hide_a_module(vm: VM) -> None:
+    interpreter = vm.root / "usr/bin/python2"
+    there = f"[ -e {vm.root}/usr/lib/python3/dist-packages/netaddr ] && echo gone && exit 1\n"
+    interpreter.write_text(interpreter.read_text().replace("shift 3\n", there + "shift 3\n"))
+
+
 def test_if_the_scripts_of_before_can_no_longer_run_there_would_be_no_way_back(router):
     """Here the package brings a module that hides one of the old Python's; any other reason is the same."""
-    interpreter = router.root / "usr/bin/python2"
-    there = f"[ -e {router.root}/usr/lib/python3/dist-packages/netaddr ] && echo gone && exit 1\n"
-    interpreter.write_text(interpreter.read_text().replace("shift 3\n", there + "shift 3\n"))
+    let_netaddr_hide_a_module(router)
     said = refused(router, "InterpreterChange", order())
     assert "no way back" in said
 
@@ -227,6 +231,18 @@ def test_killed_at_any_change_and_started_again_the_patch_ends_new(built):
         assert report["phase"] == "Committed", (number, report["message"])
         assert judge.verdict(f"again after {number}") == "new"
         assert packages(vm) == NEW
+
+
+def test_killed_right_after_dpkg_it_is_still_known_that_there_would_be_no_way_back(router):
+    let_netaddr_hide_a_module(router)
+    router.prepare(order())
+    router.keep()
+    names = count_changes(router, lambda: router.run("op-1"))
+    router.reset()
+    last = max(number for number, name in enumerate(names, 1) if name == "dpkg")
+    assert killed_at(lambda: router.run("op-1"), "kill-after", last) == 137
+    report = router.run("op-1")
+    assert (report["phase"], report["reason"]) == ("Abandoned", "InterpreterChange"), report["message"]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.25])

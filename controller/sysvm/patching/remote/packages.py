@@ -98,12 +98,15 @@ def states(host, names):
 def install(work, deadline):
     """The step. Returns what was done, for people. Raises `Failure`: then nothing but packages has changed."""
     journal, wanted = work.journal, work.order["packages"]
-    before = [(path, missing_imports(work, path, False)) for path in wanted["imports"]]
+    # Of before dpkg, so a restart takes it from the record of then.
+    ran = ran_before(journal.records)
+    if ran is None:
+        ran = [path for path in wanted["imports"] if not missing_imports(work, path, False)]
     if wanted["debs"] and last_word(journal.records) != "done":
-        start(work, wanted, deadline)
-    for path, known in before:
+        start(work, wanted, ran, deadline)
+    for path in wanted["imports"]:
         now = missing_imports(work, path, False)
-        if now and not known:
+        if now and path in ran:
             text = "with the new packages {0} of before cannot be run any more ({1}), so there would be no way back"
             raise Failure("InterpreterChange", text.format(path, tail(now, 400)), False)
         lacking = missing_imports(work, path, True)
@@ -113,11 +116,11 @@ def install(work, deadline):
     return told(journal.records)
 
 
-def start(work, wanted, deadline):
+def start(work, wanted, ran, deadline):
     host, journal = work.host, work.journal
     names = [deb["name"] for deb in wanted["debs"]]
-    # A restart after this record knows which links may be diverted, and whose state to tell.
-    journal.add("packages", state="start", names=names, keep=wanted["keep"])
+    # A restart after this record knows which links may be diverted, whose state to tell, and which scripts could run.
+    journal.add("packages", state="start", names=names, keep=wanted["keep"], ran=ran)
     place = dict((deb["name"], deb["path"]) for deb in work.plan["debs"])
     limits = Limits(wanted, deadline)
     try:
@@ -204,6 +207,12 @@ def let_go(host, path):
 def last_word(records):
     found = [record["state"] for record in records if record["kind"] == "packages"]
     return found[-1] if found else None
+
+
+def ran_before(records):
+    """Scripts of before whose imports were there before dpkg began; None: it has not begun."""
+    found = [record["ran"] for record in records if record["kind"] == "packages" and "ran" in record]
+    return found[0] if found else None
 
 
 def told(records):
