@@ -105,7 +105,7 @@ def test_the_vms_as_they_are_are_stored_before_the_call() -> None:
         (begun(), Looked(look()), GroupPhase.DONE, OperationResult.FAILED),
         (begun(), NotTold("503"), GroupPhase.PREPARING, None),
         (SUBMITTING, Submitted("job-1"), GroupPhase.RUNNING, None),
-        (SUBMITTING, Refused(Reason.CALL_REFUSED, "431"), GroupPhase.DONE, OperationResult.FAILED),
+        (SUBMITTING, Refused(Reason.API_ERROR, "431"), GroupPhase.DONE, OperationResult.FAILED),
         (SUBMITTING, NoAnswer("cut"), GroupPhase.UNKNOWN, None),
         (SUBMITTING, NotMade("not the leader"), GroupPhase.PREPARING, None),
         (RUNNING, JobTold(JobState.PENDING), GroupPhase.RUNNING, None),
@@ -191,7 +191,7 @@ def test_a_failure_remembers_who_went_with_it_and_nobody_who_stayed() -> None:
     failed = after(RUNNING, JobTold(JobState.FAILED, "530"))
     assert after(failed, Looked(look(router(1)))).before == ()
     assert [vm.name for vm in after(failed, Looked(look(router(2)))).before] == ["r-1-VM"]
-    assert after(SUBMITTING, Refused(Reason.CALL_REFUSED, "431")).before == ()
+    assert after(SUBMITTING, Refused(Reason.API_ERROR, "431")).before == ()
 
 
 def test_a_job_that_hangs_is_told_and_never_called_again() -> None:
@@ -283,7 +283,7 @@ class Server:
 
     def submit(self, request: str, effect: str, ending: str) -> Event:
         if request == "refused":
-            return Refused(Reason.CALL_REFUSED, "431")
+            return Refused(Reason.API_ERROR, "431")
         if request == "lost":
             return NoAnswer("the connection broke")
         if request == "held up":  # a request expires after two minutes
