@@ -59,6 +59,11 @@ _OF_GROUPS = frozenset({machine.Command.RESTART_NETWORK, machine.Command.RESTART
 STALE = timedelta(seconds=15)
 """An older look at a group is none."""
 
+LOOK_COUNTS = timedelta(minutes=1)
+"""So long after what was seen of a group was stored the call may leave. Backups, or a turn in the pool, can take
+longer: then jobs and VMs are looked at again. And whoever finds the call lost counts from what was stored how long a
+host may still be at it."""
+
 STARTED_ANEW = frozenset({GroupPhase.UNKNOWN, GroupPhase.VERIFYING})
 """Phases in which a VM may have been started by our own call."""
 
@@ -282,7 +287,7 @@ class GroupOperations:
         try:
             obstacle = await self._obstacle(rollout, op)
             if obstacle is None and op.method is Method.LIVE_PATCH:
-                # It takes a while, so everything is asked once more.
+                # It takes a while, so everything is asked once more. Who has its backup answers at once next time.
                 ordered = [(vm, order) for vm, order in self._open_orders(rollout) if order.id in op.orders]
                 obstacle = await self._backups.take(ordered) or await self._obstacle(rollout, op)
         except KubeError as error:
@@ -292,6 +297,8 @@ class GroupOperations:
             return obstacle
         if jobs is None:
             return NotMade("not called, the endpoint is not ready")
+        if op.submitted_at is None or self._clock() - op.submitted_at > LOOK_COUNTS:
+            return NotMade("not called, what comes before it took too long: it is looked at again")
         call = self._judge(rollout, op).call(op)
         logger.info("calling %s", call, extra={"rollout": str(key_of(rollout)), "group": op.group})
         return await jobs.submit(call)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
 from tests.unit.domain import builders
 
 from sysvm.api.endpoint import SystemVMType
@@ -14,16 +15,16 @@ from sysvm.api.methods import Method
 from sysvm.api.operation import OperationResult
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM, Rollout, RolloutStatus
 from sysvm.domain.cloud import CloudVM, CloudVMState, Snapshot
-from sysvm.domain.group_operation import Event, Look, Looked, Submitted
+from sysvm.domain.group_operation import Call, Event, Look, Looked, NotMade, Submitted
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
-from sysvm.engine.group_operation import GroupOperations
+from sysvm.engine.group_operation import Advanced, GroupOperations
 from sysvm.engine.notices import Notices
-from sysvm.engine.resources import ROLLOUT, SYSTEM_VM
+from sysvm.engine.resources import ENDPOINT, ROLLOUT, SYSTEM_VM
 from sysvm.engine.stores import Stores
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.client import Cluster
-from sysvm.kube.objects import Key
+from sysvm.kube.objects import Key, Object, Resource
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 VM = CloudVM(
@@ -38,12 +39,15 @@ class Steps:
 
     handles: dict[Key, Handle[None, Event]] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
+    work: Callable[..., Any] | None = None
+    """What was started last."""
 
     def get(self, key: Key) -> Handle[None, Event] | None:
         return self.handles.get(key)
 
     def start(self, key: Key, purpose: str, work: Callable[..., Any]) -> Handle[None, Event]:
         self.started.append(purpose)
+        self.work = work
         return self.handles.setdefault(key, Handle(purpose))
 
     def forget(self, key: Key) -> None:
@@ -52,6 +56,13 @@ class Steps:
 
 
 class Clouds:
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    async def submit(self, call: Call) -> Event:
+        self.called.append(str(call))
+        return Submitted("job-1")
+
     def jobs(self, endpoint: Key) -> object:
         return self
 
@@ -79,6 +90,16 @@ class Driver:
 
     stores: Stores = field(default_factory=Stores)
     steps: Steps = field(default_factory=Steps)
+    clouds: Clouds = field(default_factory=Clouds)
+    now: datetime = NOW
+
+    async def leads(self) -> bool:
+        return True
+
+    async def get(self, kind: Resource, namespace: str, name: str) -> Object:
+        """Of the server: what is stored."""
+        found = {ROLLOUT: self.rollout, ENDPOINT: builders.endpoint(), SYSTEM_VM: builders.system_vm("r-1-VM")}
+        return found[kind].to_dict()
 
     def __post_init__(self) -> None:
         self.rollout = builders.rollout(builders.plan_for(builders.facts()))
@@ -92,9 +113,9 @@ class Driver:
             taken_at=NOW, server_version="4.21", zones={}, hosts={}, vms={"id-1": VM}, networks={}, vpcs={}
         )
         self.driver = GroupOperations(
-            cast("Cluster", None), self.stores, cast("Any", Clouds()), lambda key: snapshot, Board(),
+            cast("Cluster", self), self.stores, cast("Any", self.clouds), lambda key: snapshot, Board(),
             cast("Pool[None, Event]", self.steps), Notices(cast("Any", Recorder())), lambda key: None,
-            cast("Any", None), Books(self.stores, lambda key: snapshot), cast("Any", None), lambda: NOW,
+            self.leads, Books(self.stores, lambda key: snapshot), cast("Any", None), lambda: self.now,
         )  # fmt: skip
 
     def store(self, *operations: GroupOperation) -> None:
@@ -158,6 +179,27 @@ def test_a_look_that_waited_too_long_for_the_cluster_is_taken_again() -> None:
     driver.reconcile()
     driver.hears(Looked(Look(taken_at=datetime(2026, 11, 22, 11, 59, tzinfo=UTC), vms=(VM,))))
     assert driver.reconcile().phase is GroupPhase.PREPARING
+
+
+@pytest.mark.parametrize("seconds", [59, 61])
+async def test_a_call_whose_turn_comes_late_is_looked_at_again(seconds: int) -> None:
+    """What it relies on may be another by then; and a lost call is judged by when it may have left."""
+    driver = Driver()
+    preparing = driver.reconcile()
+    driver.steps.handles.clear()
+    driver.store(preparing)
+    driver.rollout = driver.rollout.model_copy(update={"status": RolloutStatus(group_operations=(preparing,))})
+    submitting = preparing.model_copy(update={"phase": GroupPhase.SUBMITTING, "submissions": 1, "submitted_at": NOW})
+    before = driver.rollout
+    driver.store(submitting)
+    driver.driver.begin(before, Advanced((submitting,), None, frozenset()), NOW)
+    driver.now = NOW + timedelta(seconds=seconds)
+    assert driver.steps.work is not None
+    event = await driver.steps.work(None)
+    if seconds < 60:
+        assert (event, driver.clouds.called) == (Submitted("job-1"), ["restartNetwork id=n-1 cleanup=true"])
+    else:
+        assert (type(event), driver.clouds.called) == (NotMade, [])
 
 
 def test_a_failure_that_is_remembered_gives_way_to_a_new_operation_on_its_group() -> None:
