@@ -35,7 +35,7 @@ from sysvm.cloudstack.errors import (
     TimedOut,
     Unavailable,
 )
-from sysvm.cloudstack.jobs import Job, JobId, classify, forgotten
+from sysvm.cloudstack.jobs import Job, JobId, classify, forgotten, says_its_status
 from sysvm.cloudstack.rate import Rate
 from sysvm.cloudstack.transport import CONNECTIONS, Access, Answer, Clock, Credentials, LostAnswer, Param, Transport
 
@@ -239,6 +239,8 @@ class CloudStack:
             job_id = entry.get("jobid")
             if not isinstance(job_id, str):
                 raise AnswerInvalid("an entry of listAsyncJobs has no jobid", command="listAsyncJobs")
+            if not says_its_status(entry):
+                raise AnswerInvalid(f"job {job_id} of listAsyncJobs has no known jobstatus", command="listAsyncJobs")
             job = classify(JobId(job_id), entry)
             if not job.ended:
                 found.append(job)

@@ -44,6 +44,7 @@ class _Code(IntEnum):
     IN_PROGRESS = 0
     SUCCEEDED = 1
     FAILED = 2
+    CANCELLED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,12 @@ def classify(job_id: JobId, answer: Mapping[str, JsonValue]) -> Job:
         created=_time(answer.get("created")),
         completed=_time(answer.get("completed")),
     )
+
+
+def says_its_status(entry: Mapping[str, JsonValue]) -> bool:
+    """Whether an entry of a list tells if the job runs: one that does not may not be taken for ended."""
+    code = entry.get("jobstatus")
+    return isinstance(code, int) and not isinstance(code, bool) and code in set(_Code)
 
 
 def forgotten(job_id: JobId, server_text: str) -> Job:

@@ -139,3 +139,12 @@ async def test_jobs_that_run_are_listed_and_those_that_ended_are_not(server: Ser
         [job] = await cloud.running_jobs()
     assert job.id == pending["jobid"]
     assert job.command == "PatchSystemVMCmd"
+
+
+@pytest.mark.parametrize("status", [None, "0", True, 9])
+async def test_a_job_whose_status_nobody_understands_is_not_taken_for_ended(server: Server, status: object) -> None:
+    entry = {**inner("queryAsyncJobResult.pending"), "jobstatus": status}
+    server.says(answer({"listasyncjobsresponse": {"count": 1, "asyncjobs": [entry]}}))
+    async with client(server) as cloud:
+        with pytest.raises(AnswerInvalid, match="no known jobstatus"):
+            await cloud.running_jobs()
