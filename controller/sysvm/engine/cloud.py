@@ -205,10 +205,14 @@ class ManagedClouds:
 
     async def follow(self, endpoint: Key, access: Access, management: Management) -> None:
         """From now on the cloud is asked with this access. Another one means another client, and a sweep at once."""
-        await self._close_retired()
         known = self._clouds.get(endpoint)
         if known is not None and known.access == access and known.management is management:
+            await self._close_retired()
             return
+        if known is not None:  # at once: before anything here can wait or fail
+            known.client.give_up_power()
+            known.management = Management.OBSERVE
+        await self._close_retired()
         client = self._connect(access, MayChange.of(management))
         await client.open()
         cloud = _Cloud(access, management, client, self._clock())
@@ -216,7 +220,6 @@ class ManagedClouds:
             cloud.snapshot, cloud.explained, cloud.rival = known.snapshot, known.explained, known.rival
             if known.access.url != access.url:
                 cloud.snapshot = None
-            known.client.give_up_power()
             self._retired.append((self._clock(), known.client))
         self._clouds[endpoint] = cloud
 

@@ -6,9 +6,12 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from lab.cloud import World, cloud_server
 from sysvm.api.endpoint import Management
 from sysvm.cloudstack.client import CloudStack, MayChange
+from sysvm.cloudstack.errors import ChangeRefused, Unavailable
 from sysvm.cloudstack.transport import Access, Credentials
 from sysvm.engine.cloud import RETIRED_FOR, ManagedClouds
 from sysvm.kube.objects import Key
@@ -113,3 +116,34 @@ async def test_a_client_that_is_no_longer_used_is_closed_in_time_although_nothin
         now += timedelta(seconds=1)
         await clouds.follow(KEY, same, Management.FULL)
         assert [client.is_closed for client in made] == [True, False]
+
+
+class Unopened(Watched):
+    """Cannot be opened without the power to change."""
+
+    observes = False
+
+    async def open(self) -> None:
+        if self.observes:
+            raise OSError("no more files")
+        await super().open()
+
+
+async def test_who_may_only_observe_changes_nothing_also_where_the_next_client_cannot_be_opened() -> None:
+    made: list[Unopened] = []
+
+    def connect(access: Access, may_change: MayChange | None) -> CloudStack:
+        made.append(Unopened(access, may_change=may_change))
+        made[-1].observes = may_change is None
+        return made[-1]
+
+    same = access(world_with("ams"), "http://127.0.0.1:9/client/api")
+    async with ManagedClouds(lambda key: None, lambda: datetime.now(UTC), connect=connect) as clouds:
+        await clouds.follow(KEY, same, Management.FULL)
+        with pytest.raises(OSError, match="no more files"):
+            await clouds.follow(KEY, same, Management.OBSERVE)
+        with pytest.raises(ChangeRefused):
+            await made[0].submit("restartNetwork", id="a")
+        await clouds.follow(KEY, same, Management.FULL)
+        with pytest.raises(Unavailable):
+            await made[-1].submit("restartNetwork", id="a")
