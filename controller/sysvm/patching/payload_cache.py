@@ -9,8 +9,9 @@ import asyncio
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
@@ -23,6 +24,8 @@ from sysvm.patching.errors import PayloadError
 
 SIZE_LIMIT_BYTES = 1 << 30
 _PARTIAL = ".partial-"
+_GIVEN_UP_SECONDS = 3600.0
+"""Nothing has been written for so long: whoever it arrived for was killed."""
 _CONTENTS = "contents-"
 _STARTS_OF_HTML = (b"<!doctype html", b"<html")
 
@@ -161,7 +164,15 @@ class PayloadCache:
         self._wanted.discard(_file_name(digest))
 
     def trim(self) -> None:
-        kept = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
+        kept: list[tuple[Path, os.stat_result]] = []
+        for path in self.folder.iterdir():
+            # What arrives meanwhile gets its name, or goes.
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                if path.name.startswith(_PARTIAL) and time.time() - status.st_mtime > _GIVEN_UP_SECONDS:
+                    path.unlink()
+                elif path.is_file():
+                    kept.append((path, status))
         total = sum(status.st_size for _, status in kept)
         for path, status in sorted(kept, key=lambda item: item[1].st_mtime):
             if total <= self.limit_bytes:

@@ -198,6 +198,17 @@ async def test_the_cache_stays_small_and_keeps_what_is_used(store: PayloadSource
     assert files[3].digest.replace(":", "-") in left
 
 
+async def test_what_was_arriving_when_the_operator_was_killed_does_not_fill_the_volume(store: PayloadSources) -> None:
+    store.cache.mkdir(parents=True, exist_ok=True)
+    left, arriving = store.cache / ".partial-left", store.cache / ".partial-arriving"
+    for path, age_seconds in ((left, 7200.0), (arriving, 600.0)):
+        path.write_bytes(b"half a payload")
+        then = path.stat().st_mtime - age_seconds
+        os.utime(path, (then, then))
+    store.kept.trim()
+    assert (left.exists(), arriving.exists()) == (False, True)
+
+
 def package(packed: bytes, url: str) -> PackageSource:
     return PackageSource.model_validate({"url": url, "digest": digest(packed)})
 
