@@ -382,6 +382,9 @@ def rules_are_back(operation: GroupOperation, look: Look, routers: Sequence[Clou
         for facts in known
         if (told := missing_rules(operation.rules_listed, operation.rules_held, look.rules, facts)) is not None
     ]
+    if lacking and operation.reason != Reason.RULES_MISSING:
+        # A tenant may have made a rule between the look at the router and the list: both are asked for once more.
+        return not_yet(Reason.RULES_MISSING, "; ".join(lacking))
     if lacking:
         return _once_settled(operation, look, broken(Reason.RULES_MISSING, "; ".join(lacking)))
     return Verdict(Standing.HOLDS, sentence=not_compared(look.rules, known))
