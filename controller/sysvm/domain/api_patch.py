@@ -74,7 +74,7 @@ class ApiPatch:
             # every service for nothing.
             names = " and ".join(vm.name for vm in look.vms)
             told = f"{names} had the release and took commands already: {operation.command} was not called"
-            return Verdict(Standing.NEEDLESS, sentence=told)
+            return Verdict(Standing.NEEDLESS, Reason.UP_TO_DATE, told)
         return found
 
     def _needs_nothing(self, look: Look, vm: CloudVM) -> bool:

@@ -343,8 +343,10 @@ def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits,
 def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
     moving = what_moves(look.vms, look.jobs)
     verdict = not_yet(Reason.JOB_RUNNING, moving) if moving is not None else judge.before(operation, look)
+    if verdict.standing is Standing.NEEDLESS and operation.submissions:
+        return _to(operation, GroupPhase.VERIFYING, now, message="the call that was lost has changed the group by now")
     if verdict.standing is Standing.NEEDLESS:
-        return _done(operation, OperationResult.SUCCEEDED, None, verdict.sentence, now)
+        return _done(operation, OperationResult.SUCCEEDED, verdict.reason, verdict.sentence, now)
     late = now - operation.since >= limits.step
     if verdict.standing is Standing.HOLDS and late:
         # The server did not answer for so long, or what is taken right before the call could not be had: who gave the

@@ -325,6 +325,8 @@ def can_go_back(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
         if operation is None or operation.takes_back or operation.method is not Method.LIVE_PATCH:
             continue
         unverified = operation.route is Route.API and operation.reason == Reason.CLAIM_NOT_VERIFIED
+        if operation.reason == Reason.UP_TO_DATE:
+            continue  # the call was needless: it was not made, and nobody took a backup
         if operation.result is OperationResult.SUCCEEDED or unverified:
             found.append(facts)
     return tuple(found)

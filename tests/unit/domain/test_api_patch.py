@@ -143,9 +143,16 @@ def test_no_call_is_made_where_nothing_is_left_to_do(seen: Look, standing: Stand
     found = apply(preparing, Looked(seen), JUDGE, Limits(step=timedelta(minutes=9), vm=timedelta(hours=1)), b.NOW)
     if standing is Standing.NEEDLESS:
         assert (found.phase, found.result, found.submissions) == (GroupPhase.DONE, OperationResult.SUCCEEDED, 0)
+        assert found.reason == Reason.UP_TO_DATE
         assert found.message == "r-1-VM had the release and took commands already: restartNetwork was not called"
     else:
         assert found.phase is (GroupPhase.SUBMITTING if standing is Standing.HOLDS else GroupPhase.PREPARING)
+
+
+def test_a_lost_call_that_worked_late_is_verified_and_not_made_again() -> None:
+    limits = Limits(step=timedelta(minutes=9), vm=timedelta(hours=1))
+    found = apply(operation(GroupPhase.PREPARING), Looked(look(router(), facts=(known(),))), JUDGE, limits, b.NOW)
+    assert (found.phase, found.submissions) == (GroupPhase.VERIFYING, 1)
 
 
 @pytest.mark.parametrize(

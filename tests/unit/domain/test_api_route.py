@@ -160,6 +160,10 @@ def test_what_cloudstack_patched_is_done_and_can_go_back() -> None:
     assert can_go_back("routers-1", view.done) == view.done
 
 
+def test_who_needed_no_call_has_no_backup_and_does_not_go_back() -> None:
+    assert can_go_back("routers-1", ended(OperationResult.SUCCEEDED, str(Reason.UP_TO_DATE))) == ()
+
+
 @pytest.mark.parametrize(
     ("reason", "change", "goes"),
     [
