@@ -124,22 +124,6 @@ class Clouds(Protocol):
         ...
 
 
-class NoClouds:
-    """Endpoints whose VMs people list: no management server is asked for anything."""
-
-    def jobs(self, endpoint: Key) -> CloudJobs | None:
-        return None
-
-    def explain(self, endpoint: Key, vm_ids: Collection[str]) -> None:
-        return
-
-    def note(self, endpoint: Key, vms: Iterable[CloudVM], at: datetime) -> None:
-        return
-
-    def images(self, endpoint: Key) -> CloudImages | None:
-        return None
-
-
 class EngineObserver(Protocol):
     """Counts what the engine did, for metrics. Called on the loop; must not raise or wait."""
 

@@ -53,9 +53,6 @@ class KubeError(Exception):
     def __str__(self) -> str:
         return f"{self.request}: {self.message}" if self.request else self.message
 
-    def has_cause(self, reason: str) -> bool:
-        return any(cause.reason == reason for cause in self.causes)
-
 
 class NotFound(KubeError):  # noqa: N818
     """The object, its namespace or its kind is not there (404)."""
