@@ -147,6 +147,14 @@ def test_while_another_program_has_the_lock_it_waits_and_then_gives_up(router):
     assert packages(router) == OLD
 
 
+@pytest.mark.parametrize("how", [b"open('/nowhere/oui.idx')\n", b"import sys\nsys.exit(0)\n"])
+def test_a_module_of_a_package_that_fails_for_want_of_another_package_is_told(router, how):
+    deb = small_deb("python3-netaddr", "0.7.19-5", content=how)
+    said = refused(router, "PackagesNeeded", order(netaddr=deb))
+    assert "configure.py needs the module netaddr, which fails" in said
+    assert python(router) == "python2"
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [

@@ -1,8 +1,8 @@
 """Whether a Python script gets past its imports, without running any of it.
 
 This text is given to the interpreter that would run the script (`python -c TEXT SCRIPT`), which may be a Python 2. Its
-own modules, beside it, are parsed in turn; of all others only the first name is looked for. Exit code 1: the output
-says what is missing.
+own modules, beside it, are parsed in turn; of all others only the first name is looked for, and imported if a package
+brings it. Exit code 1: the output says what is missing.
 """
 
 import ast
@@ -61,21 +61,40 @@ def beside(folder, name):
     return found
 
 
-def is_there(name):
-    top = name.split(".")[0]
+def place_of(top):
+    """Where a module of others lies, empty for those of the interpreter itself; None: there is none."""
     if top in sys.builtin_module_names:
-        return True
+        return ""
     if not OLD:
         import importlib.util
 
-        return importlib.util.find_spec(top) is not None
+        spec = importlib.util.find_spec(top)
+        return None if spec is None else spec.origin or ""
     import imp
 
     try:
-        imp.find_module(top)
-        return True
+        return imp.find_module(top)[1] or ""
     except ImportError:
-        return False
+        return None
+
+
+def lack(name):
+    """Why a module of others cannot be had, as the end of a sentence; empty: it can.
+
+    What a package brings is imported: it may fail for want of what the package wants beside (netaddr reads its list of
+    makers of network cards at once).
+    """
+    top = name.split(".")[0]
+    place = place_of(top)
+    if place is None:
+        return "needs the module " + name
+    if "-packages" not in place:
+        return ""
+    try:
+        __import__(top)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the script would end of it
+        return "needs the module {0}, which fails ({1}: {2})".format(top, type(error).__name__, error)
+    return ""
 
 
 def missing(script):
@@ -99,8 +118,9 @@ def missing(script):
                 # A module of a package may name its neighbours without the package.
                 own = beside(os.path.dirname(path), name)
             if own is None:
-                if not is_there(name):
-                    lacking.append("{0} needs the module {1}".format(os.path.basename(path), name))
+                why = lack(name)
+                if why:
+                    lacking.append("{0} {1}".format(os.path.basename(path), why))
                 continue
             for member in members:
                 # `from cs import CsHelper` names a module, or something in one.

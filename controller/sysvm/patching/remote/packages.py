@@ -28,8 +28,8 @@ GONE = ("not-installed", "config-files")
 HALF = ("unpacked", "half-configured", "triggers-pending", "triggers-awaited")
 """`dpkg --configure` brings these to their end."""
 ALONE = ["--force-confdef", "--force-confold", "--force-depends"]
-"""Nobody is asked, and nothing is fetched: python3-netaddr wants ieee-data, which CloudStack does not bring and nothing
-of it needs (its own patch does not look how dpkg ended). What scripts import is looked for afterwards."""
+"""Nobody is asked, and nothing is fetched: python3-netaddr wants ieee-data, which CloudStack does not bring (its own
+patch does not look how dpkg ended). Whether scripts get by without it, their imports say afterwards."""
 LACKING = re.compile(r" depends on ([a-z0-9][a-z0-9+.-]+)[^\n;]*; however")
 MAX_NAMES = 100
 MAX_PATHS = 10
