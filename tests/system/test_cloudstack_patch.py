@@ -216,7 +216,7 @@ def test_with_a_keystore_the_agent_keeps_its_properties(storage: Lab) -> None:
     before = storage.read_bytes(STORAGE, f"{AGENT}/conf/agent.properties")
     assert patch(storage, STORAGE, releases.new()).succeeded
     assert storage.read_bytes(STORAGE, f"{AGENT}/conf/agent.properties") == before
-    assert state(storage, STORAGE, "cloud") == "active"
+    assert eventually(lambda: state(storage, STORAGE, "cloud") == "active")
 
 
 def test_b9_each_patch_of_a_console_proxy_calls_what_is_not_there_and_adds_one_more_rule(console: Lab) -> None:

@@ -64,6 +64,7 @@ async def test_the_next_release_supersedes_the_one_in_work(journey: Journey) -> 
 
 async def test_status_shows_how_much_was_sent(journey: Journey) -> None:
     await journey.declare(journey.add("a", seconds=30.0))
+    await journey.in_work(journey.vms[0])
     seen: list[int] = []
 
     async def sending() -> bool:
