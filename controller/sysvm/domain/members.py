@@ -316,6 +316,10 @@ def changed_here(rollout: str, wave: WaveView) -> tuple[VMFacts, ...]:
     return tuple(found)
 
 
+_MADE_AND_NOT_WELL = frozenset({Reason.CLAIM_NOT_VERIFIED, Reason.JOB_FAILED, Reason.RULES_MISSING})
+"""Of a call: it was made, and what it left is not what was asked for. Other reasons are found before a call, too."""
+
+
 def can_go_back(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
     """Those of `vms` that this rollout has changed by a patch and that have a backup of before: the management server
     is not asked to patch a VM without one, and one whose patch could not be verified may be half old."""
@@ -324,7 +328,7 @@ def can_go_back(rollout: str, vms: Iterable[VMFacts]) -> tuple[VMFacts, ...]:
         operation = facts.operation_in(rollout)
         if operation is None or operation.takes_back or operation.method is not Method.LIVE_PATCH:
             continue
-        unverified = operation.route is Route.API and operation.reason == Reason.CLAIM_NOT_VERIFIED
+        unverified = operation.route is Route.API and operation.reason in _MADE_AND_NOT_WELL
         if operation.reason == Reason.UP_TO_DATE:
             continue  # the call was needless: it was not made, and nobody took a backup
         if operation.result is OperationResult.SUCCEEDED or unverified:

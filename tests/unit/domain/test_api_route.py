@@ -168,6 +168,8 @@ def test_who_needed_no_call_has_no_backup_and_does_not_go_back() -> None:
     ("reason", "change", "goes"),
     [
         (Reason.CLAIM_NOT_VERIFIED, {}, True),
+        (Reason.RULES_MISSING, {}, True),
+        (Reason.JOB_FAILED, {}, True),
         (Reason.JOB_RUNNING, {}, False),
         (Reason.CLAIM_NOT_VERIFIED, {"route": None}, False),
         (Reason.CLAIM_NOT_VERIFIED, {"takes_back": "op-0"}, False),
