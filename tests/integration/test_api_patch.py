@@ -43,7 +43,7 @@ from sysvm.domain.gate import (
 )
 from sysvm.domain.group_operation import Limits
 
-LIMITS = Limits(step=timedelta(seconds=1), vm=timedelta(seconds=3))
+LIMITS = Limits(step=timedelta(seconds=3), vm=timedelta(seconds=3))
 NEW = "4.21.0.0"
 
 

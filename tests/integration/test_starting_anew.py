@@ -30,7 +30,7 @@ from sysvm.domain.facts import VMFacts
 from sysvm.domain.group_operation import Limits
 from sysvm.domain.lifecycle import aim_of, judge_of
 
-LIMITS = Limits(step=timedelta(seconds=2), vm=timedelta(seconds=5))
+LIMITS = Limits(step=timedelta(seconds=4), vm=timedelta(seconds=5))
 IMAGES = Images.model_validate({"items": [{"hypervisor": "KVM", "name": "systemvm-kvm-4.20.2-x86_64"}]})
 
 
