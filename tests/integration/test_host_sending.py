@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncssh
 import pytest
 import pytest_asyncio
 from tests.integration.openssh import OpenSSH, find_sshd, make_key, user
@@ -104,6 +105,24 @@ async def test_a_program_that_takes_nothing_is_a_detour_and_no_failure(behind: B
     behind.bench.patcher.sending = dataclasses.replace(_sending(behind), take="false ")
     report = await patch(behind)
     assert "sent 0 contents itself and no more (status 1" in staged(report)
+
+
+async def test_a_vm_that_talks_without_end_fills_nobodys_memory(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = asyncssh.SSHClientConnection.run, []
+
+    async def heard(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        done = await run(self, *args, **kwargs)
+        said.append(len(done.stdout or "") + len(done.stderr or ""))
+        return done
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "run", heard)
+    talk = "yes | head -c 5000000; yes words | head -c 5000000 >&2; exit 3; "
+    behind.bench.patcher.sending = dataclasses.replace(_sending(behind), take=talk)
+    report = await patch(behind)
+    assert "sent 0 contents itself and no more (status 3, words" in staged(report)
+    assert max(said) < 4096
 
 
 async def test_a_file_that_is_replaced_in_the_middle_is_not_believed(behind: Behind) -> None:

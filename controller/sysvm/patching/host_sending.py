@@ -39,15 +39,21 @@ _NO_KEY = 77
 TAKE = "python3 -I -B /var/lib/sysvm/program/current/sysvm.pyz arrive "
 
 # Arguments: the key, the address, the port, the longest time, the user, the command. On standard input a line for each
-# range: first byte (from one), length, path.
+# range: first byte (from one), length, path. Of what the VM says only the end comes back, and ssh's status: a VM may
+# talk without end.
 _SEND = r"""
 [ -r "$1" ] || exit 77
-while read -r first length path; do
-  tail -c "+$first" -- "$path" | head -c "$length"
-done | timeout -k 5 "$4" ssh -F /dev/null -T -o BatchMode=yes -o IdentitiesOnly=yes -o IdentityAgent=none \
-  -o PreferredAuthentications=publickey -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
-  -o GlobalKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=10 -o ServerAliveInterval=5 \
-  -o ServerAliveCountMax=3 -o ControlPath=none -o ClearAllForwardings=yes -i "$1" -p "$3" "$5@$2" "$6"
+status=$({ {
+  while read -r first length path; do
+    tail -c "+$first" -- "$path" | head -c "$length"
+  done | timeout -k 5 "$4" ssh -F /dev/null -T -o BatchMode=yes -o IdentitiesOnly=yes -o IdentityAgent=none \
+    -o PreferredAuthentications=publickey -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+    -o GlobalKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=10 -o ServerAliveInterval=5 \
+    -o ServerAliveCountMax=3 -o ControlPath=none -o ClearAllForwardings=yes -i "$1" -p "$3" "$5@$2" "$6" \
+    2>&1 >/dev/null 3>&-
+  echo "$?" >&3
+} | tail -c 300 >&2; } 3>&1)
+exit "$status"
 """
 
 
