@@ -362,9 +362,10 @@ class SystemVMReconciler:
         deleted = vm.metadata.deletion_timestamp
         if deleted is None or now - deleted < ORPHAN_GRACE:
             return Again(5)
+        who = "the management server" if order is not None and is_group_order(order) else "the VM"
         note = (
             f"{vm.metadata.name} was deleted while in work and its endpoint is gone: the operation cannot be followed;"
-            " the VM ends it alone"
+            f" {who} ends it alone"
         )
         self._notices.tell(SYSTEM_VM, vm.metadata, EventReason.FINALIZER_DROPPED, "LetGo", note, warning=True)
         return await self._let_go(key, vm)

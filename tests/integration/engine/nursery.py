@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.integration.engine.simulated_vms import Fleet, SimulatedVMs
 
 from sysvm.domain import api_patch, group_operation
+from sysvm.engine import system_vm
 from sysvm.operator.app import App
 from sysvm.operator.main import until_told
 from sysvm.operator.settings import Settings
@@ -35,6 +36,9 @@ QUIET = "SYSVM_TEST_QUIET_SECONDS"
 
 SUBMISSIONS = "SYSVM_TEST_SUBMISSIONS"
 """How often a call may be made: a story whose lives die again and again may die more than once right before it."""
+
+GRACE = "SYSVM_TEST_ORPHAN_SECONDS"
+"""How long the object of a VM in work outlives its endpoint, instead of ten minutes."""
 
 
 class FolderMachines:
@@ -62,6 +66,8 @@ def live(environment: dict[str, str]) -> None:
         api_patch.LONGEST_PATCH = timedelta(seconds=float(environment[QUIET]))
     if SUBMISSIONS in environment:
         group_operation.SUBMISSIONS = int(environment[SUBMISSIONS])
+    if GRACE in environment:
+        system_vm.ORPHAN_GRACE = timedelta(seconds=float(environment[GRACE]))
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format)
     machines = FolderMachines(Path(environment[MACHINES])) if MACHINES in environment else None

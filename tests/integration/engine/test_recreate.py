@@ -15,7 +15,7 @@ from tests.integration.engine import objects
 from tests.integration.engine.cloud_fleet import CloudFleet, cloud_endpoint, cloud_fleet, cloud_secret, release
 from tests.integration.engine.cluster import says, until
 from tests.integration.engine.lives import UNDISTURBED, Lane, Trial, lane
-from tests.integration.engine.nursery import QUIET
+from tests.integration.engine.nursery import GRACE, QUIET
 from tests.integration.engine.objects import Manifest
 from tests.integration.engine.simulated_vms import Fleet
 
@@ -23,6 +23,7 @@ from lab.cloud import CutJob, VMState
 from lab.controlplane import ControlPlane
 from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
+from sysvm.kube.events import EVENT
 from sysvm.operator.killer import VARIABLE
 
 STORY_SECONDS = 300.0
@@ -232,6 +233,34 @@ async def test_a_host_in_maintenance_keeps_everything_as_it_is(story: Story) -> 
     vm = (await story.vms())[old]
     assert vm["status"]["operation"]["reason"] == "HostNotReady"
     assert story.cloud.calls == []
+
+
+async def test_an_endpoint_deleted_while_a_call_runs_is_let_go_and_the_server_ends_it(
+    control_plane: ControlPlane, crds: list[str], admin: Cluster, tmp_path: Path
+) -> None:
+    async with told(control_plane, admin, tmp_path, pace=2.0) as story:
+        story.environment[GRACE] = "3"
+        (old,) = story.cloud.routers("single")
+        await story.declare(methods=["Recreate"], selector={"names": [old]})
+
+        async def running() -> bool:
+            return "Running" in phases_of(await story.namespace.all(ROLLOUT)).values()
+
+        await story.until(running, "the management server works")
+        await story.namespace.delete(ENDPOINT, "here")
+
+        async def gone() -> bool:
+            return not await story.namespace.all(SYSTEM_VM)
+
+        await story.until(gone, "no object waits for what nobody follows")
+
+        async def replaced() -> bool:
+            return story.cloud.routers("single") not in ([], [old])
+
+        await story.until(replaced, "the management server has ended what it began")
+        assert story.cloud.calls == ["restartNetwork"]
+        said = [event["note"] for event in await story.namespace.all(EVENT)]
+        assert any("the management server ends it alone" in note for note in said), said
 
 
 async def test_observing_never_lets_a_call_out(story: Story) -> None:
