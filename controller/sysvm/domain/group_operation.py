@@ -306,6 +306,21 @@ def counts_rules(operation: GroupOperation) -> bool:
     return operation.phase is GroupPhase.PREPARING or operation.reason in reasons
 
 
+STARTED_ANEW = frozenset({GroupPhase.UNKNOWN, GroupPhase.VERIFYING})
+"""Phases in which a VM may have been started by our own call."""
+
+
+def new_key_since(operation: GroupOperation) -> datetime | None:
+    """The moment from which another host key of its VMs is of our own making; None: it is a stranger's.
+
+    A key that was first seen before it may be replaced: by what is seen while the start is waited for, and by whatever
+    comes after a call that failed, because the VM may come up later.
+    """
+    failed = operation.result is OperationResult.FAILED and bool(operation.before)
+    starts = operation.method is not Method.LIVE_PATCH
+    return operation.submitted_at if starts and (operation.phase in STARTED_ANEW or failed) else None
+
+
 def after_restart(operation: GroupOperation, now: datetime) -> GroupOperation:
     """Who finds Submitting and has not stored it a moment ago does not know whether the call was made."""
     if operation.phase is not GroupPhase.SUBMITTING:

@@ -64,9 +64,6 @@ LOOK_COUNTS = timedelta(minutes=1)
 longer: then jobs and VMs are looked at again. And whoever finds the call lost counts from what was stored how long a
 host may still be at it."""
 
-STARTED_ANEW = frozenset({GroupPhase.UNKNOWN, GroupPhase.VERIFYING})
-"""Phases in which a VM may have been started by our own call."""
-
 
 async def nobody_leads() -> bool:
     """For a process that has no Lease: it makes no call."""
@@ -162,7 +159,7 @@ class GroupOperations:
         if not isinstance(event, Looked):
             return event
         endpoint = endpoint_of(rollout)
-        if op.phase in STARTED_ANEW:
+        if op.phase in machine.STARTED_ANEW:
             gone = {vm.id for vm in op.before} - {vm.id for vm in event.look.vms}
             new = {vm.id for vm in event.look.vms} - {vm.id for vm in op.before}
             known_ids = {vm.status.identity.id for vm in self._stores.vms_of(endpoint) if vm.status.identity}

@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.methods import Method
 from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import Heal, PatchPolicy
 from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
+from sysvm.domain.group_operation import new_key_since
 from sysvm.domain.inventory import news
 from sysvm.domain.method import Decision, decide
 from sysvm.domain.rules import forgotten_if_stopped, rules_lost
@@ -30,7 +30,7 @@ from sysvm.engine import operations
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
 from sysvm.engine.credentials import Accounts
-from sysvm.engine.group_operation import STARTED_ANEW, GroupOperations, is_group_order
+from sysvm.engine.group_operation import GroupOperations, is_group_order
 from sysvm.engine.inventory import Place, Roster, missing_identity, target_of
 from sysvm.engine.looking import Looks, Memory
 from sysvm.engine.notices import Notices
@@ -132,18 +132,15 @@ class SystemVMReconciler:
         endpoint: CloudStackEndpoint,
         operation: OperationStatus | None = None,
         *,
-        started_anew: datetime | None = None,
+        replaced_since: datetime | None = None,
     ) -> Again | None:
-        """`operation`: the mirror of what is being done to it. `started_anew`: since when a key of our own making is
-        expected."""
+        """`operation`: the mirror of what is being done to it. `replaced_since`: from when on a host key of our own
+        making is expected."""
         now = self._clock()
         owner = self._owner(vm, endpoint, now)
         place = self._roster.place_of(vm)
         account = self._accounts.get(key_of(endpoint))
         status = vm.status if operation is None else vm.status.model_copy(update={"operation": operation})
-        if started_anew is not None and status.host_key is not None and status.host_key.seen_at <= started_anew:
-            # Another disk, another key: that is what was ordered, and of nobody else's start is it believed.
-            status = status.model_copy(update={"host_key": None})
         if place is not None:
             status = status.model_copy(update={"identity": place.identity})
         elif status.identity is not None and self._roster.why_missing(vm) is not None:
@@ -156,7 +153,8 @@ class SystemVMReconciler:
         away = facts_of(told, now=now).away is not None
         wants = owner.payload if owner is not None else None
         if noted is None and place is not None and not away and isinstance(account, SSHAccount):
-            target = target_of(told, place, account)
+            # The key that the call replaces stays known, so that seeing it once more makes no new one of it.
+            target = target_of(_without_key(told, replaced_since), place, account)
             if target is not None and not endpoint.spec.suspend:
                 self._looks.begin_if_due(key, vm, endpoint, target, wants, now)
         if not await self._report(key, vm, noted or status, owner, now):
@@ -323,16 +321,25 @@ class SystemVMReconciler:
         if never is not None:
             return await self._end_group_order(key, vm, operations.given_up(current, *never, now), now)
         if group is not None and group.result is not None:
-            return await self._end_group_order(key, vm, operations.of_group(current, group), now)
+            final = operations.of_group(current, group)
+            return await self._end_group_order(key, vm, final, now, replaced_since=new_key_since(group))
         mirror = operations.of_group(current, group) if group is not None else current
-        starts = group is not None and group.method is not Method.LIVE_PATCH and group.phase in STARTED_ANEW
-        anew = group.submitted_at if group is not None and starts else None
-        again = await self._observe(key, vm, endpoint, mirror, started_anew=anew)
+        again = await self._observe(
+            key, vm, endpoint, mirror, replaced_since=new_key_since(group) if group is not None else None
+        )
         return Again(min(5.0, again.after_seconds)) if again is not None and group is None else again
 
-    async def _end_group_order(self, key: Key, vm: SystemVM, final: OperationStatus, now: datetime) -> Again | None:
+    async def _end_group_order(
+        self,
+        key: Key,
+        vm: SystemVM,
+        final: OperationStatus,
+        now: datetime,
+        *,
+        replaced_since: datetime | None = None,
+    ) -> Again | None:
         self._looks.after_operation(key, vm, now)
-        if not await self._mirror(key, vm, final, now):
+        if not await self._mirror(key, vm, final, now, replaced_since=replaced_since):
             return Again(0.1)
         self._observer.operated(
             method=str(final.method),
@@ -399,10 +406,19 @@ class SystemVMReconciler:
         self._wake_admission(endpoint_of(vm))
         return Again(0)
 
-    async def _mirror(self, key: Key, vm: SystemVM, operation: OperationStatus, now: datetime) -> bool:
+    async def _mirror(
+        self,
+        key: Key,
+        vm: SystemVM,
+        operation: OperationStatus,
+        now: datetime,
+        *,
+        replaced_since: datetime | None = None,
+    ) -> bool:
         self._mirrored_at[key] = now
         history = operations.remembered(vm.status.history, operation)
-        status = vm.status.model_copy(update={"operation": operation, "history": history})
+        known = _without_key(vm, replaced_since).status
+        status = known.model_copy(update={"operation": operation, "history": history})
         endpoint = self._stores.endpoints.get(endpoint_of(vm))
         owner = self._owner(vm, endpoint, now) if endpoint is not None else None
         return await self._report(key, vm, status, owner, now)
@@ -448,3 +464,12 @@ class SystemVMReconciler:
 
 def found_name(status: SystemVMStatus, vm: SystemVM) -> str:
     return status.identity.name if status.identity else vm.metadata.name
+
+
+def _without_key(vm: SystemVM, since: datetime | None) -> SystemVM:
+    """It must show no key that was first seen before then. Another disk, another key: that is what was ordered, and of
+    nobody else's start is it believed."""
+    known = vm.status.host_key
+    if since is None or known is None or known.seen_at > since:
+        return vm
+    return vm.model_copy(update={"status": vm.status.model_copy(update={"host_key": None})})

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 from tests.integration.engine.cloud_fleet import CHANGES, Contents
 from tests.integration.engine.lives import Trial
@@ -67,11 +66,6 @@ async def test_a_call_whose_answer_nobody_lived_to_hear_is_found_out_and_not_mad
     assert story.cloud.calls == ["restartNetwork"]
 
 
-@pytest.mark.xfail(
-    reason="a look between the call and what it does takes the old host key for the new one: HostKeyChanged, held",
-    strict=False,
-)
-@pytest.mark.timeout(120)
 async def test_a_call_that_was_on_its_way_when_its_maker_died_is_waited_for(story: Story) -> None:
     story.cloud.world.faults.delay_seconds = ON_ITS_WAY_SECONDS
     await story.declare(methods=["LivePatch", "Reboot"], selector={"types": ["router"]})

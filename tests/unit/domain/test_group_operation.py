@@ -135,6 +135,26 @@ def test_a_call_found_submitting_after_a_restart_is_not_made_again() -> None:
     assert machine.todo(found) is Todo.LOOK
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"phase": GroupPhase.SUBMITTING}, False),
+        ({"phase": GroupPhase.RUNNING}, False),
+        ({"phase": GroupPhase.UNKNOWN}, True),
+        ({"phase": GroupPhase.VERIFYING}, True),
+        ({"phase": GroupPhase.VERIFYING, "method": Method.LIVE_PATCH}, False),
+        ({"phase": GroupPhase.DONE, "result": OperationResult.SUCCEEDED}, False),
+        ({"phase": GroupPhase.DONE, "result": OperationResult.FAILED}, True),
+        ({"phase": GroupPhase.DONE, "result": OperationResult.FAILED, "before": ()}, False),
+    ],
+)
+def test_another_host_key_is_expected_only_of_what_our_call_may_have_started(
+    changes: dict[str, object], *, expected: bool
+) -> None:
+    operation = VERIFYING.model_copy(update={"submitted_at": NOW, **changes})
+    assert machine.new_key_since(operation) == (NOW if expected else None)
+
+
 def test_a_call_that_was_not_made_counts_as_none() -> None:
     found = after(SUBMITTING, NotMade("another process leads"))
     assert (found.submissions, found.before, found.submitted_at) == (0, (), None)
