@@ -36,7 +36,8 @@ class Killer:
 
     def _count(self, write: Write) -> None:
         self._begun += 1
-        if self._begun == self._number:
+        # More than the number: the doomed one was refused when others had begun already.
+        if self._begun >= self._number and self._doomed is None:
             if self._moment == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             self._doomed = write

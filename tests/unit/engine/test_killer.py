@@ -87,6 +87,17 @@ def test_nobody_dies_after_a_write_that_was_refused() -> None:
         watching.after(accepted, None)
 
 
+def test_another_dies_for_a_write_that_was_refused_when_others_had_begun() -> None:
+    watching, refused, beside, later = watched("1:after"), a_write(), a_write(), a_write()
+    watching.before(refused)
+    watching.before(beside)
+    watching.after(refused, Conflict("changed", request="patch"))
+    watching.after(beside, None)
+    watching.before(later)
+    with pytest.raises(Dead):
+        watching.after(later, None)
+
+
 @pytest.mark.parametrize("wish", ["7", "7:later", "x:before", ":after"])
 def test_a_wish_that_makes_no_sense_is_refused(wish: str) -> None:
     with pytest.raises(SettingsError):
