@@ -1,12 +1,16 @@
-"""How the product's patcher reaches a VM of the lab. Apart from the lab, which knows only the product's API."""
+"""How the product's patcher reaches a VM of the lab, and what it is ordered there.
 
-from dataclasses import dataclass, field
+Apart from the lab, which knows only the product's API.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lab import Lab
 from lab.hosts import Hosts
 from lab.spec import SSH_PORT
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
-from sysvm.patching.results import HostLogin, HostPlace, SSHAccount, Target, Through
+from sysvm.patching.results import HostLogin, HostPlace, Order, SSHAccount, Target, Through
 
 
 def target_of(lab: Lab, name: str, *, pool: str = "lab") -> Target:
@@ -72,3 +76,19 @@ def behind_host(lab: Lab, name: str, *, login: HostLogin | None = None, pool: st
         account=account,
         through=Through(login or login_of(lab), Inventory(lab, name), "KVM"),
     )
+
+
+_USUAL = Order(
+    id="op-1",
+    epoch=1,
+    keep_backups=1,
+    settle_seconds=2.0,
+    ignored_checks=(),
+    step_timeout_seconds=120,
+    vm_timeout_seconds=300,
+)
+
+
+def patch_order(name: str = _USUAL.id, **otherwise: Any) -> Order:
+    """One live patch, in which services are watched for two seconds; `otherwise`: fields of `Order`."""
+    return replace(_USUAL, id=name, **otherwise)

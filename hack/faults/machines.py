@@ -27,7 +27,7 @@ from faults.table import End, Result, Table
 from lab import Fault, Lab, SystemVMType, VMSpec
 from lab.content import cloudstack_patch, payloads, releases
 from lab.guest import Entry
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
 from sysvm.patching.dialling import SSHTimeouts
@@ -63,15 +63,7 @@ _orders = itertools.count(1)
 
 
 def next_order(epoch: int = 1) -> Order:
-    return Order(
-        id=f"fault-{os.getpid()}-{next(_orders)}",
-        epoch=epoch,
-        keep_backups=0,
-        settle_seconds=0.3,
-        ignored_checks=(),
-        step_timeout_seconds=120,
-        vm_timeout_seconds=300,
-    )
+    return patch_order(f"fault-{os.getpid()}-{next(_orders)}", epoch=epoch, keep_backups=0, settle_seconds=0.3)
 
 
 def _ignore(_report: OperationReport) -> None:

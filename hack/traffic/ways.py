@@ -13,13 +13,11 @@ from typing import Protocol
 from lab import Lab
 from lab.content import cloudstack_patch, payloads
 from lab.content.releases import Release
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.patching.errors import PatchingError
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import read_payload
 from sysvm.patching.results import JournalPhase, Order
-
-_SETTLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +115,4 @@ class CloudStacks:
 
 
 def _order(name: str, change: Change) -> Order:
-    return Order(
-        id=f"traffic-{name.lower()}",
-        epoch=1,
-        keep_backups=1,
-        settle_seconds=_SETTLE_SECONDS,
-        ignored_checks=(),
-        step_timeout_seconds=120,
-        vm_timeout_seconds=300,
-        may_fail_over=change.may_fail_over,
-    )
+    return patch_order(f"traffic-{name.lower()}", may_fail_over=change.may_fail_over)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.remote.test_kills import MODES, Judge, count_changes, killed_at
+from tests.remote.judging import MODES, Judge, count_changes, killed_at
 from tests.remote.vm import VM, entry, make_order, with_file, write
 
 from sysvm.patching.remote import agent, properties, worker

@@ -9,7 +9,7 @@ import json
 
 import pytest
 from tests.remote.configure import BAG, BAGS, GENERATED, lay_out
-from tests.remote.test_kills import MODES, Judge, count_changes, killed_at
+from tests.remote.judging import MODES, Judge, count_changes, killed_at
 from tests.remote.vm import VM, make_order, with_file, write
 
 from sysvm.patching.remote import databags

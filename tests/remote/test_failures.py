@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from tests.remote import systemd
-from tests.remote.test_kills import MODES, Judge, count_changes, killed_at
+from tests.remote.judging import MODES, Judge, count_changes, killed_at
 from tests.remote.vm import (
     NEW_SIGNATURE,
     OLD_SIGNATURE,

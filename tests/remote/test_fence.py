@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from tests.remote.test_kills import count_changes, killed_at, recover_by_next_session
+from tests.remote.judging import count_changes, killed_at, recover_by_next_session
 from tests.remote.test_refusals import fake_process
 from tests.remote.vm import make_order, with_file, write
 

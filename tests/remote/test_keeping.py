@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.remote import systemd
-from tests.remote.test_kills import count_changes, killed_at, recover_by_next_session
+from tests.remote.judging import count_changes, killed_at, recover_by_next_session
 from tests.remote.vm import NEW_FILES, NEW_TGZ, NEW_TREE, SIGNATURE, TGZ, VM, make_order, service, sha256, write
 
 from sysvm.patching.remote import files, worker

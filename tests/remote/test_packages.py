@@ -15,7 +15,7 @@ import pytest
 from tests.remote import debian
 from tests.remote.debian import ASIDE, OLD_SCRIPT, DebianVM, order, packages
 from tests.remote.dpkg import CUT
-from tests.remote.test_kills import Judge, count_changes, killed_at, recover_by_next_session
+from tests.remote.judging import Judge, count_changes, judge_of, killed_at, recover_by_next_session
 from tests.remote.vm import NEW_SIGNATURE, OLD_SIGNATURE, VM, in_child, with_file
 from tests.unit.patching.made_packages import netaddr_deb, small_deb
 
@@ -203,13 +203,7 @@ def test_imports_that_may_fail_or_are_not_made_at_once_are_no_reason_to_give_up(
 
 @pytest.fixture
 def built(router: DebianVM) -> tuple[DebianVM, Judge]:
-    judge = Judge(router)
-    router.prepare(order())
-    router.keep()
-    assert router.run("op-1")["phase"] == "Committed"
-    judge.learn_new()
-    router.reset()
-    return router, judge
+    return router, judge_of(router, order())
 
 
 @pytest.mark.parametrize(("mode", "at_boot"), [("kill-before", True), ("kill-after", False)])

@@ -15,10 +15,10 @@ from tests.system.test_live_patch import told
 from faults import commands
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order
+from sysvm.patching.results import JournalPhase, OperationReport
 
 pytestmark = [
     pytest.mark.systemvm,
@@ -40,15 +40,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 async def patch(lab: Lab, number: int) -> OperationReport:
-    order = Order(
-        id=f"fence-{number}-{time.time_ns()}",
-        epoch=1,
-        keep_backups=1,
-        settle_seconds=0.5,
-        ignored_checks=(),
-        step_timeout_seconds=120,
-        vm_timeout_seconds=300,
-    )
+    order = patch_order(f"fence-{number}-{time.time_ns()}", settle_seconds=0.5)
     release = commands.release(number)
     wanted = read_payload(payloads.build_scripts(release), payloads.build_agent(release))
     return await LivePatcher().patch(target_of(lab, NAME), wanted, order, lambda _: None)

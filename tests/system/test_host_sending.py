@@ -11,12 +11,12 @@ from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import filler, payloads, releases
 from lab.content.releases import AGENT_JAR
 from lab.hosts import Hosts
-from reach import behind_host
+from reach import behind_host, patch_order
 from sysvm.api.observed import ContentState
 from sysvm.patching.host_sending import HostSending
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order
+from sysvm.patching.results import JournalPhase, OperationReport
 
 pytestmark = [
     pytest.mark.systemvm,
@@ -29,16 +29,7 @@ KEY = "/root/.ssh/id_rsa.cloud"
 JAR_BYTES = 12_000_000
 BIG = releases.new().derive("big", agent_change={AGENT_JAR: filler.incompressible("a large jar", JAR_BYTES)})
 SCRIPTS, AGENT = payloads.build_scripts(BIG), payloads.build_agent(BIG)
-ORDER = Order(
-    id="op-1",
-    epoch=1,
-    keep_backups=1,
-    settle_seconds=2.0,
-    ignored_checks=(),
-    step_timeout_seconds=120,
-    vm_timeout_seconds=200,
-    same_as_host=True,
-)
+ORDER = patch_order(same_as_host=True)
 _NUMBERS = itertools.count(91)
 
 

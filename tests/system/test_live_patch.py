@@ -11,14 +11,14 @@ import pytest
 
 from lab import Fault, Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.api.endpoint import SystemVMType as Type
 from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
 from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order
+from sysvm.patching.results import JournalPhase, OperationReport
 from sysvm.patching.ssh import SSHTransport
 
 pytestmark = [
@@ -68,18 +68,6 @@ def payload(release: releases.Release) -> Payload:
     return read_payload(payloads.build_scripts(release), payloads.build_agent(release))
 
 
-def order(number: int) -> Order:
-    return Order(
-        id=f"op-{number}",
-        epoch=1,
-        keep_backups=1,
-        settle_seconds=2.0,
-        ignored_checks=(),
-        step_timeout_seconds=120,
-        vm_timeout_seconds=300,
-    )
-
-
 def told(report: OperationReport) -> str:
     """Everything a person would want to see when a patch of a test did not end as it should."""
     return "\n".join(
@@ -88,8 +76,8 @@ def told(report: OperationReport) -> str:
 
 
 async def patch(lab: Lab, name: str, wanted: Payload, number: int, **more: float) -> OperationReport:
-    ordered = dataclasses.replace(order(number), **more)  # type: ignore[arg-type]
-    return await LivePatcher().patch(target_of(lab, name), wanted, ordered, lambda _: None)
+    order = patch_order(f"op-{number}", **more)
+    return await LivePatcher().patch(target_of(lab, name), wanted, order, lambda _: None)
 
 
 @pytest.mark.timeout(600)
@@ -145,7 +133,7 @@ async def test_a_vm_that_loses_its_power_is_wholly_old_or_wholly_new(
 
     timeouts = SSHTimeouts(keepalive_interval=1.0, keepalive_count=2)
     patcher = LivePatcher(transport=SSHTransport(timeouts=timeouts))
-    running = asyncio.create_task(patcher.patch(target_of(lab, name), new, order(1), progress))
+    running = asyncio.create_task(patcher.patch(target_of(lab, name), new, patch_order(), progress))
     await began.wait()
     await asyncio.sleep(after_seconds)
     await asyncio.to_thread(lab.power_off, name)
@@ -177,7 +165,7 @@ async def test_a_fault_of_the_wire_leaves_the_operation_to_the_vm(lab: Lab, stor
 
     timeouts = SSHTimeouts(connect=2.0, keepalive_interval=1.0, keepalive_count=2)
     patcher = LivePatcher(transport=SSHTransport(timeouts=timeouts))
-    running = asyncio.create_task(patcher.patch(target_of(lab, name), new, order(1), progress))
+    running = asyncio.create_task(patcher.patch(target_of(lab, name), new, patch_order(), progress))
     await began.wait()
     lab.fault(name, fault)
     if fault is Fault.SILENCE:

@@ -19,13 +19,13 @@ from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
 from lab.content.layout import CONNTRACKD_SETTINGS
 from lab.spec import RedundancyRole
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.api.reasons import Reason
 from sysvm.domain.pairs import SAMPLES, Proof, Router, Trouble, one_primary
 from sysvm.patching.errors import Refused
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order
+from sysvm.patching.results import JournalPhase, OperationReport
 
 pytestmark = [
     pytest.mark.systemvm,
@@ -122,15 +122,8 @@ def new_keepalived_unit() -> Payload:
 
 
 async def patch(lab: Lab, name: str, wanted: Payload, *, may_fail_over: bool = False) -> OperationReport:
-    order = Order(
-        id=f"pair-{next(_numbers)}",
-        epoch=1,
-        keep_backups=1,
-        settle_seconds=2.0,
-        ignored_checks=(),
-        step_timeout_seconds=180,
-        vm_timeout_seconds=400,
-        may_fail_over=may_fail_over,
+    order = patch_order(
+        f"pair-{next(_numbers)}", step_timeout_seconds=180, vm_timeout_seconds=400, may_fail_over=may_fail_over
     )
     return await LivePatcher().patch(target_of(lab, name), wanted, order, lambda _: None)
 

@@ -13,7 +13,7 @@ import pytest
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
 from lab.hosts import Hosts
-from reach import behind_host, login_of
+from reach import behind_host, login_of, patch_order
 from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
 from sysvm.api.template import SystemVMTemplate
@@ -22,7 +22,7 @@ from sysvm.kube.client import Cluster
 from sysvm.patching.errors import PayloadError
 from sysvm.patching.host_source import Machine, MachineSource, SSHMachines
 from sysvm.patching.live import LivePatcher
-from sysvm.patching.results import HostPlace, JournalPhase, Order
+from sysvm.patching.results import HostPlace, JournalPhase
 from sysvm.patching.sources import PayloadSources
 
 pytestmark = [
@@ -33,16 +33,7 @@ pytestmark = [
 
 VM = VMSpec(name="r-81-VM", type=SystemVMType.ROUTER, index=81, host="kvm-1", group="net-1")
 HOSTS = ("kvm-1", "kvm-2")
-ORDER = Order(
-    id="op-1",
-    epoch=1,
-    keep_backups=1,
-    settle_seconds=2.0,
-    ignored_checks=(),
-    step_timeout_seconds=120,
-    vm_timeout_seconds=200,
-    same_as_host=True,
-)
+ORDER = patch_order(same_as_host=True)
 
 
 @pytest.fixture(scope="module")

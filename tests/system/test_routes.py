@@ -15,7 +15,7 @@ import pytest
 from lab import Fault, Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
 from lab.hosts import Hosts
-from reach import Inventory, behind_host, login_of
+from reach import Inventory, behind_host, login_of, patch_order
 from sysvm.api.endpoint import HostKeyPolicy
 from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
@@ -23,7 +23,7 @@ from sysvm.patching.dialling import SSHTimeouts
 from sysvm.patching.errors import HostKeyRejected, HostUnreachable, Refused, Unreachable
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, OperationReport, Order, Target
+from sysvm.patching.results import JournalPhase, OperationReport, Target
 from sysvm.patching.ssh import SSHTransport
 
 pytestmark = [
@@ -75,16 +75,7 @@ def payload(release: releases.Release) -> Payload:
     return read_payload(payloads.build_scripts(release), payloads.build_agent(release))
 
 
-ORDER = Order(
-    id="op-1",
-    epoch=1,
-    keep_backups=1,
-    settle_seconds=2.0,
-    ignored_checks=(),
-    step_timeout_seconds=120,
-    vm_timeout_seconds=200,
-    same_as_host=True,
-)
+ORDER = patch_order(same_as_host=True)
 
 
 async def patch_and_break(

@@ -14,10 +14,10 @@ from lab import Lab, preflight
 from lab.cloud.fleet import empty_world, lab_cloud
 from lab.content import layout, payloads, releases
 from lab.hosts import Hosts
-from reach import behind_host
+from reach import behind_host, patch_order
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import read_payload
-from sysvm.patching.results import JournalPhase, Order
+from sysvm.patching.results import JournalPhase
 
 pytestmark = [
     pytest.mark.systemvm,
@@ -25,16 +25,7 @@ pytestmark = [
     pytest.mark.skipif(preflight.missing() is not None, reason=preflight.missing() or ""),
 ]
 
-ORDER = Order(
-    id="op-1",
-    epoch=1,
-    keep_backups=1,
-    settle_seconds=2.0,
-    ignored_checks=(),
-    step_timeout_seconds=120,
-    vm_timeout_seconds=200,
-    same_as_host=True,
-)
+ORDER = patch_order(same_as_host=True)
 STAMPS = ["find", "/opt/cloud", "-name", "__pycache__", "-prune", "-o", "-type", "f", "-printf", "%p %i %s %T@\n"]
 """A file that somebody has put there again has another inode, or another time."""
 
