@@ -44,7 +44,8 @@ from sysvm.domain.gate import (
 from sysvm.domain.group_operation import Limits
 
 LIMITS = Limits(step=timedelta(seconds=3), vm=timedelta(seconds=3))
-NEW = "4.21.0.0"
+NEW = "4.21.0.0-SNAPSHOT"
+"""As the recorded server calls itself; of its routers it notes the release without the suffix."""
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from sysvm.api.observed import ApiCommand, ApiPatchCall, ObservedHostPayload, Ob
 from sysvm.domain.cloud import CloudVM, CloudZone, Snapshot
 from sysvm.domain.conditions import bounded
 from sysvm.domain.facts import Release, VMFacts
-from sysvm.domain.versions import is_older, parse_version
+from sysvm.domain.versions import is_older, is_same, parse_version
 
 VERSION_CHECK = "router_version_check.py"
 """Compares the VM's signature with the server's books: it fails after every live patch over SSH, until the next start
@@ -356,7 +356,7 @@ def unverified(claim: Claim, *, signature: str, server_version: str, router: boo
         found.append(f"services failed: {', '.join(claim.failed_services[:5])}")
     if claim.roles:
         found.append(claim.roles)
-    if router and claim.software_version != server_version:
+    if router and not is_same(claim.software_version, server_version):
         found.append(f"the server's books have it at {claim.software_version or 'no version'}, not {server_version}")
     if claim.gate.closed:
         found.append(claim.gate.sentence)

@@ -103,6 +103,12 @@ def compatibility(rows: Iterable[CompatibilityRow], template_version: str | None
     )
 
 
+def is_same(version: str | None, other: str) -> bool:
+    """Whether both name one release: a server of 4.21.0.0-SNAPSHOT notes 4.21.0.0 of the routers that it programs."""
+    have, want = parse_version(version) if version else None, parse_version(other)
+    return version == other if have is None or want is None else have == want
+
+
 def is_older(version: str | None, than: str) -> bool:
     """Whether `version` is older than `than`; False when either cannot be read."""
     have, want = parse_version(version) if version else None, parse_version(than)

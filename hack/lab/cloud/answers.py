@@ -311,7 +311,7 @@ def requires_upgrade(vm: VM, world: World) -> bool:
     minimum = world.setting("minreq.sysvmtemplate.version", vm.zone)
     if version_of(vm.template_version) >= version_of(minimum):
         return False
-    return vm.software_version != world.version
+    return vm.software_version != world.release
 
 
 def version_of(text: str) -> tuple[int, ...]:

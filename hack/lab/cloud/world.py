@@ -292,10 +292,15 @@ class World:
         self.elect(vm)
         return vm
 
+    @property
+    def release(self) -> str:
+        """The server's version as it notes it of the routers that it programs: without a suffix such as -SNAPSHOT."""
+        return self.version.partition("-")[0]
+
     def told(self, vm: VM, template_version: str, signature: str) -> None:
         """Writes down what a VM said of itself at a start or after a patch (CloudStack 4.21 domain_router table)."""
         if vm.is_router:
-            vm.template_version, vm.scripts_version, vm.software_version = template_version, signature, self.version
+            vm.template_version, vm.scripts_version, vm.software_version = template_version, signature, self.release
         elif vm.type is SystemVMType.SECSTORAGE or vm.agent_state is not None:
             vm.agent_state, vm.software_version = "Up", vm.inside.agent_version or self.version
 

@@ -264,6 +264,13 @@ def test_a_claim_of_success_is_believed_only_when_everything_agrees(claim: Claim
     assert (said in found[0]) if said else not found
 
 
+def test_a_suffix_of_the_servers_own_version_is_no_other_release() -> None:
+    """The recorded server is 4.21.0.0-SNAPSHOT and notes 4.21.0.0 of its routers."""
+    assert not unverified(TRUE, signature=OURS, server_version="4.21.0.0-SNAPSHOT", router=True)
+    assert not unverified(replace(TRUE, software_version="own"), signature=OURS, server_version="own", router=True)
+    assert unverified(replace(TRUE, software_version=None), signature=OURS, server_version="own", router=True)
+
+
 def test_the_books_of_an_ssvm_say_nothing() -> None:
     claim = replace(TRUE, software_version=None)
     assert not unverified(claim, signature=OURS, server_version="4.21.0.0", router=False)
