@@ -6,6 +6,8 @@ Every fault is a field of `Faults` with a value that means "not now", so a test 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
@@ -88,10 +90,44 @@ class Faults:
             setattr(self, each.name, getattr(fresh, each.name))
 
     def set_from(self, values: dict[str, object]) -> None:
-        """Sets switches by name from plain values. Raises ValueError for an unknown name or a value that cannot be."""
-        kinds: dict[str, type] = {"patch": Patch, "cut_job": CutJob, "answer": Answer, "commands": set}
-        for name, value in values.items():
-            if name not in {each.name for each in fields(self)}:
-                raise ValueError(f"no fault {name!r}; there are {', '.join(each.name for each in fields(self))}")
-            kind = kinds.get(name, type(getattr(self, name)))
-            setattr(self, name, kind(value))
+        """Sets switches by name from plain values, all of them or none.
+
+        Raises ValueError for an unknown name, and for a value that would not do what it says.
+        """
+        read = {name: _read(name, value) for name, value in values.items()}
+        for name, value in read.items():
+            setattr(self, name, value)
+
+
+def names_of(value: object) -> set[str]:
+    """Names of commands from a list of them, or from words with commas or spaces between. Raises ValueError."""
+    listed = re.split(r"[,\s]+", value) if isinstance(value, str) else value
+    names = list(listed) if isinstance(listed, Iterable) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"commands are names with commas between them, not {value!r}")
+    return {str(name) for name in names if name}
+
+
+def _read(name: str, value: object) -> object:
+    """What the switch is set to: `"no"` is no truth value, and letters are no commands."""
+    fresh = Faults()
+    if name not in {each.name for each in fields(fresh)}:
+        raise ValueError(f"no fault {name!r}; there are {', '.join(each.name for each in fields(fresh))}")
+    usual: object = getattr(fresh, name)
+    if isinstance(usual, set):
+        return names_of(value)
+    if isinstance(usual, StrEnum):
+        there = [str(each) for each in type(usual)]
+        if value not in there:
+            raise ValueError(f"{name} is one of {', '.join(there)}, not {value!r}")
+        return type(usual)(value)
+    if isinstance(usual, bool):
+        if value not in (True, False):
+            raise ValueError(f"{name} is true or false, not {value!r}")
+        return bool(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(usual, float):
+            return float(value)
+        if isinstance(value, int):
+            return value
+    raise ValueError(f"{name} is a {'number' if isinstance(usual, float) else 'count'}, not {value!r}")

@@ -23,7 +23,7 @@ from lab.cloud.background import Background
 from lab.cloud.command import Context, check
 from lab.cloud.commands import BY_NAME
 from lab.cloud.errors import ApiError, not_available, throttled, unverified
-from lab.cloud.faults import Answer
+from lab.cloud.faults import Answer, names_of
 from lab.cloud.jobs import Jobs, stamp
 from lab.cloud.lifecycle import Lifecycle
 from lab.cloud.machines import InMemoryMachines, Machines
@@ -127,16 +127,26 @@ class ManagementServer:
     async def set_faults(self, values: dict[str, object]) -> dict[str, object]:
         """`POST /lab/faults` with switches as JSON (`Faults`), or {} to heal; `{"restart": seconds}` restarts."""
         switches = {name: value for name, value in values.items() if name != "restart"}
+        seconds = float(str(values.get("restart", 0)))
+        if "commands" in switches:
+            switches["commands"] = [_as_told(name) for name in names_of(switches["commands"])]
         if not values:
             self.world.faults.heal()
         self.world.faults.set_from(switches)
         if "restart" in values:
-            seconds = float(str(values["restart"]))
             self._background.start(self.restart(down_seconds=seconds), name="restart of the server")
         return {}
 
 
 _ENVELOPE = frozenset({"command", "apikey", "signature", "signatureversion", "expires", "response"})
+
+
+def _as_told(name: str) -> str:
+    """A command's name as requests carry it. Raises ValueError: a fault of no command would do nothing."""
+    command = BY_NAME.get(name.lower())
+    if command is None:
+        raise ValueError(f"no command {name!r}; there are {', '.join(sorted(each.name for each in BY_NAME.values()))}")
+    return command.name
 
 
 def _controlled(control: Control) -> Callable[[web.Request], Awaitable[web.Response]]:
