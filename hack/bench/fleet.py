@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.processors import Processors
 from lab import Lab, SystemVMType, VMSpec
+from lab.borrowed import tidy_end
 from lab.relay import Traffic
 from lab.spec import FABRIC, SSH_PORT, VM, Segment
 from lab.state import LabState
@@ -100,7 +101,7 @@ def fleet(run_dir: Path, routers: int, storage: int) -> Iterator[Fleet]:
     specs = [VMSpec(name=f"r-{n}-VM", type=SystemVMType.ROUTER, index=n) for n in range(2, 2 + routers)]
     specs += [VMSpec(name=f"s-{n}-VM", type=SystemVMType.SECSTORAGE, index=n) for n in range(200, 200 + storage)]
     work = run_dir / "bench"
-    with contextlib.ExitStack() as after:
+    with tidy_end(), contextlib.ExitStack() as after:
         try:
             lab.up(specs, release="old")
             work.mkdir(parents=True, exist_ok=True)

@@ -13,15 +13,13 @@ import asyncio
 import dataclasses
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 from bench.fleet import CONNECTIONS
 from bench.measure import ContestFailed, idle_load, machine
 from lab import Lab, SystemVMType, VMSpec
-from lab.cli import take_down
+from lab.borrowed import borrowed
 from lab.content import payloads, releases
 from lab.hosts import Hosts
 from reach import behind_host, login_of, target_of
@@ -41,22 +39,16 @@ def main() -> int:
     parser.add_argument("--vms", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=2, help="pairs of patches; looks are made three times as often")
     wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sysvm-routes-") as folder:
-        lab = Lab(Path(folder))
-        try:
-            lab.up([])
-            for host in ("kvm-1", "kvm-2"):
-                Hosts(lab).add(host, release="new")
-            indexes = range(2, 2 + wanted.vms)
-            specs = [
-                VMSpec(name=f"r-{n}-VM", type=SystemVMType.ROUTER, index=n, host=f"kvm-{1 + n % 2}") for n in indexes
-            ]
-            for first in range(0, len(specs), _BOOTED_AT_ONCE):
-                lab.add(*specs[first : first + _BOOTED_AT_ONCE], release="old")
-            print(f"{machine()}; besides: {idle_load().cores:.2f} cores; {wanted.vms} routers behind 2 hosts")
-            asyncio.run(_measure(lab, [spec.name for spec in specs], wanted.repeats))
-        finally:
-            take_down(lab)
+    with borrowed() as lab:
+        lab.up([])
+        for host in ("kvm-1", "kvm-2"):
+            Hosts(lab).add(host, release="new")
+        indexes = range(2, 2 + wanted.vms)
+        specs = [VMSpec(name=f"r-{n}-VM", type=SystemVMType.ROUTER, index=n, host=f"kvm-{1 + n % 2}") for n in indexes]
+        for first in range(0, len(specs), _BOOTED_AT_ONCE):
+            lab.add(*specs[first : first + _BOOTED_AT_ONCE], release="old")
+        print(f"{machine()}; besides: {idle_load().cores:.2f} cores; {wanted.vms} routers behind 2 hosts")
+        asyncio.run(_measure(lab, [spec.name for spec in specs], wanted.repeats))
     return 0
 
 

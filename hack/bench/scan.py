@@ -2,21 +2,22 @@
 
 `python -m bench.scan` makes a router and a secondary storage VM with an agent of real size, patches both, and looks at
 them again and again. Counted is the program on the VM with all that it starts, its interpreter included; not sshd.
+Exit codes: 0 measured, 3 this machine cannot run the lab.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from lab import Lab, SystemVMType, VMSpec
-from lab.cli import take_down
+from lab import Lab, LabUnavailable, SystemVMType, VMSpec
+from lab.borrowed import borrowed
+from lab.cli import CANNOT_RUN
 from lab.content import payloads, releases
 from reach import target_of
 from sysvm.patching.bundle import command
@@ -28,32 +29,34 @@ TIMES = "/run/scan-times"
 MEMORY = "/var/lib/sysvm/digests"
 SETTLED_SECONDS = 3.0
 """What a patch has just written is not remembered yet."""
-REPEATS = 7
 CASES = ("look without comparing", "compare, nothing remembered", "compare, all remembered")
 _ROW = "{:8}{:32}{:>10}{:>10}{:>10}"
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="sysvm-scan-") as folder:
-        lab = Lab(Path(folder))
-        specs = [
-            VMSpec(name="r-61-VM", type=SystemVMType.ROUTER, index=61),
-            VMSpec(name="s-62-VM", type=SystemVMType.SECSTORAGE, index=62),
-        ]
-        try:
+    made = argparse.ArgumentParser(prog="bench.scan", description=__doc__)
+    made.add_argument("--repeats", type=int, default=7, help="looks of each kind at each VM (7)")
+    repeats: int = made.parse_args().repeats
+    specs = [
+        VMSpec(name="r-61-VM", type=SystemVMType.ROUTER, index=61),
+        VMSpec(name="s-62-VM", type=SystemVMType.SECSTORAGE, index=62),
+    ]
+    try:
+        with borrowed() as lab:
             lab.up(specs, release="old")
             payload = read_payload(
                 payloads.build_scripts(releases.new()), payloads.build_agent(releases.new(), scale=1.0)
             )
-            print(_ROW.format("VM", f"median of {REPEATS}", "CPU s", "least", "wall s"))
+            print(_ROW.format("VM", f"median of {repeats}", "CPU s", "least", "wall s"), flush=True)
             for spec in specs:
-                asyncio.run(_measure(lab, spec.name, payload))
-        finally:
-            take_down(lab)
+                asyncio.run(_measure(lab, spec.name, payload, repeats))
+    except LabUnavailable as lack:
+        print(lack, file=sys.stderr)
+        return CANNOT_RUN
     return 0
 
 
-async def _measure(lab: Lab, name: str, payload: Payload) -> None:
+async def _measure(lab: Lab, name: str, payload: Payload, repeats: int) -> None:
     target = target_of(lab, name)
     order = Order(f"scan-{name.lower()}", 1, 1, 0.0, (), 300.0, 600.0)
     report = await LivePatcher().patch(target, payload, order, lambda _: None)
@@ -67,7 +70,7 @@ async def _measure(lab: Lab, name: str, payload: Payload) -> None:
         walls: list[float] = []
         if case == CASES[2]:
             await watching.observe(target, payload)
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             lab.exec(name, ["rm", "-f", TIMES, *([MEMORY] if case == CASES[1] else [])])
             began = time.monotonic()
             await watching.observe(target, None if case == CASES[0] else payload)

@@ -15,7 +15,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from pathlib import Path
 from faults import commands
 from faults.table import End, Result, Table
 from lab import Fault, Lab, SystemVMType, VMSpec
+from lab.borrowed import borrowed
 from lab.content import cloudstack_patch, payloads, releases
 from lab.guest import Entry
 from reach import patch_order, target_of
@@ -573,18 +573,14 @@ def run_all(wanted: Sequence[str], seeds: int, table: Table, say: Say) -> None:
         failed = "" if table.allows(result) else "FAILED "
         say(f"{failed}{result.fault}: {result.where}: {result.end}: {result.detail}")
 
-    with tempfile.TemporaryDirectory(prefix="sysvm-faults-", dir="/tmp") as folder:
-        lab = Lab(Path(folder) / "lab", say=say)
-        try:
-            alone = {name: FAULTS[name] for name in wanted if name in FAULTS}
-            lab.up(specs() if alone else (), release="old")
-            if alone:
-                asyncio.run(run(lab, alone, seeds, tell, say))
-            for seed in range(seeds):
-                for name in (name for name in wanted if name in MEETINGS):
-                    tell(asyncio.run(meet(name, lab, _CLOUDSTACK_INDEX + seed % 10, seed)))
-        finally:
-            lab.down()
+    with borrowed(say) as lab:
+        alone = {name: FAULTS[name] for name in wanted if name in FAULTS}
+        lab.up(specs() if alone else (), release="old")
+        if alone:
+            asyncio.run(run(lab, alone, seeds, tell, say))
+        for seed in range(seeds):
+            for name in (name for name in wanted if name in MEETINGS):
+                tell(asyncio.run(meet(name, lab, _CLOUDSTACK_INDEX + seed % 10, seed)))
 
 
 _CLOUDSTACK_INDEX = 221

@@ -9,7 +9,6 @@ import asyncio
 import os
 import platform
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import click
 
 from lab import Lab, LabUnavailable
+from lab.borrowed import borrowed
 from lab.tenants import Tally
 from lab.tenants.tenancy import RATE
 from sysvm.patching.results import JournalPhase
@@ -98,16 +98,13 @@ def main(names: tuple[str, ...], rate: float, *, only_ours: bool, markdown: Path
     except LookupError as problem:
         raise click.UsageError(str(problem)) from problem
     began = time.monotonic()
-    with measuring.undisturbed(), tempfile.TemporaryDirectory(prefix="sysvm-traffic-") as folder:
-        lab = Lab(Path(folder) / "lab")
+    with measuring.undisturbed(), borrowed() as lab:
         try:
             lab.up([], release="old")
             base, results = asyncio.run(_measure_all(lab, scenarios, rate, only_ours=only_ours))
         except LabUnavailable as lack:
             print(lack, file=sys.stderr)
             sys.exit(CANNOT_RUN)
-        finally:
-            lab.down()
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, {rate:.0f} requests a second of each kind"
     today = datetime.now(UTC).date()
     print(f"\n{today}, {machine}, {time.monotonic() - began:.0f} s\n")
