@@ -187,7 +187,11 @@ class Transport:
         for everything after which the request may have been carried out.
         """
         if self._signer is None:
-            raise RuntimeError("the client is not open")
+            raise Unavailable(
+                "not sent: the client is closed, for the endpoint was changed or deleted",
+                command=command,
+                advice="The next request goes by the endpoint as it is now",
+            )
         send = getattr(self._signer, command)
         try:
             answer: object = await send(

@@ -50,8 +50,6 @@ class SweepFailed:
 class _Swept:
     """What a sweep brought."""
 
-    client: CloudStack
-    """With which it was made."""
     outcome: Sweep | SweepFailed
     permissions: Permissions | None
 
@@ -220,17 +218,21 @@ class ManagedClouds:
             cloud.snapshot, cloud.explained, cloud.rival = known.snapshot, known.explained, known.rival
             if known.access.url != access.url:
                 cloud.snapshot = None
-            self._retired.append((self._clock(), known.client))
+            self._retire(endpoint, known.client)
         self._clouds[endpoint] = cloud
 
     async def forget(self, endpoint: Key) -> None:
         """The endpoint is gone, or nobody can ask its cloud."""
         cloud = self._clouds.pop(endpoint, None)
-        self._pool.forget(endpoint)
         if cloud is not None:
             cloud.client.give_up_power()
-            self._retired.append((self._clock(), cloud.client))
+            self._retire(endpoint, cloud.client)
         await self._close_retired()
+
+    def _retire(self, endpoint: Key, client: CloudStack) -> None:
+        """Its sweep ends now: it may last longer than the client, and what it brings is of another server or user."""
+        self._pool.drop(endpoint)
+        self._retired.append((self._clock(), client))
 
     async def _close_retired(self) -> None:
         due = [each for each in self._retired if self._clock() - each[0] >= RETIRED_FOR]
@@ -294,8 +296,8 @@ class ManagedClouds:
         if handle is None or not handle.done:
             return None
         self._pool.forget(endpoint)
-        if cloud is None or handle.result is None or handle.result.client is not cloud.client:
-            return None  # who is asked now is another server, or another user: a sweep of it is due
+        if cloud is None or handle.result is None:
+            return None
         if handle.result.permissions is not None:
             cloud.permissions, cloud.permissions_at = handle.result.permissions, now
         outcome = handle.result.outcome
@@ -319,9 +321,9 @@ class ManagedClouds:
         try:
             if features is not None:
                 permissions = await missing_permissions(client, features)
-            return _Swept(client, await sweep(client, self._clock), permissions)
+            return _Swept(await sweep(client, self._clock), permissions)
         except CloudStackError as error:
-            return _Swept(client, SweepFailed(error.reason, str(error), error.retryable), permissions)
+            return _Swept(SweepFailed(error.reason, str(error), error.retryable), permissions)
 
 
 def _with_noted(snapshot: Snapshot, noted: Mapping[str, tuple[datetime, CloudVM]]) -> Snapshot:

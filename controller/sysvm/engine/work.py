@@ -84,6 +84,12 @@ class Pool(Generic[P, R]):
     def running(self) -> int:
         return sum(1 for handle in self._handles.values() if not handle.done)
 
+    def drop(self, key: Key) -> None:
+        """Nobody wants its outcome any more: it is cut off, nobody is told, and other work of the key may begin."""
+        handle = self._handles.pop(key, None)
+        if handle is not None and handle.task is not None:
+            handle.task.cancel()
+
     async def drain(self, seconds: float) -> int:
         """Waits for what runs, at most so long. Returns how many still run."""
         tasks = [handle.task for handle in self._handles.values() if handle.task is not None and not handle.done]
@@ -102,7 +108,8 @@ class Pool(Generic[P, R]):
         except PatchingError as error:
             handle.error = error
         except asyncio.CancelledError:
-            self._handles.pop(key, None)
+            if self._handles.get(key) is handle:  # not of the work that took its place
+                del self._handles[key]
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise

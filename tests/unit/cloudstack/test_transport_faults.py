@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -186,6 +186,38 @@ async def test_a_long_patience_is_handed_to_the_work_queue(server: Server) -> No
             await cloud.call("listZones")
     assert caught.value.retry_after_seconds == 45.0
     assert len(server.seen) == 1
+
+
+async def test_a_client_that_was_closed_sends_nothing_and_says_so(server: Server) -> None:
+    server.says(recorded("listZones"))
+    cloud = client(server, may_change=FULL)
+    await cloud.open()
+    await cloud.close()
+    with pytest.raises(Unavailable, match="not sent: the client is closed"):
+        await cloud.call("listZones")
+    with pytest.raises(Unavailable, match="not sent: the client is closed"):
+        await cloud.submit("restartNetwork", id="a")
+    assert server.seen == []
+
+
+async def test_a_client_that_is_closed_under_a_request_leaves_its_outcome_open(server: Server) -> None:
+    server.says(silent)
+    cloud = client(server, may_change=FULL)
+    await cloud.open()
+    async with asyncio.TaskGroup() as tasks:
+        change = tasks.create_task(_outcome(cloud.submit("restartNetwork", id="a")))
+        read = tasks.create_task(_outcome(cloud.call("listZones")))
+        async with asyncio.timeout(30):
+            while len(server.seen) < 2:
+                await asyncio.sleep(0.01)
+        await cloud.close()
+    assert (type(change.result()), type(read.result())) == (OutcomeUnknown, Unavailable)
+
+
+async def _outcome(request: Awaitable[object]) -> CloudStackError:
+    with pytest.raises(CloudStackError) as caught:
+        await request
+    return caught.value
 
 
 async def test_a_throttled_change_is_not_repeated(server: Server) -> None:

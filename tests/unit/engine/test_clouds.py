@@ -25,12 +25,17 @@ def world_with(zone: str) -> World:
     return world
 
 
-def access(world: World, url: str) -> Access:
+def access(world: World, url: str, *, requests_per_second: int = 500, burst: int = 500) -> Access:
     user = world.users[0]
-    return Access(url=url, credentials=Credentials(user.api_key, user.secret), requests_per_second=500, burst=500)
+    return Access(
+        url=url,
+        credentials=Credentials(user.api_key, user.secret),
+        requests_per_second=requests_per_second,
+        burst=burst,
+    )
 
 
-async def test_a_sweep_that_ends_after_the_endpoint_was_pointed_elsewhere_is_not_taken_for_the_other_cloud() -> None:
+async def test_a_sweep_of_the_cloud_that_the_endpoint_named_before_ends_and_the_other_is_swept_at_once() -> None:
     ended = asyncio.Event()
     one, other, now = world_with("ams"), world_with("fra"), datetime.now(UTC)
     async with (
@@ -40,17 +45,46 @@ async def test_a_sweep_that_ends_after_the_endpoint_was_pointed_elsewhere_is_not
     ):
         await clouds.follow(KEY, access(one, first), Management.OBSERVE)
         clouds.sweep_if_due(KEY, (), now)
+        await until_asked(one)
         await clouds.follow(KEY, access(other, second), Management.OBSERVE)
-        await asyncio.wait_for(ended.wait(), 30)
         assert clouds.take_note(KEY, HOUR, now) is None
         assert clouds.snapshot(KEY) is None
-        ended.clear()
         clouds.sweep_if_due(KEY, (), now)
         await asyncio.wait_for(ended.wait(), 30)
         assert clouds.take_note(KEY, HOUR, now) is not None
         snapshot = clouds.snapshot(KEY)
         assert snapshot is not None
         assert [zone.name for zone in snapshot.zones.values()] == ["fra"]
+
+
+async def until_asked(world: World) -> None:
+    async with asyncio.timeout(30):
+        while not world.calls:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_a_client_is_closed_under_a_long_sweep_when_its_endpoint_is_edited_or_deleted(deleted: bool) -> None:
+    world, now = world_with("ams"), datetime.now(UTC)
+    async with cloud_server(world) as url, ManagedClouds(lambda key: None, lambda: now) as clouds:
+
+        async def edited() -> None:
+            if deleted:
+                await clouds.forget(KEY)
+            else:
+                await clouds.follow(KEY, access(world, url, requests_per_second=4, burst=1), Management.OBSERVE)
+
+        await clouds.follow(KEY, access(world, url, requests_per_second=5, burst=1), Management.OBSERVE)
+        clouds.sweep_if_due(KEY, (), now)
+        await until_asked(world)
+        await edited()
+        now += RETIRED_FOR
+        await edited()
+        asked = len(world.calls)
+        async with asyncio.timeout(30):
+            while any(task.get_name() == f"sweep {KEY}" for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.01)
+        assert len(world.calls) == asked, "it was cut off, not let run"
 
 
 async def test_what_was_listed_after_a_call_counts_at_once_and_no_sweep_that_began_before_undoes_it() -> None:

@@ -40,6 +40,37 @@ async def test_work_that_is_cut_off_from_within_wakes_its_key_and_can_be_started
 
 
 @pytest.mark.looptime
+async def test_work_that_was_dropped_ends_and_takes_nothing_from_the_work_that_follows_it() -> None:
+    told: list[Key] = []
+    cut: list[str] = []
+
+    async def lasts(_: object) -> str:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cut.append("first")
+            raise
+        return "late"
+
+    async def follows(_: object) -> str:
+        await asyncio.sleep(1)
+        return "seen"
+
+    async with Pool[None, str](1, lambda key, end: told.append(key)) as pool:
+        pool.start(KEY, "sweep", lasts)
+        await asyncio.sleep(1)
+        pool.drop(KEY)
+        handle = pool.start(KEY, "sweep", follows)
+        await asyncio.sleep(0.5)
+        assert (cut, told, pool.get(KEY)) == (["first"], [], handle)
+        await asyncio.sleep(1)
+        assert (handle.result, told) == ("seen", [KEY])
+        pool.drop(KEY)
+        assert pool.get(KEY) is None
+        pool.drop(KEY)
+
+
+@pytest.mark.looptime
 async def test_an_error_wakes_its_key_and_leaving_wakes_nobody() -> None:
     told: list[Key] = []
 
