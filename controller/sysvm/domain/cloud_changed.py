@@ -46,8 +46,9 @@ def cloud_facts(snapshot: Snapshot | None, payloads: Mapping[str, str]) -> Cloud
     )
 
 
-def differences(planned: CloudFacts, now: CloudFacts) -> tuple[str, ...]:
-    """What was and what is, a sentence each; the same facts give the same sentences in the same order."""
+def differences(planned: CloudFacts, now: CloudFacts, told: Iterable[str] = ()) -> tuple[str, ...]:
+    """What was and what is, a sentence each; the same facts give the same sentences in the same order. `told`: what was
+    found before, of which a payload stays while nobody sees its host."""
     found = []
     if planned.server_version and now.server_version and planned.server_version != now.server_version:
         found.append(f"the management server was {planned.server_version} and is {now.server_version}")
@@ -55,20 +56,33 @@ def differences(planned: CloudFacts, now: CloudFacts) -> tuple[str, ...]:
         version = now.minimum_template_versions.get(zone)
         if version is not None and version != was:
             found.append(f"the lowest template version of zone {zone} was {was} and is {version}")
-    return (*found, *_other_payloads(planned, now))
+    return (*found, *_other_payloads(planned, now, told))
 
 
-def _other_payloads(planned: CloudFacts, now: CloudFacts) -> tuple[str, ...]:
-    """By payload, not by host. A host that came later is news only if it brings a payload that none had."""
+_LATER = "a host that came later has the payload"
+
+
+def _other_payloads(planned: CloudFacts, now: CloudFacts, told: Iterable[str]) -> tuple[str, ...]:
+    """By payload, not by host. A host that came later is news only if it brings a payload that none had.
+
+    A host is seen through its VMs. When the last one leaves it, nothing has changed: what was told stays, else it would
+    have to be accepted again. Which host came later is not remembered, so that is told to the end.
+    """
     known = set(planned.host_payloads.values())
-    found = set()
+    unseen = {was for host, was in planned.host_payloads.items() if host not in now.host_payloads}
+    kept = (_LATER, *(f"{_was(was)} " for was in unseen))
+    found = {sentence for sentence in told if sentence.startswith(kept)}
     for host, checksum in now.host_payloads.items():
         was = planned.host_payloads.get(host)
         if was is not None and was != checksum:
-            found.add(f"the payload of hosts was {was[:12]} and is {checksum[:12]}")
+            found.add(f"{_was(was)} and is {checksum[:12]}")
         elif was is None and known and checksum not in known:
-            found.add(f"a host that came later has the payload {checksum[:12]}")
+            found.add(f"{_LATER} {checksum[:12]}")
     return tuple(sorted(found))
+
+
+def _was(payload: str) -> str:
+    return f"the payload of hosts was {payload[:12]}"
 
 
 def word_of(changes: Iterable[str]) -> str:
@@ -86,7 +100,7 @@ def cloud_status(
     before = rollout.status.cloud
     if planned is None or current is None:
         return before
-    found = differences(planned, current)
+    found = differences(planned, current, before.changes if before is not None else ())
     if not found and before is None:
         return None
     word = word_of(found)

@@ -135,6 +135,44 @@ def test_a_cloud_that_nobody_sees_now_is_what_it_was_last() -> None:
     assert cloud_status(made, PLANNED, None, now=NOW) == changed()
 
 
+MIXED = PLANNED.model_copy(update={"host_payloads": {"h1": "aa" * 64, "h2": "bb" * 64}})
+
+
+def then(said: CloudStatus | None, **payloads: str) -> CloudStatus | None:
+    """What the rollout says next, when its hosts differed at planning already."""
+    made, _ = planned(RolloutStatus(cloud=said))
+    current = MIXED.model_copy(update={"host_payloads": {host: one * 64 for host, one in payloads.items()}})
+    return cloud_status(made, MIXED, current, now=NOW)
+
+
+@pytest.mark.parametrize("left", [{"h2": "bb"}, {}], ids=["the last VM left it", "nobody looked at any"])
+def test_what_was_accepted_of_a_host_stays_accepted_when_nobody_sees_it_any_more(left: dict[str, str]) -> None:
+    changed = then(None, h1="bb", h2="bb")
+    assert changed is not None
+    assert changed.changes == ("the payload of hosts was aaaaaaaaaaaa and is bbbbbbbbbbbb",)
+    assert then(changed, **left) == changed
+    assert then(changed, h1="bb", **left) == changed, "and when it is seen again"
+
+
+def test_a_host_that_was_seen_to_turn_back_is_for_a_person_again() -> None:
+    changed = then(None, h1="bb", h2="bb")
+    assert changed is not None
+    back = then(changed, h1="aa", h2="bb")
+    assert back is not None
+    assert (back.changes, back.word) == ((), word_of(()))
+    other = then(changed, h2="cc")
+    assert other is not None
+    assert other.word != changed.word, "another host changed while this one is not seen"
+    assert len(other.changes) == 2
+
+
+def test_a_host_that_came_later_and_is_not_seen_any_more_is_no_further_change() -> None:
+    changed = then(None, h1="aa", h2="bb", h9="cc")
+    assert changed is not None
+    assert changed.changes == ("a host that came later has the payload cccccccccccc",)
+    assert then(changed, h1="aa", h2="bb") == changed
+
+
 # What follows
 
 
