@@ -56,6 +56,7 @@ async def sweep(cloud: Lists, clock: Callable[[], datetime]) -> Sweep:
     """
     begun = clock()
     not_allowed: list[str] = []
+    unread: frozenset[SystemVMType] = frozenset()
     version = answers.server_version(await cloud.call("listCapabilities"))
     zones = await _all(cloud, "listZones", "zone", answers.zone)
     zones, readable = await _with_settings(cloud, zones)
@@ -75,6 +76,7 @@ async def sweep(cloud: Lists, clock: Callable[[], datetime]) -> Sweep:
         )
     except NotAllowed:
         not_allowed.append("listInternalLoadBalancerVMs")
+        unread = frozenset({SystemVMType.ILBVM})
     servers: dict[str, CloudServer] = {}
     try:
         servers = await _all(cloud, "listManagementServers", "managementserver", answers.management_server)
@@ -91,6 +93,7 @@ async def sweep(cloud: Lists, clock: Callable[[], datetime]) -> Sweep:
         networks=networks,
         vpcs=vpcs,
         servers=servers,
+        unread=unread,
     )
     return Sweep(taken, tuple(not_allowed))
 

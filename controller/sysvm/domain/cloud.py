@@ -179,6 +179,8 @@ class Snapshot:
     vpcs: Mapping[str, CloudVPC]
     servers: Mapping[str, CloudServer] = field(default_factory=dict)
     """Management servers; empty: the role may not list them."""
+    unread: frozenset[SystemVMType] = frozenset()
+    """Types whose list the role may not read: of their VMs it tells nothing, not that there are none."""
 
 
 def several_releases(servers: Iterable[CloudServer]) -> str | None:

@@ -148,12 +148,12 @@ def judge(
 ) -> Verdict:
     """`explained`: ids of VMs that a job of ours destroyed. `again`: this snapshot was judged before, nothing counts.
 
-    The snapshot is whole: `cloudstack.inventory.sweep` gives no other.
+    The snapshot is whole, `unread` types apart: `cloudstack.inventory.sweep` gives no other.
     """
     wanted, doubles = objects_of(endpoint, snapshot)
     objects = {each.name: each for each in known}
     gone = [each for name, each in objects.items() if not _is_there(each, wanted.get(name))]
-    missed = {each.name: each.missed + (0 if again and each.missed else 1) for each in gone}
+    missed = {each.name: each.missed + _counts(each, snapshot, again=again) for each in gone}
     fresh = [(name, vm) for name, vm in wanted.items() if name not in objects and vm.state not in _ENDING]
     present = [(name, wanted[name]) for name, each in objects.items() if _is_there(each, wanted.get(name))]
     before = {objects[name].predecessor: name for name, _ in present}
@@ -197,6 +197,17 @@ def _is_there(known: Known, vm: CloudVM | None) -> bool:
     return known.identity is None or known.identity.id is None or known.identity.id == vm.id
 
 
+def _is_unread(known: Known, snapshot: Snapshot) -> bool:
+    """Whether the sweep cannot tell that it is gone: its type, or that of one whose type is not known, was not read."""
+    identity = known.identity
+    return bool(snapshot.unread) if identity is None else identity.type in snapshot.unread
+
+
+def _counts(known: Known, snapshot: Snapshot, *, again: bool) -> int:
+    """1 if this sweep without it is one more."""
+    return 0 if _is_unread(known, snapshot) or (again and known.missed) else 1
+
+
 def _why_kept(
     known: Known, snapshot: Snapshot, missed: int, explained: Collection[str], *, has_heir: bool
 ) -> str | None:
@@ -206,6 +217,8 @@ def _why_kept(
         return f"{name} is being removed"
     if known.in_work:
         return f"{name} is not in CloudStack's lists any more; the operation on it is followed to its end"
+    if _is_unread(known, snapshot):
+        return f"{name} was not looked for: the role of this account may no longer list VMs of its type"
     by_us = known.identity is not None and known.identity.id in explained
     if missed < SWEEPS_TO_FORGET and not by_us:
         return f"the last sweep did not find {name}; it is forgotten if the next one does not find it either"

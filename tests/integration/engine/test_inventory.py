@@ -254,6 +254,25 @@ async def test_a_vm_is_forgotten_after_two_whole_sweeps_without_it_and_not_after
     await cloud.told(cloud.journey.object_of(goes.name), "Gone")
 
 
+async def test_vms_of_a_list_that_the_role_may_no_longer_read_are_kept_and_looked_for_again(cloud: Cloud) -> None:
+    user = cloud.world.users[1]
+    vpc = cloud.world.add_vpc(zone_of(cloud), "vpc-1", tiers=1)
+    tier = next(one for one in cloud.world.networks.values() if one.vpc is vpc)
+    vms = [*cloud.world.add_routers(vpc), cloud.world.add_internal_lb(tier)]
+    await cloud.declare(user=1)
+    found = await cloud.has(*vms)
+    user.lacks = frozenset({"listInternalLoadBalancerVMs"})
+    for _ in range(3):
+        await cloud.swept()
+    kept = await cloud.known(vms[-1], lambda identity: identity["state"] == "Missing", "is not looked for")
+    assert "the role of this account may no longer list" in condition(kept, "Ready")["message"]
+    await cloud.says("Authorized", "True", text="not read: listInternalLoadBalancerVMs", type_="Authorized")
+    user.lacks = frozenset()
+    await cloud.swept()
+    back = await cloud.known(vms[-1], lambda identity: identity["state"] == "Running", "is found again")
+    assert back["metadata"]["uid"] == found[vms[-1].name.lower()]["metadata"]["uid"]
+
+
 async def test_a_vm_that_one_sweep_missed_is_as_it_was(cloud: Cloud) -> None:
     vm = cloud.world.add_routers(network(cloud))[0]
     await cloud.declare()

@@ -109,6 +109,19 @@ def test_a_vm_that_a_job_of_ours_destroyed_is_given_up_at_once() -> None:
     assert judge("prod", snapshot(), [known(vm(1))], explained={"id-1"}).gone
 
 
+def test_who_is_on_a_list_that_the_role_may_no_longer_read_is_kept_and_not_counted_as_missed() -> None:
+    balancer, router = vm(1, type=SystemVMType.ILBVM), vm(2)
+    blind = snapshot(unread=frozenset({SystemVMType.ILBVM}))
+    for missed in (0, 1, 2):
+        verdict = judge("prod", blind, [known(balancer, missed=missed), known(router, missed=missed)])
+        assert "may no longer list" in verdict.missing["prod-r-1-vm"]
+        assert verdict.missed["prod-r-1-vm"] == missed
+        assert [each.name for each in verdict.gone] == (["prod-r-2-vm"] if missed else [])
+    assert not judge("prod", blind, [Known(name="prod-b-3-vm", identity=None, missed=1)]).gone
+    seeing = judge("prod", snapshot(), [known(balancer, missed=0)])
+    assert "if the next one does not find it" in seeing.missing["prod-r-1-vm"]
+
+
 def test_one_in_work_is_kept_until_its_operation_has_ended() -> None:
     verdict = judge("prod", snapshot(), [known(vm(1), in_work=True, missed=9)], explained={"id-1"})
     assert verdict.gone == ()
