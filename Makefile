@@ -105,9 +105,10 @@ format: $(STAMP) ## Put the code into shape
 generate: $(STAMP) ## Write crds/, the chart's copy and the API reference from controller/sysvm/api
 	@$(BIN)/python hack/generate.py
 
+IMAGE ?= sysvm-operator:dev
 .PHONY: image
-image: ## Build the operator's image (needs docker or podman)
-	docker build -t sysvm-operator:dev .
+image: ## Build the operator's image (IMAGE=REGISTRY/sysvm-operator:0.1.0; needs docker, or podman under its name)
+	docker build -t $(IMAGE) .
 
 .PHONY: clean
 clean: ## Remove what the checks and tests wrote into the tree

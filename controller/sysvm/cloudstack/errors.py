@@ -99,7 +99,7 @@ class Throttled(CloudStackError):  # noqa: N818
 
 
 class Unavailable(CloudStackError):  # noqa: N818
-    """No connection, a broken one, or 502, 503, 504: the server is down, starting (40 to 80 s), or not reachable."""
+    """No connection, a broken one, or 502, 503, 504: the server is down, starting, or not reachable."""
 
     reason = Reason.API_UNREACHABLE
     retryable = True

@@ -66,8 +66,9 @@ def import_metadata(metadata: TextIO, hypervisors: tuple[str, ...], name: str | 
     """Print the SystemVMTemplate of the images that METADATA names.
 
     METADATA is the metadata.ini of CloudStack's package, on a management server in
-    /usr/share/cloudstack-management/templates/systemvm/; - reads it from stdin. The payload is that of the hypervisor
-    hosts: pin it, or take it from the package, before you commit the manifest.
+    /usr/share/cloudstack-management/templates/systemvm/. This program is not installed there: copy the file, or give -
+    for stdin. The payload is that of the hypervisor hosts: pin it, or take it from the package, before you commit the
+    manifest.
     """
     import yaml
 
