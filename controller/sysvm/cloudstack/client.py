@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from sysvm.api.endpoint import Management
 from sysvm.cloudstack.commands import CHANGES, READS
 from sysvm.cloudstack.errors import (
+    CLOCK_TOLERANCE,
     NOT_BEGUN,
     AnswerInvalid,
     BadParameter,
@@ -36,7 +37,7 @@ from sysvm.cloudstack.errors import (
     Unavailable,
 )
 from sysvm.cloudstack.jobs import Job, JobId, classify, forgotten, says_its_status
-from sysvm.cloudstack.rate import Rate
+from sysvm.cloudstack.rate import LONGEST_PATIENCE_SECONDS, Rate
 from sysvm.cloudstack.transport import CONNECTIONS, Access, Answer, Clock, Credentials, LostAnswer, Param, Transport
 
 PAGE_SIZE = 500
@@ -48,8 +49,6 @@ CHANGE_EXPIRES = timedelta(minutes=2)
 `sysvm.domain.group_operation`: a copy that is held up on the way cannot arrive after the outcome was judged."""
 
 READ_TRIES = 3
-LONGEST_PATIENCE_SECONDS = 10.0
-"""A longer wait that the server asks for is left to the caller, whose work queue holds nothing meanwhile."""
 
 _PAGE_LIMIT = re.compile(r"page size value: (\d{1,6})")
 
@@ -132,7 +131,7 @@ class CloudStack:
             raise ValueError(f"{command} is not one of the commands that only read")
         for attempt in range(1, READ_TRIES + 1):
             try:
-                return await self._once(command, params, self._expires(READ_EXPIRES))
+                return await self._once(command, params, READ_EXPIRES)
             except LostAnswer as lost:
                 error = lost.error
             except Throttled as throttled:
@@ -191,12 +190,12 @@ class CloudStack:
             raise ValueError(f"{command} is not one of the commands that change something")
         self._check_power(command)
         try:
-            return await self._once(command, params, self._expires(CHANGE_EXPIRES))
+            return await self._once(command, params, CHANGE_EXPIRES)
         except LostAnswer as lost:
             raise OutcomeUnknown(f"no usable answer came: {lost.error.what}", command=command) from lost.error
         except Unavailable as error:
             if error.code == 0:
-                raise  # no connection: nothing was sent
+                raise  # no connection, or no turn: nothing was sent
             # 502, 503, 504 in CloudStack's form: who stands before the server may say so after it was asked.
             raise OutcomeUnknown(
                 f"no usable answer came: {error.what}",
@@ -258,13 +257,21 @@ class CloudStack:
         ahead = max(self.clock_ahead or timedelta(0), timedelta(0))
         return self._clock() - ahead + lifetime
 
-    async def _once(self, command: str, params: dict[str, Param], expires: datetime) -> Answer:
+    async def _once(self, command: str, params: dict[str, Param], lifetime: timedelta) -> Answer:
+        time = asyncio.get_running_loop().time
+        asked, expires = time(), self._expires(lifetime)
         await self._rate.turn()
         async with self._requests_in_flight:
             if command in CHANGES:
                 self._check_power(command)  # it may have been given up meanwhile
-            time = asyncio.get_running_loop().time
             started = time()
+            if timedelta(seconds=started - asked) > lifetime - CLOCK_TOLERANCE:
+                # A server whose clock is ahead, as far as is tolerated, would call it expired, and the keys wrong.
+                raise TimedOut(
+                    f"not sent: its turn came only after {started - asked:.0f} s",
+                    command=command,
+                    advice="Raise spec.api.limits.requestsPerSecond of the endpoint, or look at the server's load",
+                )
             code = 0
             try:
                 answer = await self._transport.exchange(command, params, expires)

@@ -13,8 +13,17 @@ from tests.unit.cloudstack.recorded import FULL, Server, answer, client, cut, re
 from sysvm.api.endpoint import Management
 from sysvm.cloudstack.client import CHANGE_EXPIRES, READ_EXPIRES, MayChange
 from sysvm.cloudstack.commands import CHANGES, READS
-from sysvm.cloudstack.errors import BadParameter, ChangeRefused, CloudStackError, OutcomeUnknown, ServerError
-from sysvm.domain.group_operation import QUIET
+from sysvm.cloudstack.errors import (
+    CLOCK_TOLERANCE,
+    BadParameter,
+    ChangeRefused,
+    CloudStackError,
+    OutcomeUnknown,
+    ServerError,
+    TimedOut,
+)
+from sysvm.cloudstack.lifecycle import CloudJobs
+from sysvm.domain.group_operation import QUIET, Call, Command, NotMade
 
 NOW = datetime(2026, 11, 22, 15, 40, tzinfo=UTC)
 
@@ -134,6 +143,21 @@ async def test_a_clock_that_is_ahead_does_not_lengthen_the_life_of_a_change(serv
         assert expires_of(server) == NOW - timedelta(minutes=30) + CHANGE_EXPIRES
         await cloud.call("listZones")
         assert expires_of(server) == NOW - timedelta(minutes=30) + READ_EXPIRES
+
+
+async def test_a_request_whose_turn_comes_too_late_is_not_sent_and_no_key_is_called_wrong(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("READ_EXPIRES", "CHANGE_EXPIRES"):
+        monkeypatch.setattr(f"sysvm.cloudstack.client.{name}", CLOCK_TOLERANCE + timedelta(seconds=0.2))
+    server.says(answer({"listzonesresponse": {}}))
+    async with client(server, may_change=FULL, requests_per_second=2, burst=1) as cloud:
+        await cloud.call("listZones")
+        with pytest.raises(TimedOut, match=r"not sent: .*\. Raise spec\.api\.limits\.requestsPerSecond"):
+            await cloud.call("listZones")
+        told = await CloudJobs(cloud, lambda: NOW).submit(Call(Command.REBOOT_ROUTER, "a"))
+    assert isinstance(told, NotMade), "the operation makes its call when it is its turn"
+    assert len(server.seen) == 1
 
 
 async def test_keys_and_signatures_are_never_in_a_url(server: Server) -> None:

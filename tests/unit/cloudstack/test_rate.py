@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from sysvm.cloudstack.rate import Rate
+from sysvm.cloudstack.errors import Throttled
+from sysvm.cloudstack.rate import LONGEST_PATIENCE_SECONDS, Rate
 
 pytestmark = [pytest.mark.looptime]
 
@@ -60,3 +61,19 @@ async def test_a_cancelled_waiter_holds_nobody_for_ever() -> None:
     await asyncio.sleep(0)
     waiting.cancel()
     assert await times(rate, 1) == [2.0]
+
+
+async def test_nobody_waits_for_the_end_of_a_long_pause() -> None:
+    rate = Rate(5, 3)
+    rate.pause(9000.0)
+    rate.pause(1.0)
+    started = now()
+    with pytest.raises(Throttled, match=r"not sent: .* after 9000 s more") as caught:
+        await rate.turn()
+    assert (now() - started, caught.value.retry_after_seconds) == (0.0, 9000.0)
+    await asyncio.sleep(9000.0 - LONGEST_PATIENCE_SECONDS)
+    assert await times(rate, 2) == [10.0, 10.2], "the rest of it is short enough, and who was refused has no turn"
+
+
+async def test_a_long_line_of_our_own_is_no_pause() -> None:
+    assert (await times(Rate(1, 1), 30))[-1] == 29.0

@@ -181,11 +181,16 @@ async def test_a_throttled_read_waits_as_long_as_the_server_asks(server: Server)
 async def test_a_long_patience_is_handed_to_the_work_queue(server: Server) -> None:
     text = "The given user has reached his/her account api limit, please retry after [45000] ms."
     server.says(answer({"listzonesresponse": {"errorcode": 429, "errortext": text}}, 429))
-    async with client(server) as cloud:
+    async with client(server, may_change=FULL) as cloud:
         with pytest.raises(Throttled) as caught:
             await cloud.call("listZones")
-    assert caught.value.retry_after_seconds == 45.0
-    assert len(server.seen) == 1
+        assert caught.value.retry_after_seconds == 45.0
+        async with asyncio.timeout(5):
+            with pytest.raises(Throttled, match=r"not sent: the server said before .* 4\d s more"):
+                await cloud.call("listZones")
+            with pytest.raises(Throttled, match="not sent: "):
+                await cloud.submit("restartNetwork", id="a")
+    assert len(server.seen) == 1, "and until then nobody waits, nor asks"
 
 
 async def test_a_client_that_was_closed_sends_nothing_and_says_so(server: Server) -> None:

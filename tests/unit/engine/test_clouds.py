@@ -122,6 +122,29 @@ async def test_what_was_listed_after_a_call_counts_at_once_and_no_sweep_that_beg
         assert await sweep() == before, "a sweep that began later knows better"
 
 
+async def test_an_endpoint_that_was_corrected_is_swept_although_the_server_wanted_to_be_left_alone() -> None:
+    ended, world, now = asyncio.Event(), world_with("ams"), datetime.now(UTC)
+    world.faults.throttle, world.faults.throttle_milliseconds = 1, 900_000
+    async with cloud_server(world) as url, ManagedClouds(lambda key: ended.set(), lambda: now) as clouds:
+
+        async def failure() -> str:
+            clouds.sweep_now(KEY)
+            ended.clear()
+            clouds.sweep_if_due(KEY, (), now)
+            await asyncio.wait_for(ended.wait(), 30)
+            clouds.take_note(KEY, HOUR, now)
+            failed = clouds.failure(KEY)
+            return failed.message if failed is not None else ""
+
+        await clouds.follow(KEY, access(world, url), Management.OBSERVE)
+        assert "please retry after [900000] ms" in await failure()
+        assert "not sent: the server said before" in await failure(), (
+            "a sweep that waited would hold its place for that long"
+        )
+        await clouds.follow(KEY, access(world, url, requests_per_second=4), Management.OBSERVE)
+        assert await failure() == ""
+
+
 class Watched(CloudStack):
     """Says whether it was closed."""
 
