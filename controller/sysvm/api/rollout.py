@@ -231,6 +231,8 @@ class GroupVM(ApiModel):
     """Name in CloudStack."""
     boot_id: Annotated[str, Field(max_length=64)] | None = None
     """Of the boot it was in, as last seen over SSH."""
+    done: bool = False
+    """It had what the call brings already: that it has it later proves nothing of the call."""
 
 
 class GroupOperation(ApiModel):

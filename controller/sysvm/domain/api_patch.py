@@ -13,8 +13,9 @@ from datetime import timedelta
 from sysvm.api.observed import ApiPatchCall, ContentState
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
+from sysvm.api.systemvm import DriftKind
 from sysvm.domain.cloud import CloudVM, CloudVMState, CloudZone
-from sysvm.domain.drift import is_converged
+from sysvm.domain.drift import drift_of, is_converged
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.gate import Claim, ServerPayload, gate_of, unverified, would_install
 from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet, what_moves
@@ -107,16 +108,22 @@ class ApiPatch:
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         asked = operation.submitted_at or operation.started_at
-        known = [(vm, facts) for vm in look.vms if (facts := look.facts(vm)) is not None]
-        seen = [(vm, facts) for vm, facts in known if _seen_since(facts, operation, self.release)]
-        if len(seen) < len(look.vms):
+        known = [facts for vm in look.vms if (facts := look.facts(vm)) is not None]
+        if sum(_seen_since(facts, operation, self.release) for facts in known) < len(look.vms):
             return None
-        if any(self._is_done(vm, facts) for vm, facts in seen):
+        had = {vm.id for vm in operation.before if vm.done}
+        if any(self.is_done(look, vm) for vm in look.vms if vm.id not in had):
             return True
         return False if look.taken_at - asked >= LONGEST_PATCH else None
 
-    def _is_done(self, vm: CloudVM, facts: VMFacts) -> bool:
-        return _matches(facts) and gate_of(vm, self.zones.get(vm.zone_id), self.server).closed is not True
+    def is_done(self, look: Look, vm: CloudVM) -> bool:
+        """Files, signature and books are as the call leaves them. Services are not asked: a patch whose services then
+        fail was made all the same, and is not made again."""
+        facts = look.facts(vm)
+        if facts is None or gate_of(vm, self.zones.get(vm.zone_id), self.server).closed:
+            return False
+        drift = drift_of(facts, self.release)
+        return drift.certain and not drift.kinds & {DriftKind.CONTENT, DriftKind.SCRIPTS}
 
     def after(self, operation: GroupOperation, look: Look) -> Verdict:
         before = {vm.id for vm in operation.before}
@@ -167,6 +174,9 @@ class _NotReady:
 
     def before(self, operation: GroupOperation, look: Look) -> Verdict:
         return not_yet(Reason.TEMPLATE_NOT_READY, "the release, or the management server, is not known yet")
+
+    def is_done(self, look: Look, vm: CloudVM) -> bool:
+        return False
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         return None

@@ -228,6 +228,11 @@ class Judge(Protocol):
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:
         """Whether the call has had an effect: asked when nothing moves any more. None: that cannot be told yet."""
+    def is_done(self, look: Look, vm: CloudVM) -> bool:
+        """Whether the VM has what the call brings: kept from right before it (`GroupVM.done`), because what was there
+        before is no effect."""
+        ...
+
         ...
 
     def after(self, operation: GroupOperation, look: Look) -> Verdict:
@@ -372,7 +377,7 @@ def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
             operation,
             GroupPhase.SUBMITTING,
             now,
-            before=_marks(look),
+            before=_marks(look, judge),
             rules_listed=listed_counts(look.rules),
             rules_held=held_counts(look.known),
             submitted_at=now,
@@ -385,13 +390,14 @@ def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
     return _waits(operation, verdict)
 
 
-def _marks(look: Look) -> tuple[GroupVM, ...]:
+def _marks(look: Look, judge: Judge) -> tuple[GroupVM, ...]:
     def boot_of(vm: CloudVM) -> str | None:
         facts = look.facts(vm)
         return facts.observed.boot_id if facts is not None and facts.observed is not None else None
 
     return tuple(
-        GroupVM(id=vm.id, name=vm.name, boot_id=boot_of(vm)) for vm in sorted(look.vms, key=lambda vm: vm.name)
+        GroupVM(id=vm.id, name=vm.name, boot_id=boot_of(vm), done=judge.is_done(look, vm))
+        for vm in sorted(look.vms, key=lambda vm: vm.name)
     )
 
 

@@ -140,6 +140,10 @@ class _Common:
         command = Command(operation.command)
         return Call(command, operation.target, flags_of(operation.method, command))
 
+    def is_done(self, look: Look, vm: CloudVM) -> bool:
+        """Nobody: a start anew gives another boot or another id, and neither can be there before it."""
+        return False
+
     def _settled(self) -> Verdict:
         return HOLDS if self.unsettled is None else not_yet(Reason.CLOUD_CHANGED, self.unsettled)
 

@@ -18,7 +18,18 @@ from sysvm.domain.api_patch import ApiPatch, aim_of
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.gate import ServerPayload
-from sysvm.domain.group_operation import Command, Job, Limits, Look, Looked, Standing, Verdict, apply, begun
+from sysvm.domain.group_operation import (
+    Command,
+    Job,
+    Limits,
+    Look,
+    Looked,
+    Standing,
+    Verdict,
+    after_restart,
+    apply,
+    begun,
+)
 from sysvm.domain.rule_counts import ListedRules
 
 from . import builders as b
@@ -54,11 +65,12 @@ def router(name: str = "r-1-VM", **values: Any) -> CloudVM:
 
 def known(name: str = "r-1-VM", *, at: datetime | None = None, patched: bool = True, **values: Any) -> VMFacts:
     at = at or b.ago(minutes=1)
-    role, failed = values.pop("role", None), values.pop("failed_services", ())
+    role = values.pop("role", None)
+    inside = {name: values.pop(name) for name in ("failed_services", "signature", "payload") if name in values}
     host = values.pop("host_payload", ObservedHostPayload(host="kvm-1", checksum=f"sha512:{CHECKSUM}", revision=b.NEW))
     make = b.up_to_date if patched else b.observed
     books = ObservedManagement(at=at, api_patch=values.pop("api_patch", CALL))
-    observed = make(at=at, failed_services=failed).model_copy(update={"host_payload": host, "management": books})
+    observed = make(at=at, **inside).model_copy(update={"host_payload": host, "management": books})
     return b.facts(name, observed=observed, hypervisor="KVM", role=role, **values)
 
 
@@ -227,3 +239,65 @@ def test_a_lost_call_is_only_then_without_effect_when_no_host_can_still_be_at_it
 ) -> None:
     lost = operation(GroupPhase.UNKNOWN, submittedAt=b.ago(minutes=minutes))
     assert JUDGE.changed(lost, look(vm, facts=(facts,))) is changed
+
+
+PAIR = (router("r-1-VM"), router("r-2-VM"))
+LIMITS = Limits(step=timedelta(minutes=9), vm=timedelta(hours=1))
+
+
+def lost(*before: VMFacts, minutes: int, vms: tuple[CloudVM, ...] = PAIR) -> GroupOperation:
+    """The process ended right after it had stored that it is about to call, so long ago, with the VMs like this."""
+    began = b.ago(minutes=minutes)
+    preparing = operation(GroupPhase.PREPARING, since=b.ago(hours=1), submittedAt=None, submissions=0, before=())
+    stored = apply(preparing, Looked(look(*vms, facts=before, at=began)), JUDGE, LIMITS, preparing.started_at)
+    assert stored.phase is GroupPhase.SUBMITTING, stored
+    stored = GroupOperation.model_validate({**stored.to_dict(), "submittedAt": began})
+    return after_restart(stored, began)
+
+
+def found(unknown: GroupOperation, *now: VMFacts, vms: tuple[CloudVM, ...] = PAIR) -> GroupOperation:
+    return apply(unknown, Looked(look(*vms, facts=now)), JUDGE, LIMITS, b.NOW)
+
+
+def test_a_router_that_was_at_the_release_before_proves_nothing_of_a_call_that_was_lost() -> None:
+    half = known("r-1-VM"), known("r-2-VM", patched=False)
+    assert [vm.done for vm in lost(*half, minutes=5).before] == [True, False]
+    waits = found(lost(*half, minutes=5), *half)
+    assert (waits.phase, waits.submissions) == (GroupPhase.UNKNOWN, 1), "a host may still be at it"
+    again = found(lost(*half, minutes=20), *half)
+    assert (again.phase, again.submissions) == (GroupPhase.PREPARING, 1)
+    assert again.message == "lost the job; nothing has changed: once more"
+    worked = found(lost(*half, minutes=5), known("r-1-VM"), known("r-2-VM"))
+    assert worked.phase is GroupPhase.VERIFYING
+
+
+@pytest.mark.parametrize(
+    ("before", "vm"),
+    [
+        (known(), router(scripts_version="aa" * 64)),
+        (known(signature=b.ZEROS), router()),
+        (known(signature=b.OLD_SIGNATURE, payload="sha512:" + "cc" * 64), router()),
+    ],
+    ids=["the books", "an unfinished patch", "another archive"],
+)
+def test_files_that_match_are_not_all_that_the_call_brings(before: VMFacts, vm: CloudVM) -> None:
+    unknown = lost(before, minutes=20, vms=(vm,))
+    assert [each.done for each in unknown.before] == [False]
+    assert found(unknown, before, vms=(vm,)).phase is GroupPhase.PREPARING
+    assert found(unknown, known(), vms=(router(),)).phase is GroupPhase.VERIFYING
+
+
+def test_a_patch_after_which_services_fail_was_made_and_is_not_made_again() -> None:
+    unknown = lost(known(patched=False), minutes=20, vms=(router(),))
+    assert found(unknown, known(failed_services=("haproxy",)), vms=(router(),)).phase is GroupPhase.VERIFYING
+
+
+def test_a_call_for_services_that_failed_is_without_effect_while_they_do() -> None:
+    failed = known(failed_services=("haproxy",))
+    unknown = lost(failed, minutes=20, vms=(router(),))
+    again = found(unknown, failed, vms=(router(),))
+    assert again.phase is GroupPhase.PREPARING
+    assert found(unknown, known(), vms=(router(),)).phase is GroupPhase.PREPARING
+    later = b.NOW + timedelta(seconds=9)
+    works = Looked(look(router(), facts=(known(at=b.NOW + timedelta(seconds=5)),), at=later))
+    assert apply(again, works, JUDGE, LIMITS, later).phase is GroupPhase.VERIFYING, "it is seen before the next call"

@@ -65,6 +65,9 @@ class Replaces:
     def changed(self, operation: GroupOperation, seen: Look) -> bool | None:
         return {vm.id for vm in seen.vms} != {vm.id for vm in operation.before}
 
+    def is_done(self, seen: Look, vm: CloudVM) -> bool:
+        return False
+
     def after(self, operation: GroupOperation, seen: Look) -> Verdict:
         if self.changed(operation, seen):
             return HOLDS
