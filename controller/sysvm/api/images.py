@@ -71,8 +71,8 @@ class Images(ApiModel):
     """The images of the release, one for each hypervisor and architecture in use."""
 
     mode: ImageMode = ImageMode.ADOPT
-    """Adopt: they are looked for, and nothing in the cloud is changed. Register: one that no zone has is registered
-    there as ROUTING under its exact name, where the endpoint's management is Full; nothing uses it yet."""
+    """Adopt: they are looked for, and none is registered. Register: one that no zone has is registered there as ROUTING
+    under its exact name, where the endpoint's management is Full; nothing uses it yet."""
     items: Annotated[tuple[Image, ...], Field(min_length=1, max_length=16)]
     """The images."""
     accept_promotion: (
@@ -83,8 +83,9 @@ class Images(ApiModel):
         ]
         | None
     ) = None
-    """Set by people after they read status.promotion: with exactly that word the images become what CloudStack takes
-    for every system VM that it starts from then on, whoever starts it. Without it nothing is promoted."""
+    """Set by people after they read status.promotion: with exactly that word, in either mode and where the endpoint's
+    management is Full, the images become what CloudStack takes for every system VM that it starts from then on, whoever
+    starts it. Without it nothing is promoted."""
 
     cel: ClassVar[tuple[dict[str, str], ...]] = (
         rule(
@@ -125,7 +126,7 @@ class ImageStatus(ApiModel):
     """ROUTING: registered, and taken for routers where router.template names it. SYSTEM: taken for SSVM and CPVM too.
     Absent: it is not there."""
     used_by: Annotated[str, Field(max_length=253)] = ""
-    """Which types of VMs CloudStack would start from it now."""
+    """Which types of VMs CloudStack would start from it now, on hosts of this architecture."""
     message: ShortText = ""
     """What is missing, and what a person can do."""
 

@@ -27,6 +27,7 @@ class Feature(StrEnum):
     RECREATE = "Recreate"
     ADOPT = "templates: Adopt"
     REGISTER = "templates: Register"
+    PROMOTE = "templates: acceptPromotion"
     COMPARE = "room before a call, rules after it"
 
 
@@ -51,7 +52,8 @@ COMMANDS: Mapping[Feature, tuple[str, ...]] = {
     Feature.REBOOT: ("rebootSystemVm", "rebootRouter", *_JOBS),
     Feature.RECREATE: ("destroySystemVm", "restartNetwork", "restartVPC", *_JOBS),
     Feature.ADOPT: ("listTemplates",),
-    Feature.REGISTER: ("listTemplates", "listOsTypes", "registerTemplate", "updateTemplate", "updateConfiguration"),
+    Feature.REGISTER: ("listTemplates", "listOsTypes", "registerTemplate"),
+    Feature.PROMOTE: ("listTemplates", "updateTemplate", "updateConfiguration"),
     Feature.COMPARE: (*rules.COMMANDS, "listCapacity"),
 }
 """The commands of each feature; every feature needs those of OBSERVE and `listApis` too."""

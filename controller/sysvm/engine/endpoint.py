@@ -404,6 +404,7 @@ class EndpointReconciler:
             lacking=permissions.sentence() if permissions is not None else "",
             dispensable=permissions.warning() if permissions is not None else "",
             not_allowed=self._clouds.not_allowed(key),
+            clocks=self._clouds.clocks(key),
             beside=self._clouds.beside(key).told,
         )
 
@@ -415,6 +416,8 @@ def features_of(management: Management, policy: PatchPolicy, images: Images | No
         return wanted
     if images is not None and images.mode is ImageMode.REGISTER:
         wanted.add(Feature.REGISTER)
+    if images is not None and images.accept_promotion is not None:
+        wanted.add(Feature.PROMOTE)
     if AllowedMethod.REBOOT in policy.spec.methods:
         wanted.add(Feature.REBOOT)
     if AllowedMethod.RECREATE in policy.spec.methods:

@@ -13,6 +13,7 @@ from sysvm.engine.endpoint import features_of
 
 IMAGE = Image(hypervisor=ImageHypervisor.KVM, name="systemvm-kvm-4.20.2-x86_64")
 ADOPT, REGISTER = (Images(mode=mode, items=(IMAGE,)) for mode in (ImageMode.ADOPT, ImageMode.REGISTER))
+PROMOTE = Images(items=(IMAGE,), accept_promotion="0" * 8)
 
 
 def policy(*methods: str, route: str = "Auto") -> PatchPolicy:
@@ -34,6 +35,7 @@ def policy(*methods: str, route: str = "Auto") -> PatchPolicy:
         (["Reboot"], "Auto", None, {Feature.REBOOT, Feature.COMPARE}),
         (["LivePatch", "Recreate"], "SSH", ADOPT, {Feature.RECREATE, Feature.COMPARE, Feature.ADOPT}),
         (["LivePatch"], "SSH", REGISTER, {Feature.ADOPT, Feature.REGISTER}),
+        (["LivePatch"], "SSH", PROMOTE, {Feature.ADOPT, Feature.PROMOTE}),
     ],
 )
 def test_a_policy_needs_what_it_and_its_release_use(
@@ -46,3 +48,4 @@ def test_nothing_that_changes_a_cloud_is_needed_to_observe_it() -> None:
     everything = policy("LivePatch", "Reboot", "Recreate", route="API")
     assert features_of(Management.OBSERVE, everything, None) == set()
     assert features_of(Management.OBSERVE, everything, REGISTER) == {Feature.ADOPT}
+    assert features_of(Management.OBSERVE, everything, PROMOTE) == {Feature.ADOPT}
