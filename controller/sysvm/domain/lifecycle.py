@@ -26,7 +26,7 @@ from sysvm.domain.pairs import Trouble, primary_now
 from sysvm.domain.room import no_room
 from sysvm.domain.rule_counts import missing_rules, not_compared
 from sysvm.domain.running import failed_services, router_of
-from sysvm.domain.templates import place_of, wrong_template
+from sysvm.domain.templates import wrong_start
 from sysvm.domain.versions import is_older
 
 ROUTER_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER, SystemVMType.DHCPSRVR})
@@ -148,13 +148,10 @@ class _Common:
         return HOLDS if self.unsettled is None else not_yet(Reason.CLOUD_CHANGED, self.unsettled)
 
     def _choice(self, look: Look, vm: CloudVM) -> Verdict:
-        """The template that the server would start the VM from is the declared one, and ready in the zone."""
+        """What the server would start the VM from, wherever in the zone, is the declared image, and ready."""
         if self.version is None:
             return HOLDS
-        place = place_of(vm, {host.id: host for host in look.hosts})
-        if place is None:
-            return not_yet(Reason.WRONG_TEMPLATE_WOULD_BE_USED, f"the hypervisor of {vm.name} is not known")
-        wrong = wrong_template(place, self.images, look.templates)
+        wrong = wrong_start(vm, look.hosts, self.images, look.templates)
         return HOLDS if wrong is None else not_yet(wrong.reason, wrong.message)
 
     def _runs_well(self, operation: GroupOperation, vm: CloudVM, facts: VMFacts | None) -> Verdict:

@@ -11,12 +11,16 @@ VMTemplateDaoImpl.java, SystemVmManagerImpl.java, VirtualNetworkApplianceManager
 
 Newest is the highest number in the server's database, which no answer has. `created` follows it, in whole seconds; two
 of the same second cannot be told apart, and then nothing is recreated.
+
+Where the hosts of a zone have several architectures the server may try one after the other (CloudStack pull request
+10289, in 4.20.1, with the setting `system.vm.preferred.architecture`); this project has never seen it do so. No order
+is claimed here: the template of every architecture that has one has to be right.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 
@@ -103,19 +107,29 @@ def place_of(vm: CloudVM, hosts: Mapping[str, CloudHost]) -> Place | None:
 
 
 def chosen(place: Place, cloud: CloudTemplates) -> Choice:
-    """The template that the server starts a VM from there, by what is known now."""
-    fitting = [one for one in cloud.templates if _fits(one, place)]
+    """The template that the server starts a VM from there, on this architecture, by what is known now."""
+    found = _candidates(place, cloud)
     if place.type in ZONE_TYPES:
-        ready = [one for one in fitting if one.type == SYSTEM and one.ready]
-        return _newest(ready, f"no SYSTEM template for {place} is ready")
-    name = cloud.router_names.get((place.zone_id, place.hypervisor.lower()))
+        return _newest([one for one in found if one.ready], f"no SYSTEM template for {place} is ready")
+    name = _router_name(place, cloud)
     if not name:
         setting = f"router.template.{place.hypervisor.lower()}"
         return Choice(None, f"{setting} of zone {place.zone} cannot be read: allow listConfigurations")
-    named = [one for one in fitting if one.name == name]
-    routing = [one for one in named if one.type == ROUTING]
-    system = [one for one in named if one.type == SYSTEM]
-    return _newest(routing or system, f"{name}, which routers in zone {place.zone} are to take, is not there")
+    routing = [one for one in found if one.type == ROUTING]
+    return _newest(routing or found, f"{name}, which routers in zone {place.zone} are to take, is not there")
+
+
+def _candidates(place: Place, cloud: CloudTemplates) -> list[CloudTemplate]:
+    """All that the server chooses among, as far as it is known: of the right type, and of the name if there is one."""
+    if place.type in ZONE_TYPES:
+        return [one for one in cloud.templates if _fits(one, place) and one.type == SYSTEM]
+    name = _router_name(place, cloud)
+    fitting = [one for one in cloud.templates if _fits(one, place) and one.type in (SYSTEM, ROUTING)]
+    return [one for one in fitting if not name or one.name == name]
+
+
+def _router_name(place: Place, cloud: CloudTemplates) -> str | None:
+    return cloud.router_names.get((place.zone_id, place.hypervisor.lower()))
 
 
 def _fits(template: CloudTemplate, place: Place) -> bool:
@@ -141,8 +155,28 @@ def _newest(found: Sequence[CloudTemplate], nothing: str) -> Choice:
     return Choice(one, one.name)
 
 
+def wrong_start(
+    vm: CloudVM, hosts: Collection[CloudHost], images: Images | None, cloud: CloudTemplates | None
+) -> Wrong | None:
+    """Why a VM must not be started anew: on an architecture that it may be started on, what the server will take is not
+    the declared image, or not ready. `hosts`: of its zone, those that are down too."""
+    place = place_of(vm, {host.id: host for host in hosts})
+    if place is None:
+        return Wrong(Reason.WRONG_TEMPLATE_WOULD_BE_USED, f"the hypervisor of {vm.name} is not known")
+    alike = [host for host in hosts if (host.hypervisor or "").lower() == place.hypervisor.lower()]
+    architectures = sorted({place.arch, *(host.arch for host in alike)} - {None}, key=str)
+    others = [replace(place, arch=arch) for arch in architectures if arch != place.arch]
+    # Where an architecture has no template to take, ready or not, nothing is started on it.
+    possible = [place, *(one for one in others if cloud is None or _candidates(one, cloud))]
+    wrong = next((found for one in possible if (found := wrong_template(one, images, cloud)) is not None), None)
+    if wrong is None or len(architectures) < 2:
+        return wrong
+    told = f"{place.hypervisor} hosts of zone {place.zone} have several architectures, and the server may take any"
+    return replace(wrong, message=f"{wrong.message}; {told}")
+
+
 def wrong_template(place: Place, images: Images | None, cloud: CloudTemplates | None) -> Wrong | None:
-    """Why a VM must not be recreated there: what the server will take is not the declared image, or not ready."""
+    """Why a VM must not be started there, on a host of this architecture."""
     item = item_for(images, place)
     if item is None:
         told = f"the release declares no image for {place.hypervisor} {place.arch or ''}".rstrip()
@@ -204,10 +238,14 @@ def _way_there(place: Place, item: Image, cloud: CloudTemplates) -> str:
 def places(snapshot: Snapshot) -> tuple[Place, ...]:
     """What images are needed for: every enabled zone's hypervisors and architectures, as its hosts have them, for a
     system VM and a router each."""
+    return _places_in(snapshot, {zone.id for zone in snapshot.zones.values() if zone.enabled})
+
+
+def _places_in(snapshot: Snapshot, zone_ids: Collection[str]) -> tuple[Place, ...]:
     kinds = {
         (host.zone_id, host.hypervisor, host.arch)
         for host in snapshot.hosts.values()
-        if host.hypervisor and host.zone_id in snapshot.zones and snapshot.zones[host.zone_id].enabled
+        if host.hypervisor and host.zone_id in zone_ids
     }
     ordered = sorted(kinds, key=lambda kind: (snapshot.zones[kind[0]].name, kind[1] or "", kind[2] or ""))
     return tuple(
@@ -242,6 +280,11 @@ def _same_kind(one: Place, other: Place) -> bool:
     return (one.zone_id, one.hypervisor, one.arch) == (other.zone_id, other.hypervisor, other.arch)
 
 
+def _alike(place: Place, needed: Iterable[Place]) -> list[Place]:
+    """It, and what differs from it by architecture only."""
+    return [one for one in needed if replace(one, arch=place.arch) == place]
+
+
 def _row(endpoint: str, item: Image, place: Place, same: Sequence[Place], cloud: CloudTemplates) -> ImageStatus:
     usable = [one for one in cloud.templates if _fits(one, place) and one.name == item.name]
     mine = [one for one in usable if one.type in (SYSTEM, ROUTING) and not _other_file(one, item)]
@@ -274,16 +317,20 @@ def _missing(item: Image, place: Place, usable: Sequence[CloudTemplate], best: C
     return f"{item.name} in zone {place.zone} is of type {usable[0].type}: only ROUTING and SYSTEM are for system VMs"
 
 
-def unused(cloud: CloudTemplates, needed: Iterable[Place], declared: Iterable[Image]) -> tuple[str, ...]:
-    """Names of ROUTING and SYSTEM templates that nothing would be started from and no release declares."""
-    taken = {choice.template.id for place in needed if (choice := chosen(place, cloud)).template is not None}
-    keep = {image.name for image in declared}
-    names = {
-        one.name
-        for one in cloud.templates
-        if one.type in (SYSTEM, ROUTING) and one.id not in taken and one.name not in keep
-    }
-    return tuple(sorted(names))
+def unused(snapshot: Snapshot, cloud: CloudTemplates, declared: Iterable[Image]) -> tuple[str, ...]:
+    """Names of ROUTING and SYSTEM templates that nothing would be started from and no release declares.
+
+    A person may delete what is named here, so all that may be taken counts as taken: in a disabled zone too, every
+    candidate where the choice is not known, one that is not ready yet, and whatever bears the name of one of these.
+    """
+    used = {vm.template_id for vm in snapshot.vms.values()}
+    keep = {image.name for image in declared} | {one.name for one in cloud.templates if one.id in used}
+    needed = _places_in(snapshot, snapshot.zones.keys())
+    for place in needed:
+        choice = chosen(place, cloud).template
+        is_known = choice is not None and len(_alike(place, needed)) == 1
+        keep.update(one.name for one in _candidates(place, cloud) if one == choice or not is_known or not one.ready)
+    return tuple(sorted({one.name for one in cloud.templates if one.type in (SYSTEM, ROUTING)} - keep))
 
 
 # Making the images the ones that are taken
@@ -331,13 +378,24 @@ def promotion(images: Images, snapshot: Snapshot, cloud: CloudTemplates) -> Prom
     if not late or any(not _is_ready(place, images, cloud) for place in needed):
         return None
     changes: dict[str, Change] = {}
+    armed: list[Place] = []
     for place in late:
         change = _change(place, images, cloud)
-        if change is not None:
+        if change is not None and not _is_contested(place, needed, images):
             changes.setdefault(change.sentence, change)
+            armed.append(place)
     if not changes:
         return None
-    return Promotion(tuple(changes.values()), _armed(late, snapshot))
+    return Promotion(tuple(changes.values()), _armed(armed, snapshot))
+
+
+def _is_contested(place: Place, needed: Iterable[Place], images: Images) -> bool:
+    """Routers of several architectures are to take images of several names, and the zone's setting holds one: whichever
+    is set makes another one late. A person has to decide."""
+    if place.type in ZONE_TYPES:
+        return False
+    names = {item.name for one in _alike(place, needed) if (item := item_for(images, one)) is not None}
+    return len(names) > 1
 
 
 def _is_ready(place: Place, images: Images, cloud: CloudTemplates) -> bool:

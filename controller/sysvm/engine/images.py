@@ -121,15 +121,23 @@ class ImageWatch:
         problems: list[str] = []
         try:
             found = await cloud.read(snapshot, names)
-            for wish in _wishes(template.spec.version, images, snapshot, found):
-                refusal = await self._why_not(template, endpoint)
-                if refusal is not None:
-                    problems.append(f"{wish.sentence}: {refusal}")
-                    continue
-                await wish.carry_out(cloud)
-                found = await cloud.read(snapshot, names)
         except CloudStackError as error:
-            return ImagesSeen(problems=(*problems, f"endpoint {name}: {error}"))
+            return ImagesSeen(problems=(f"endpoint {name}: {error}",))
+        for wish in _wishes(template.spec.version, images, snapshot, found):
+            refusal = await self._why_not(template, endpoint)
+            if refusal is not None:
+                problems.append(f"{wish.sentence}: {refusal}")
+                continue
+            try:
+                await wish.carry_out(cloud)
+            except CloudStackError as error:
+                problems.append(f"{wish.sentence}: endpoint {name}: {error}")
+            try:
+                # After a refusal too: a part of it may be done, and what is left has another word.
+                found = await cloud.read(snapshot, names)
+            except CloudStackError as error:
+                problems.append(f"endpoint {name}: {error}")
+                break
         needed = places(snapshot)
         declared = [
             item for one in self._stores.templates.values() if one.spec.images for item in one.spec.images.items
@@ -137,7 +145,7 @@ class ImageWatch:
         return ImagesSeen(
             rows=image_statuses(name, images, needed, found),
             undeclared=tuple(f"{name}: {kind}" for kind in undeclared(images, needed)),
-            unused=tuple(f"{name}/{each}" for each in unused(found, needed, declared)),
+            unused=tuple(f"{name}/{each}" for each in unused(snapshot, found, declared)),
             promotion=promotion(images, snapshot, found),
             problems=tuple(problems),
         )

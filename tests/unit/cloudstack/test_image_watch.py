@@ -223,13 +223,40 @@ async def test_nothing_is_promoted_without_exactly_its_word() -> None:
         assert {row.used_by for row in seen.rows} == {"SSVM and CPVM, routers"}
 
 
+async def test_a_promotion_that_is_refused_leaves_what_was_seen_and_says_why() -> None:
+    async with scene() as (made, watch, pool):
+        made.cloud.add(kind="ROUTING", hours=5)
+        seen = await made.look(watch, pool, made.release())
+        assert seen.promotion is not None
+        made.cloud.world.users[0].lacks = frozenset({"updateConfiguration"})
+        after = await made.look(watch, pool, made.release(acceptPromotion=seen.promotion.word))
+        assert [row.used_by for row in after.rows] == ["SSVM and CPVM", "SSVM and CPVM"], "a part of it is done"
+        assert after.promotion is not None
+        assert after.promotion.word != seen.promotion.word
+        (told,) = after.problems
+        assert told.startswith("the images are not promoted: endpoint prod: ")
+
+
+async def test_an_image_that_is_refused_does_not_keep_the_others_from_being_registered() -> None:
+    async with scene() as (made, watch, pool):
+        made.cloud.world.add_host(made.cloud.fra, "arm-1", arch="aarch64")
+        made.cloud.world.users[0].lacks = frozenset({"registerTemplate"})
+        arm = {**IMAGE, "arch": "aarch64", "name": "systemvm-kvm-4.20.2-aarch64"}
+        seen = await made.look(watch, pool, made.release(mode="Register", items=[IMAGE, arm]))
+        assert [told.split(":")[0] for told in seen.problems] == [
+            f"{NAME} is not registered",
+            "systemvm-kvm-4.20.2-aarch64 is not registered",
+        ]
+        assert len(seen.rows) == 3
+
+
 async def test_a_template_that_nothing_uses_is_named_and_left() -> None:
     async with scene() as (made, watch, pool):
         made.cloud.add("systemvm-kvm-4.17.2-x86_64", hours=-24)
         made.cloud.add(hours=1)
         made.cloud.world.settings["router.template.kvm"] = NAME
         seen = await made.look(watch, pool, made.release())
-        assert seen.unused == ("prod/SystemVM Template (KVM)", "prod/systemvm-kvm-4.17.2-x86_64")
+        assert seen.unused == ("prod/systemvm-kvm-4.17.2-x86_64",), "the SSVM refers to the one that it runs"
         assert made.calls() == []
 
 

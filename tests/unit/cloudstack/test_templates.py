@@ -67,6 +67,7 @@ class Cloud:
                     zone=vm.zone.name,
                     host_id=vm.host.id if vm.host else None,
                     hypervisor=vm.hypervisor,
+                    template_id=vm.template.id,
                 )
                 for vm in self.world.vms.values()
             },

@@ -194,6 +194,19 @@ def test_nothing_is_called_before_everything_is_as_it_should_be(
     assert (found.standing is Standing.HOLDS) == (reason is None)
 
 
+def test_what_may_be_started_on_another_architecture_from_another_template_is_left_alone() -> None:
+    arm = CloudHost(id="h-3", name="arm-1", address=None, zone_id="z-1", hypervisor="KVM", arch="aarch64")
+    other = CloudTemplate(
+        id="t-arm", name=OLD_IMAGE, type="SYSTEM", hypervisor="KVM", arch="aarch64", zone_id="z-1", ready=True
+    )
+    found = templates()
+    mixed = replace(found, templates=(*found.templates, other))
+    operation = called(Method.RECREATE, vm("s-1"))
+    judge = judge_of(operation, version="4.20.2", images=IMAGES)
+    before = judge.before(operation, look(vm("s-1"), hosts=(*HOSTS, arm), templates=mixed))
+    assert (before.standing, before.reason) == (Standing.NOT_YET, Reason.IMAGE_NOT_DECLARED)
+
+
 def test_a_router_takes_a_named_template_that_is_not_ready_and_is_left_alone() -> None:
     operation = preparing(Method.RECREATE, vm("r-1"))
     not_ready = look(vm("r-1"), templates=templates(ready=False))
