@@ -35,6 +35,7 @@ from sysvm.domain.group_operation import (
     Refused,
     Submitted,
 )
+from sysvm.domain.jobs_at_work import may_be_at_work
 from sysvm.domain.room import HostRoom, Room
 from sysvm.domain.templates import ROUTING, SYSTEM, CloudTemplates
 
@@ -49,9 +50,6 @@ _SYSTEM_VM_TYPES = {
     SystemVMType.SECSTORAGE: "secondarystoragevm",
     SystemVMType.CONSOLEPROXY: "consoleproxy",
 }
-
-_BY_NETWORK = frozenset({"RestartNetworkCmd", "RestartVPCCmd"})
-"""Their jobs do not name the network or VPC (CloudStack 4.21 queryAsyncJobResult): any of them may be about ours."""
 
 
 class Clock(Protocol):
@@ -93,7 +91,7 @@ class CloudJobs:
         preparing = operation.phase is GroupPhase.PREPARING
         try:
             vms = await self._vms(operation)
-            jobs = await self._client.running_jobs() if operation.phase is not GroupPhase.VERIFYING else ()
+            running = await self._client.running_jobs() if operation.phase is not GroupPhase.VERIFYING else ()
             zone = await self._zone(operation.zone_id) if preparing else None
             hosts, left = await self._hosts(operation.zone_id) if preparing else ((), {})
             deploys = preparing and operation.command == Command.DESTROY_SYSTEM_VM
@@ -108,7 +106,7 @@ class CloudJobs:
             Look(
                 taken_at=self._clock(),
                 vms=vms,
-                jobs=tuple(_told(job) for job in jobs if _concerns(job, operation, vms)),
+                jobs=tuple(job for job in map(_told, running) if may_be_at_work(job, operation, vms)),
                 zone=zone,
                 hosts=hosts,
                 room=Room(left, addresses),
@@ -193,13 +191,5 @@ class CloudJobs:
         return CloudTemplates(taken_at=self._clock(), templates=tuple(found), router_names=names)
 
 
-def _concerns(job: Job, operation: GroupOperation, vms: tuple[CloudVM, ...]) -> bool:
-    if job.id == operation.job_id:
-        return True
-    if job.instance_id is not None:
-        return job.instance_id.lower() in {operation.target, *(vm.id for vm in vms)}
-    return job.command in _BY_NETWORK and operation.vm_type not in _SYSTEM_VM_TYPES
-
-
 def _told(job: Job) -> group_operation.Job:
-    return group_operation.Job(id=job.id, command=job.command, instance_id=job.instance_id)
+    return group_operation.Job(id=job.id, command=job.command, instance_id=job.instance_id, created=job.created)

@@ -19,7 +19,7 @@ What the call is, what must hold before it, how a change is seen and what must h
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
@@ -80,9 +80,11 @@ class Job:
 
     id: str
     command: str = ""
-    """Class of the command, such as org.apache.cloudstack.api.command.user.network.RestartNetworkCmd."""
+    """Class of the command without its package, such as RestartNetworkCmd."""
     instance_id: str | None = None
-    """VM that it works on; a restart of a network or VPC does not say which (CloudStack 4.21 queryAsyncJobResult)."""
+    """What it works on; not told for every command (`jobs_at_work`)."""
+    created: datetime | None = None
+    """By the server's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -480,7 +482,9 @@ def what_moves(vms: Iterable[CloudVM], jobs: Sequence[Job] = ()) -> str | None:
         if vm.job_id is not None:
             return f"job {vm.job_id} works on {vm.name}"
     if jobs:
-        return f"job {jobs[0].id} ({jobs[0].command.rpartition('.')[2] or 'unknown'}) runs"
+        job = jobs[0]
+        since = f" since {job.created.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if job.created is not None else ""
+        return f"job {job.id} ({job.command or 'unknown'}) runs{since}"
     return None
 
 

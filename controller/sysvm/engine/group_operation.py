@@ -35,6 +35,7 @@ from sysvm.domain.api_patch import ApiPatch
 from sysvm.domain.cloud import CloudVM, several_releases
 from sysvm.domain.facts import facts_of, release_of
 from sysvm.domain.group_operation import Event, Judge, Limits, Looked, NotMade, NotTold, Refused, Todo
+from sysvm.domain.jobs_at_work import not_of_others
 from sysvm.domain.lifecycle import ROUTER_TYPES, Aim, aim_of, judge_of
 from sysvm.engine.backups import Backups
 from sysvm.engine.board import Board
@@ -179,7 +180,17 @@ class GroupOperations:
                 return Refused(Reason.WAITING_FOR_GROUP, f"{missing} was not given to this operation in time")
             if missing:
                 return NotTold(f"{missing} is not given to this operation yet")
-        return Looked(replace(event.look, known=known))
+        jobs = not_of_others(event.look.jobs, op, event.look.vms, self._others(rollout, op))
+        return Looked(replace(event.look, jobs=jobs, known=known))
+
+    def _others(self, rollout: Rollout, op: GroupOperation) -> list[GroupOperation]:
+        """All other operations on the endpoint, as they are stored."""
+        return [
+            other
+            for running in self._stores.rollouts_on(endpoint_of(rollout))
+            for other in running.status.group_operations
+            if key_of(running) != key_of(rollout) or other.group != op.group
+        ]
 
     def _newly_asked_for(
         self, rollout: Rollout, operations: Iterable[GroupOperation], now: datetime

@@ -69,6 +69,10 @@ def copy_of(reply: web.StreamResponse) -> web.Response:
     return web.Response(body=reply.body, status=reply.status, headers={**headers, "Content-Type": kind})
 
 
+def names(pattern: str) -> list[str]:
+    return sorted(path.name.removesuffix(".json") for path in ANSWERS.glob(pattern))
+
+
 def recording(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((ANSWERS / f"{name}.json").read_text())
     return loaded

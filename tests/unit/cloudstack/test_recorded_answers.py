@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.cloudstack.recorded import ANSWERS, Server, client, inner, recorded, recording
+from tests.unit.cloudstack.recorded import Server, client, inner, names, recorded, recording
 
 from sysvm.api.reasons import Reason
 from sysvm.cloudstack.errors import (
@@ -43,10 +43,6 @@ CLASSES: dict[str, type[CloudStackError]] = {
     "error.user.patchSystemVm": NotAllowed,
     "error.wrongsecret": Unauthorized,
 }
-
-
-def names(pattern: str) -> list[str]:
-    return sorted(path.name.removesuffix(".json") for path in ANSWERS.glob(pattern))
 
 
 def test_every_recorded_error_is_known_here() -> None:

@@ -180,10 +180,10 @@ def test_an_unknown_call_is_judged_only_after_three_minutes_in_which_nothing_mov
 
 
 def test_while_any_job_that_may_be_ours_runs_nothing_is_judged() -> None:
-    job = Job(id="j-9", command="org.apache.cloudstack.api.command.user.network.RestartNetworkCmd")
+    job = Job(id="j-9", command="RestartNetworkCmd", created=NOW)
     found = after(UNKNOWN, Looked(look(router(1), jobs=(job,))), now=NOW + timedelta(hours=5))
     assert found.phase is GroupPhase.UNKNOWN
-    assert found.message == "lost the job; job j-9 (RestartNetworkCmd) runs"
+    assert found.message == "lost the job; job j-9 (RestartNetworkCmd) runs since 2026-11-22T12:00:00Z"
 
 
 def test_a_second_call_that_is_lost_too_ends_it() -> None:
