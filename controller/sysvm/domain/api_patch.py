@@ -95,6 +95,10 @@ class ApiPatch:
         facts = look.facts(vm)
         if facts is None or facts.observed is None or facts.observed.at <= operation.since:
             return not_yet(Reason.NOT_OBSERVED, f"{vm.name} and its host must be looked at first")
+        kept = facts.observed.host_payload
+        if kept is not None and kept.host != host.name:
+            told = f"{vm.name} was seen on host {kept.host} and runs on {host.name} by now: it is looked at again"
+            return not_yet(Reason.NOT_OBSERVED, told)
         installs = would_install(facts, self.release)
         if installs.checksum is None:
             refuse = broken if installs.known else not_yet

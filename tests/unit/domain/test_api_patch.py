@@ -39,6 +39,8 @@ CHECKSUM = "bb" * 64
 RELEASE = b.release().model_copy(update={"scripts_revision": b.NEW})
 ZONE = CloudZone(id="z1", name="ams-1", min_template_version="4.20.1", version_check=True, recreating_checks=())
 HOST = CloudHost(id="h1", name="kvm-1", address="192.0.2.9", zone_id="z1", hypervisor="KVM")
+OTHER_HOST = replace(HOST, id="h2", name="kvm-2")
+OTHER = ObservedHostPayload(host="kvm-2", checksum=f"sha512:{CHECKSUM}", revision=b.NEW)
 CALL = ApiPatchCall(command=ApiCommand.RESTART_NETWORK, id="n1", name="blue", vms=("r-1-VM", "r-2-VM"))
 JUDGE = ApiPatch(release=RELEASE, server=ServerPayload(CHECKSUM, "read"), server_version="4.21.0.0", zones={"z1": ZONE})
 
@@ -121,6 +123,20 @@ def test_a_network_or_vpc_is_one_call_and_an_ssvm_is_forced() -> None:
             ),
             Standing.BROKEN,
             Reason.HOST_PAYLOAD_MISMATCH,
+        ),
+        (
+            look(router(host_id="h2", host="kvm-2"), facts=(known(patched=False),), hosts=(HOST, OTHER_HOST)),
+            Standing.NOT_YET,
+            Reason.NOT_OBSERVED,
+        ),
+        (
+            look(
+                router(host_id="h2", host="kvm-2"),
+                facts=(known(patched=False, host_payload=OTHER),),
+                hosts=(HOST, OTHER_HOST),
+            ),
+            Standing.HOLDS,
+            None,
         ),
         (
             look(router(), facts=(known(api_patch=CALL.model_copy(update={"patches": 3})),)),
