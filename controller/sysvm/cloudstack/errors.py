@@ -71,6 +71,13 @@ class Unauthorized(CloudStackError):  # noqa: N818
     )
 
 
+class ClocksDiffer(Unauthorized):
+    """401 of a server whose clock differs by more than `CLOCK_TOLERANCE`: the request had most likely expired.
+
+    Reads live longer than changes, so that sweeps may pass where every change is refused.
+    """
+
+
 class NotAllowed(CloudStackError):  # noqa: N818
     """432, 531: the role of the user may not call this command, or the account may not touch this object."""
 
@@ -215,8 +222,8 @@ def from_answer(
         kind = NoSuchObject
     retry_after = _RETRY_MS.search(text) if kind is Throttled else None
     advice = None
-    if kind is Unauthorized and clock_ahead is not None and abs(clock_ahead) > CLOCK_TOLERANCE:
-        advice = _clock_sentence(clock_ahead)
+    if kind is Unauthorized and (differ := clocks_differ(clock_ahead)):
+        kind, advice = ClocksDiffer, f"{differ}. {Unauthorized.advice}"
     return kind(
         text,
         command=command,
@@ -228,9 +235,14 @@ def from_answer(
     )
 
 
-def _clock_sentence(ahead: timedelta) -> str:
-    seconds = round(abs(ahead.total_seconds()))
+def clocks_differ(ahead: timedelta | None) -> str:
+    """By how much, as a sentence without a full stop; empty: by little, or nobody knows.
+
+    `ahead` is how far the operator's clock is ahead of the server's.
+    """
+    if ahead is None or abs(ahead) <= CLOCK_TOLERANCE:
+        return ""
     side = "ahead of" if ahead > timedelta(0) else "behind"
     return (
-        f"The operator's clock is {seconds} s {side} the server's: correct it, requests expire. {Unauthorized.advice}"
+        f"The operator's clock is {abs(ahead).total_seconds():.0f} s {side} the server's: correct it, requests expire"
     )

@@ -15,7 +15,15 @@ from sysvm.api.methods import Method
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import CloudStack
-from sysvm.cloudstack.errors import CloudStackError, NoSuchObject, NotAllowed, OutcomeUnknown, Throttled, Unavailable
+from sysvm.cloudstack.errors import (
+    ClocksDiffer,
+    CloudStackError,
+    NoSuchObject,
+    NotAllowed,
+    OutcomeUnknown,
+    Throttled,
+    Unavailable,
+)
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
 from sysvm.cloudstack.rules import listed_rules
 from sysvm.cloudstack.templates import setting_of
@@ -72,7 +80,7 @@ class CloudJobs:
             return Submitted(await self._client.submit(str(call.command), id=call.id, **flags))
         except OutcomeUnknown as error:
             return NoAnswer(str(error))
-        except (Throttled, Unavailable) as error:
+        except (ClocksDiffer, Throttled, Unavailable) as error:
             return NotMade(str(error))
         except CloudStackError as error:
             return Refused(error.reason, str(error))

@@ -29,6 +29,8 @@ class CloudFacts:
     """The same of permissions that can be done without."""
     not_allowed: tuple[str, ...] = ()
     """Lists that the sweep had to do without."""
+    clocks: str = ""
+    """By how much the operator's clock differs from the server's, as a sentence; empty: by little."""
     beside: tuple[str, ...] = ()
     """Routers left over or twice, a sentence each."""
 
@@ -80,7 +82,8 @@ def notes(facts: CloudFacts) -> str:
     if snapshot is None:
         return ""
     more = len(facts.beside) - SENTENCES
-    said = [*facts.beside[:SENTENCES], *([f"and {more} such groups more"] if more > 0 else [])]
+    said = [facts.clocks] if facts.clocks else []
+    said += [*facts.beside[:SENTENCES], *([f"and {more} such groups more"] if more > 0 else [])]
     if (differing := several_releases(snapshot.servers.values())) is not None:
         said.append(differing)
     disabled = sorted(zone.name for zone in snapshot.zones.values() if not zone.enabled)

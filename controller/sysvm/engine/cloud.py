@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from sysvm.api.endpoint import Management
 from sysvm.api.reasons import Reason
 from sysvm.cloudstack.client import CloudStack, MayChange
-from sysvm.cloudstack.errors import CloudStackError
+from sysvm.cloudstack.errors import CloudStackError, clocks_differ
 from sysvm.cloudstack.inventory import Sweep, one_vm, sweep
 from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.cloudstack.preflight import Feature, Permissions, missing_permissions
@@ -66,6 +66,7 @@ class _Cloud:
     failure: SweepFailed | None = None
     failures: int = 0
     not_allowed: tuple[str, ...] = ()
+    clocks: str = ""
     beside: Beside = field(default_factory=Beside)
     features: frozenset[Feature] = frozenset()
     permissions: Permissions | None = None
@@ -132,6 +133,12 @@ class ManagedClouds:
         """Lists that the last sweep had to do without."""
         cloud = self._clouds.get(endpoint)
         return cloud.not_allowed if cloud is not None else ()
+
+    def clocks(self, endpoint: Key) -> str:
+        """By how much the operator's clock differed from the server's at the last sweep, as a sentence; empty: little.
+        Who is far behind has every change refused, and need not notice it by sweeps."""
+        cloud = self._clouds.get(endpoint)
+        return cloud.clocks if cloud is not None else ""
 
     def beside(self, endpoint: Key) -> Beside:
         """Routers left over or twice, as the last two sweeps found them."""
@@ -310,6 +317,7 @@ class ManagedClouds:
         snapshot = _with_noted(outcome.snapshot, cloud.noted)
         delta = delta_of(cloud.snapshot, snapshot)
         cloud.beside = found_beside(cloud.snapshot, snapshot)
+        cloud.clocks = clocks_differ(cloud.client.clock_ahead)
         cloud.failure, cloud.failures = None, 0
         cloud.snapshot, cloud.not_allowed = snapshot, outcome.not_allowed
         cloud.next_sweep = now + interval

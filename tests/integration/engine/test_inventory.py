@@ -426,7 +426,13 @@ async def test_wrong_keys_are_told(cloud: Cloud) -> None:
 async def test_a_clock_that_is_wrong_is_told_with_the_difference(cloud: Cloud) -> None:
     cloud.world.faults.clock_ahead_seconds = 3600.0
     await cloud.declare()
-    await cloud.says("Unauthorized", type_="Authorized")
+    await cloud.says("Unauthorized", text="s behind the server's: correct it", type_="Authorized")
+
+
+async def test_a_clock_with_which_sweeps_still_pass_is_told_before_a_change_is_refused(cloud: Cloud) -> None:
+    cloud.world.faults.clock_ahead_seconds = 180.0
+    await cloud.declare()
+    await cloud.says("Reachable", "True", "s behind the server's: correct it")
 
 
 async def test_a_url_of_the_user_interface_is_told(cloud: Cloud) -> None:

@@ -63,6 +63,12 @@ def test_the_endpoint_tells_of_them_and_counts_the_rest() -> None:
     assert said == "; ".join([*told[:10], "and 2 such groups more"])
 
 
+def test_the_endpoint_tells_of_a_clock_that_differs_first() -> None:
+    assert (
+        notes(CloudFacts(sweep(), clocks="The operator's clock is", beside=("r-1",))) == "The operator's clock is; r-1"
+    )
+
+
 def test_management_servers_of_several_releases_are_told_and_one_that_is_down_is_not_asked() -> None:
     new = CloudServer(id="1", name="ms-1", state="Up", version="4.21.0.0")
     old = CloudServer(id="2", name="ms-2", state="Up", version="4.20.2.0")

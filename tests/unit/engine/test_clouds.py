@@ -10,9 +10,10 @@ import pytest
 
 from lab.cloud import World, cloud_server
 from sysvm.api.endpoint import Management
-from sysvm.cloudstack.client import CloudStack, MayChange
+from sysvm.cloudstack.client import CHANGE_EXPIRES, CloudStack, MayChange
 from sysvm.cloudstack.errors import ChangeRefused, Unavailable
 from sysvm.cloudstack.transport import Access, Credentials
+from sysvm.domain.group_operation import Call, Command, NotMade, Submitted
 from sysvm.engine.cloud import RETIRED_FOR, ManagedClouds
 from sysvm.kube.objects import Key
 
@@ -143,6 +144,33 @@ async def test_an_endpoint_that_was_corrected_is_swept_although_the_server_wante
         )
         await clouds.follow(KEY, access(world, url, requests_per_second=4), Management.OBSERVE)
         assert await failure() == ""
+
+
+@pytest.mark.parametrize(
+    ("server_ahead_seconds", "told"),
+    [(180.0, "s behind the server's"), (-180.0, "s ahead of the server's"), (20.0, "")],
+)
+async def test_a_clock_that_differs_makes_no_call_fail_and_is_told_with_the_sweep(
+    server_ahead_seconds: float, told: str
+) -> None:
+    ended, world, now = asyncio.Event(), world_with("ams"), datetime.now(UTC)
+    router = world.add_router(network=world.add_network(next(iter(world.zones.values())), "net-1"))
+    world.faults.clock_ahead_seconds = server_ahead_seconds
+    async with cloud_server(world) as url, ManagedClouds(lambda key: ended.set(), lambda: now) as clouds:
+        await clouds.follow(KEY, access(world, url), Management.FULL)
+        clouds.sweep_if_due(KEY, (), now)
+        await asyncio.wait_for(ended.wait(), 30)
+        assert clouds.take_note(KEY, HOUR, now) is not None
+        jobs = clouds.jobs(KEY)
+        assert jobs is not None
+        answer = await jobs.submit(Call(Command.REBOOT_ROUTER, router.id))
+        if server_ahead_seconds > CHANGE_EXPIRES.total_seconds():
+            assert isinstance(answer, NotMade)
+            assert told in answer.sentence
+        else:
+            assert isinstance(answer, Submitted)
+        assert told in clouds.clocks(KEY)
+        assert bool(told) == bool(clouds.clocks(KEY))
 
 
 class Watched(CloudStack):
