@@ -38,6 +38,10 @@ RULED_TYPES = frozenset({SystemVMType.ROUTER, SystemVMType.VPCROUTER})
 SETTLING = timedelta(seconds=60)
 """After a job has ended the server still removes what it replaced; what is left then stays."""
 
+BOOT_COUNTS = timedelta(minutes=1)
+"""So old the boot of before may be, which a reboot is proven by. High availability starts VMs anew too, also while the
+operation waits: that start would pass for ours."""
+
 _FLAGS: dict[tuple[Method, Command], tuple[str, ...]] = {
     (Method.REBOOT, Command.REBOOT_SYSTEM_VM): ("forced",),  # stop and start: without it no new template
     (Method.RECREATE, Command.RESTART_NETWORK): ("cleanup",),
@@ -185,8 +189,12 @@ class Reboot(_Common):
         if vm is None:
             return broken(Reason.VM_GONE, f"the VM with id {operation.target} is not there any more")
         facts = look.facts(vm)
-        if facts is None or facts.observed is None or facts.observed.boot_id is None:
+        seen = facts.observed if facts is not None else None
+        if seen is None or seen.boot_id is None:
             return not_yet(Reason.NOT_OBSERVED, f"{vm.name} must be looked at first: its boot is not known")
+        if seen.at <= operation.since or look.taken_at - seen.at > BOOT_COUNTS:
+            told = f"{vm.name} must be looked at first: it may have been started anew since its boot was seen"
+            return not_yet(Reason.NOT_OBSERVED, told)
         return _first(self._settled(), _placed(look, [vm], elsewhere=True), self._choice(look, vm))
 
     def changed(self, operation: GroupOperation, look: Look) -> bool | None:

@@ -1,7 +1,7 @@
 """What must hold before a reboot or a recreation, and after it: by what is seen, not by what the server says."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from tests.unit.domain.builders import NOW, ago, facts, observed, up_to_date
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.images import Images
 from sysvm.api.methods import Method
-from sysvm.api.observed import DataBags, RedundancyRole, RuleKind
+from sysvm.api.observed import DataBags, Observed, RedundancyRole, RuleKind
 from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
@@ -75,6 +75,10 @@ def seen(cloud_vm: CloudVM, **values: Any) -> VMFacts:
     return facts(cloud_vm.name, type=cloud_vm.type, **{"observed": look, **values})
 
 
+def in_boot(boot: str, at: datetime) -> Observed:
+    return up_to_date(version="4.20.2", at=at).model_copy(update={"boot_id": boot, "booted": True})
+
+
 def look(*vms: CloudVM, known: tuple[VMFacts, ...] | None = None, **values: Any) -> Look:
     base: dict[str, Any] = {
         "taken_at": NOW + timedelta(minutes=2),
@@ -92,7 +96,7 @@ def called(method: Method, *vms: CloudVM, job: JobState = JobState.SUCCEEDED, te
     """The call was made for these VMs, and its job has ended at NOW."""
     aim = aim_of(method, vms[0], "n-1" if vms[0].type is SystemVMType.ROUTER else None)
     assert aim is not None
-    before = [seen(each, observed=observed().model_copy(update={"boot_id": "boot-1"})) for each in vms]
+    before = [seen(each, observed=in_boot("boot-1", NOW + timedelta(minutes=1))) for each in vms]
     operation = machine.begun(aim.group, method, aim.call, vms[0], ["op-1"], NOW)
     judge = judge_of(operation, version="4.20.2", images=IMAGES)
     for event in (Looked(look(*vms, known=tuple(before))), Submitted("job-1"), JobTold(job, text)):
@@ -373,7 +377,7 @@ def test_who_stays_beside_it_is_not_its_successor() -> None:
     assert RecreateSystemVM().changed(operation, look(vm("s-9"))) is True
 
 
-# After a reboot
+# A reboot
 
 
 def booted(boot: str, name: str = "r-1", **values: Any) -> VMFacts:
@@ -393,6 +397,27 @@ def booted(boot: str, name: str = "r-1", **values: Any) -> VMFacts:
 )
 def test_a_vm_is_rebooted_when_it_is_in_another_boot(known: VMFacts, standing: Standing, reason: Reason | None) -> None:
     assert verdict(called(Method.REBOOT, vm("r-1")), look(vm("r-1"), known=(known,))) == (standing, reason)
+
+
+@pytest.mark.parametrize(
+    ("boot_seen", "look_taken", "standing"),
+    [
+        (-9, 0.5, Standing.NOT_YET),
+        (0, 0.5, Standing.NOT_YET),
+        (0.25, 0.5, Standing.HOLDS),
+        (0.25, 8, Standing.NOT_YET),
+        (7.5, 8, Standing.HOLDS),
+    ],
+)
+def test_the_boot_that_a_reboot_is_proven_by_was_seen_right_before_it(
+    boot_seen: float, look_taken: float, standing: Standing
+) -> None:
+    """Minutes after the operation began. A start by high availability after that is taken for ours."""
+    known = seen(vm("r-1"), observed=in_boot("boot-1", NOW + timedelta(minutes=boot_seen)))
+    taken = look(vm("r-1"), known=(known,), taken_at=NOW + timedelta(minutes=look_taken))
+    operation = preparing(Method.REBOOT, vm("r-1"))
+    found = judge_of(operation, version="4.20.2", images=IMAGES).before(operation, taken)
+    assert (found.standing, found.reason) == (standing, Reason.NOT_OBSERVED if standing is Standing.NOT_YET else None)
 
 
 def test_whether_a_lost_reboot_was_done_is_told_by_the_boot() -> None:
