@@ -422,20 +422,39 @@ async def two_rollouts(world: World) -> None:
     await world.until(lambda: world.has_ended("first") and world.has_ended("second"))
 
 
-async def in_order(world: World) -> None:
-    """The set of policies of docs/upgrade.md, the last one made first."""
+ROUTERS = {"types": ["router"]}
+ORDER: Mapping[str, dict[str, Any]] = {
+    "load-balancers": {"selector": {"types": ["ilbvm", "elbvm"]}, "after": [{"name": "single-routers"}]},
+    "single-routers": {"selector": {**ROUTERS, "redundancy": "Single"}, "after": [{"name": "redundant-routers"}]},
+    "redundant-routers": {"selector": {**ROUTERS, "redundancy": "Redundant"}, "after": [{"name": "system-vms"}]},
+    "system-vms": {"selector": {"types": ["secstorage", "consoleproxy"]}},
+}
+"""The set of policies of docs/upgrade.md, the last one first."""
+
+
+async def ordered(world: World, *names: str) -> None:
+    """These of the set, the last one made first."""
     world.endpoint()
     world.release("new")
-    types = {"types": ["router"]}
-    order: dict[str, dict[str, Any]] = {
-        "single-routers": {"selector": {**types, "redundancy": "Single"}, "after": [{"name": "redundant-routers"}]},
-        "redundant-routers": {"selector": {**types, "redundancy": "Redundant"}, "after": [{"name": "system-vms"}]},
-        "system-vms": {"selector": {"types": ["secstorage", "consoleproxy"]}},
-    }
-    for name, spec in order.items():
-        world.policy(name, strategy={"maxUnavailable": 5}, **spec)
-        await world.wait(minutes=1)
+    for name in ORDER:
+        if name in names:
+            world.policy(name, strategy={"maxUnavailable": 5}, **ORDER[name])
+            await world.wait(minutes=1)
     await world.until(lambda: world.has_ended("single-routers"))
+    await world.wait(minutes=1)
+
+
+async def in_order(world: World) -> None:
+    await ordered(world, "single-routers", "redundant-routers", "system-vms")
+
+
+async def without_pairs(world: World) -> None:
+    """The whole set, where two of four policies have no VM; until the first load balancer comes."""
+    await ordered(world, *ORDER)
+    world.narrator.say("operations", "puts b-7-VM, a load balancer, on the endpoint's list")
+    world.machines["b-7-VM"] = Machine("b-7-VM", type=SystemVMType.ILBVM, host="h1")
+    world.endpoint()
+    await world.until(lambda: world.has_ended("load-balancers"))
     await world.wait(minutes=1)
 
 
@@ -581,6 +600,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         "System VMs, then pairs, then single routers",
         lambda: [*storage(2), *storage(1, type_=SystemVMType.CONSOLEPROXY), *pair(), *_more()],
         in_order,
+    ),
+    Scenario(
+        "without-pairs",
+        "The same order where there are no pairs and no load balancers",
+        lambda: [*storage(2), *storage(1, type_=SystemVMType.CONSOLEPROXY), *_more()],
+        without_pairs,
     ),
     Scenario("operator-dies", "The operator dies in the middle", routers, operator_dies),
 )

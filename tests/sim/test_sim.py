@@ -22,7 +22,7 @@ def test_every_log_has_its_scenario() -> None:
     assert {place.stem for place in GOLDEN.glob("*.log")} == {scenario.name for scenario in SCENARIOS}
 
 
-@pytest.mark.parametrize("name", ["plain", "pair", "canary", "storage", "cloud-changed", "in-order"])
+@pytest.mark.parametrize("name", ["plain", "pair", "canary", "storage", "cloud-changed", "in-order", "without-pairs"])
 @pytest.mark.parametrize("after", [False, True], ids=["before-the-write", "after-the-write"])
 def test_an_operator_that_dies_again_and_again_changes_nothing(name: str, after: bool) -> None:
     scenario = next(one for one in SCENARIOS if one.name == name)

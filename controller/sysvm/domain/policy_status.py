@@ -6,7 +6,7 @@ Stalled are there only when true and never together, and every condition carries
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sysvm.api.base import ConditionStatus
@@ -30,6 +30,7 @@ from sysvm.domain.conditions import Wanted
 from sysvm.domain.facts import Release, VMFacts, release_of
 from sysvm.domain.failure import failures_of
 from sysvm.domain.method import Decision
+from sysvm.domain.no_vms import Listing, unexplained
 from sysvm.domain.planner import is_applicable
 from sysvm.domain.selection import Selection
 from sysvm.domain.sequence import STANDING
@@ -52,6 +53,8 @@ class PolicySituation:
     """What goes into the status; with it failures are told from news (`rollout.may_start`)."""
     waits: PolicyBlocker | None = None
     """What keeps another rollout from beginning (`sequence.waits_for`)."""
+    listing: Listing = field(default_factory=Listing)
+    """All VMs of the endpoint; asked only of a policy that selects none of them."""
 
 
 def policy_status(situation: PolicySituation, *, now: datetime) -> PatchPolicyStatus:
@@ -286,12 +289,28 @@ def _nothing_selected(context: _Context) -> _Row | None:
         return None
     if context.situation.selection.conflicts:
         return _conflict(context)
-    endpoint = context.situation.endpoint
-    discovering = endpoint is not None and endpoint.status.counts is None
-    told = f"the selector matches no VM of endpoint {context.situation.policy.spec.endpoint_ref.name}"
-    if discovering:
-        return _Row(ready=False, reason=Reason.NO_VMS, message=f"{told} yet: it was not looked at", reconciling=True)
-    return _Row(ready=False, reason=Reason.NO_VMS, message=told, stalled=True)
+    before = _said_of_nothing(context.situation.policy)
+    if before is not None and not context.situation.listing.complete:
+        return before
+    spec = context.situation.policy.spec
+    told = f"the selector matches no VM of endpoint {spec.endpoint_ref.name}"
+    why = unexplained(spec.selector, context.situation.listing)
+    passes = why is not None and why.passes
+    told += " yet: " if passes else ": "
+    told += why.message if why is not None else "it has none of this kind"
+    return _Row(ready=False, reason=Reason.NO_VMS, message=told, reconciling=passes, stalled=not passes)
+
+
+def _said_of_nothing(policy: PatchPolicy) -> _Row | None:
+    """What it said before: that stands until a process that began looks through the cloud. Else every restart would
+    take it back and say it again."""
+    ready = conditions.find(policy.status.conditions, ConditionType.READY)
+    stalled = conditions.find(policy.status.conditions, ConditionType.STALLED)
+    if ready is None or stalled is None or ready.observed_generation != policy.metadata.generation:
+        return None
+    if ready.reason != Reason.NO_VMS:
+        return None
+    return _Row(ready=False, reason=Reason.NO_VMS, message=ready.message, stalled=True)
 
 
 def _rollback_failed(context: _Context) -> _Row | None:

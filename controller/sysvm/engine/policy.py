@@ -10,6 +10,7 @@ continued by the next:
    its revision is not rolled out again by itself.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,20 +18,22 @@ from sysvm.api.base import API_VERSION, ENDPOINT_LABEL, POLICY_LABEL, REQUESTED_
 from sysvm.api.endpoint import CloudStackEndpoint, Management
 from sysvm.api.names import plan_name, rollout_name
 from sysvm.api.policy import LastRollout, PatchPolicy, PolicyBlocker
-from sysvm.api.reasons import EventReason, Reason
+from sysvm.api.reasons import ConditionType, EventReason, Reason
 from sysvm.api.rollout import PlanRef, PolicySnapshot, Rollout, RolloutCause, RolloutSpec
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.cloud import Snapshot
 from sysvm.domain.cloud_changed import cloud_facts, warnings
-from sysvm.domain.facts import Release, VMFacts, facts_of, host_payloads, release_of
+from sysvm.domain.conditions import find
+from sysvm.domain.facts import Release, VMFacts, host_payloads, release_of
 from sysvm.domain.method import Decision
+from sysvm.domain.no_vms import Listing
 from sysvm.domain.planner import Plan, decide_all, plan
 from sysvm.domain.policy_status import PolicySituation, policy_status
-from sysvm.domain.running import in_pairs
 from sysvm.domain.selection import Selection, select
 from sysvm.domain.sequence import waits_for
 from sysvm.domain.starts import Start, finished_to_prune, may_start, spec_digest
 from sysvm.engine.inventory import Roster
+from sysvm.engine.listings import Listings
 from sysvm.engine.notices import Notices, reference
 from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
@@ -41,6 +44,9 @@ from sysvm.kube.client import Cluster
 from sysvm.kube.errors import AlreadyExists, NotFound
 from sysvm.kube.objects import Key, owner_reference
 from sysvm.kube.queue import Again
+
+DOUBT_SECONDS = 30.0
+"""A policy without VMs is explained again so often while it is not known whether all VMs are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class _Sight:
     decisions: dict[str, Decision]
     last: LastRollout | None
     rollout: Rollout | None
+    listings: Mapping[str, Listing]
+    """Endpoint name -> its VMs, where a policy without VMs is to be explained."""
     waits: PolicyBlocker | None = None
     """Why another rollout must not begin yet, by spec.after."""
     snapshot: Snapshot | None = None
@@ -79,7 +87,7 @@ class PolicyReconciler:
     ) -> None:
         self._cluster = cluster
         self._stores = stores
-        self._roster = roster
+        self._listings = Listings(stores, roster, snapshot_of)
         self._plans = plans
         self._notices = notices
         self._clock = clock
@@ -99,7 +107,8 @@ class PolicyReconciler:
         if announced is not None and _is_only_announced(announced):
             return Again(0) if await self._make(sight, announced) else Again(1)
         await self._prune(key, policy)
-        return None
+        in_doubt = any(not one.complete or one.doubt is not None for one in sight.listings.values())
+        return Again(DOUBT_SECONDS) if in_doubt else None
 
     # Observe
 
@@ -107,7 +116,7 @@ class PolicyReconciler:
         endpoint = self._stores.endpoints.get(endpoint_of(policy))
         template = self._stores.templates.get(template_of(policy))
         release = release_of(template, policy.spec) if template is not None else None
-        facts = self._facts(policy, endpoint, now)
+        facts = self._listings.facts(endpoint, now) if endpoint is not None else []
         selection = select(policy, self._stores.policies_of(endpoint_of(policy)), facts)
         last = policy.status.last_rollout
         rollout = await self._rollout(policy, last)
@@ -115,6 +124,10 @@ class PolicyReconciler:
             decide_all(policy.spec, release, selection.vms, excluded=selection.excluded) if release is not None else {}
         )
         others = {other.metadata.name: other for other in self._stores.policies.values(policy.metadata.namespace)}
+        empty = {} if selection.vms else {policy.metadata.name: policy}
+        if policy.spec.after:
+            empty |= {name: other for name, other in others.items() if _says_no_vms(other)}
+        listings = self._of_endpoints({endpoint_of(one) for one in empty.values()}, {endpoint_of(policy): facts}, now)
         return _Sight(
             policy,
             endpoint,
@@ -125,15 +138,20 @@ class PolicyReconciler:
             decisions,
             _followed(last, rollout),
             rollout,
-            waits_for(policy, others, release) if release is not None else None,
+            listings,
+            waits_for(policy, others, release, listings) if release is not None else None,
             self._snapshot_of(endpoint_of(policy)),
         )
 
-    def _facts(self, policy: PatchPolicy, endpoint: CloudStackEndpoint | None, now: datetime) -> list[VMFacts]:
-        if endpoint is None:
-            return []
-        vms = self._stores.vms_of(key_of(endpoint))
-        return list(in_pairs(facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in vms))
+    def _of_endpoints(
+        self, keys: Iterable[Key], known: Mapping[Key, Sequence[VMFacts]], now: datetime
+    ) -> dict[str, Listing]:
+        found: dict[str, Listing] = {}
+        for key in keys:
+            if (endpoint := self._stores.endpoints.get(key)) is not None:
+                facts = known[key] if key in known else self._listings.facts(endpoint, now)
+                found[key.name] = self._listings.listing(endpoint, facts, now)
+        return found
 
     async def _rollout(self, policy: PatchPolicy, last: LastRollout | None) -> Rollout | None:
         """The last rollout. One that the cache lacks is asked for: missing means deleted, and that is remembered."""
@@ -192,19 +210,10 @@ class PolicyReconciler:
     def _is_undecided(self, sight: _Sight) -> bool:
         """A VM that is listed and has no object yet, or answers and was not yet compared: a plan without it would be a
         plan of half the truth."""
-        if sight.endpoint is not None and self._is_incomplete(sight.endpoint):
+        if sight.endpoint is not None and self._listings.is_incomplete(sight.endpoint):
             return True
         reachable = {vm.name for vm in sight.selection.vms if not vm.unreachable}
         return any(sight.decisions[name].undecided for name in reachable if name in sight.decisions)
-
-    def _is_incomplete(self, endpoint: CloudStackEndpoint) -> bool:
-        """A VM that the endpoint lists cannot be selected yet: nobody knows its type. Another's VM does not count."""
-        key = key_of(endpoint)
-        names = self._roster.names(endpoint)
-        if names is None:
-            return True
-        known = (self._stores.system_vms.get(Key(key.namespace, name)) for name in names)
-        return any(vm is None or (vm.status.identity is None and endpoint_of(vm) == key) for vm in known)
 
     @staticmethod
     def _plan(sight: _Sight, release: Release) -> Plan:
@@ -304,6 +313,7 @@ class PolicyReconciler:
             rollout=sight.rollout,
             last_rollout=last,
             waits=sight.waits,
+            listing=sight.listings.get(policy.spec.endpoint_ref.name, Listing()),
         )
         status = policy_status(situation, now=now).model_copy(
             update={
@@ -312,6 +322,11 @@ class PolicyReconciler:
             }
         )
         return await write_status(self._cluster, POLICY, policy.metadata, policy.status, status)
+
+
+def _says_no_vms(policy: PatchPolicy) -> bool:
+    ready = find(policy.status.conditions, ConditionType.READY)
+    return ready is not None and ready.reason == Reason.NO_VMS
 
 
 def _is_only_announced(last: LastRollout) -> bool:

@@ -229,13 +229,24 @@ class Stores:
 
     def _after_policy(self, change: Change[PatchPolicy]) -> Iterable[tuple[Job, float]]:
         yield Job(Role.POLICY, change.key), 0
-        for waiting in self.policies.values(index=BY_AFTER, value=str(change.key)):
-            yield Job(Role.POLICY, key_of(waiting)), BATCH_SECONDS
+        for waiting in self._waiting_for(change.key):
+            yield Job(Role.POLICY, waiting), BATCH_SECONDS
         if _only_status(change):  # nobody else decides by the status of a policy
             return
         for entry in (change.old, change.new):
             if entry is not None:
                 yield from self._around_policy(entry.value)
+
+    def _waiting_for(self, policy: Key) -> list[Key]:
+        """All that come after it: a policy without VMs is passed over, and has no change to tell of."""
+        found: dict[Key, None] = {}
+        rest = [policy]
+        while rest:
+            for waiting in self.policies.values(index=BY_AFTER, value=str(rest.pop())):
+                if (key := key_of(waiting)) not in found:
+                    found[key] = None
+                    rest.append(key)
+        return list(found)
 
     def _around_policy(self, policy: PatchPolicy) -> Iterable[tuple[Job, float]]:
         endpoint = endpoint_of(policy)

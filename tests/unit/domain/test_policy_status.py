@@ -13,6 +13,7 @@ from sysvm.api.policy import LastRollout, NextAction, PatchPolicy, PatchPolicySt
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import RolloutResult, RolloutStatus, WavePhase, WaveStatus
 from sysvm.domain.facts import Reach, VMFacts, release_of
+from sysvm.domain.no_vms import Listing
 from sysvm.domain.planner import decide_all
 from sysvm.domain.policy_status import PolicySituation, policy_status
 from sysvm.domain.selection import select
@@ -128,6 +129,9 @@ OLDER = {"policies": [b.policy("older", created=b.ago(days=9), selector={"names"
         ([GOOD, BROKEN], {"result": "Failed"}, Reason.ROLLBACK_FAILED, "Stalled", "Failed"),
         # what it speaks of is not there
         ([], {}, Reason.NO_VMS, "Stalled", "Failed"),
+        ([], {"listing": Listing((GOOD,))}, Reason.NO_VMS, "Stalled", "Failed"),
+        ([], {"listing": Listing((GOOD,), complete=False)}, Reason.NO_VMS, "Reconciling", "InProgress"),
+        ([], {"listing": Listing((GOOD,), doubt="it is not reachable")}, Reason.NO_VMS, "Reconciling", "InProgress"),
         ([OLD], OLDER, Reason.CONFLICT, "Stalled", "Failed"),
         ([GOOD, OLD], OLDER, Reason.CONFLICT, "Stalled", "Failed"),
         ([AT_WORK, OLD], OLDER, Reason.ROLLING_OUT, "Reconciling", "InProgress"),
@@ -163,6 +167,25 @@ def test_one_line_of_the_table(
 
 def ready(status: PatchPolicyStatus) -> Any:
     return next(condition for condition in status.conditions if condition.type == "Ready")
+
+
+def test_a_policy_without_vms_says_whether_its_selector_or_the_cloud_is_the_reason() -> None:
+    misspelt = situation(policy=b.policy(selector={"zones": ["ams1"]}), listing=Listing((GOOD,)))
+    told = "the selector matches no VM of endpoint prod: "
+    assert ready(policy_status(misspelt, now=b.NOW)).message == f"{told}none of its VMs has zone ams1"
+    none_there = situation(policy=b.policy(selector={"types": ["ilbvm"]}), listing=Listing((GOOD,)))
+    assert ready(policy_status(none_there, now=b.NOW)).message == f"{told}it has none of this kind"
+
+
+def test_what_was_said_of_no_vms_stands_until_a_restarted_process_has_looked() -> None:
+    policy = b.policy(selector={"types": ["ilbvm"]})
+    said = policy_status(situation(policy=policy, listing=Listing((GOOD,))), now=b.NOW)
+    later, unseen = b.NOW + timedelta(minutes=1), Listing((GOOD,), complete=False)
+    again = policy_status(situation(policy=policy.model_copy(update={"status": said}), listing=unseen), now=later)
+    assert again == said
+    edited = b.policy(selector={"types": ["elbvm"]}, generation=4).model_copy(update={"status": said})
+    anew = policy_status(situation(policy=edited, listing=unseen), now=later)
+    assert kstatus(4, anew) == "InProgress"
 
 
 def test_the_message_counts_the_rest() -> None:

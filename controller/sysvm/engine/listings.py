@@ -1,0 +1,40 @@
+"""The VMs of an endpoint as its policies see them, and whether these are all."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.domain.facts import VMFacts, facts_of
+from sysvm.domain.no_vms import Listing, listing_of
+from sysvm.domain.running import in_pairs
+from sysvm.engine.inventory import Roster
+from sysvm.engine.ports import SnapshotOf, no_cloud
+from sysvm.engine.stores import Stores, endpoint_of, key_of
+from sysvm.kube.objects import Key
+
+
+class Listings:
+    """Of all endpoints."""
+
+    def __init__(self, stores: Stores, roster: Roster, snapshot_of: SnapshotOf = no_cloud) -> None:
+        self._stores = stores
+        self._roster = roster
+        self._snapshot_of = snapshot_of
+
+    def facts(self, endpoint: CloudStackEndpoint, now: datetime) -> list[VMFacts]:
+        vms = self._stores.vms_of(key_of(endpoint))
+        return list(in_pairs(facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in vms))
+
+    def listing(self, endpoint: CloudStackEndpoint, facts: Sequence[VMFacts], now: datetime) -> Listing:
+        """`facts`: of all its VMs, at that moment."""
+        snapshot = self._snapshot_of(key_of(endpoint))
+        return listing_of(endpoint, facts, snapshot, complete=not self.is_incomplete(endpoint), now=now)
+
+    def is_incomplete(self, endpoint: CloudStackEndpoint) -> bool:
+        """A VM that the endpoint lists cannot be selected yet: nobody knows its type. Another's VM does not count."""
+        key = key_of(endpoint)
+        names = self._roster.names(endpoint)
+        if names is None:
+            return True
+        known = (self._stores.system_vms.get(Key(key.namespace, name)) for name in names)
+        return any(vm is None or (vm.status.identity is None and endpoint_of(vm) == key) for vm in known)
