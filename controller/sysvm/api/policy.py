@@ -150,7 +150,8 @@ class PatchPolicySpec(ApiModel):
         ),
     ] = ()
     """PatchPolicies that must be Ready at the same release before a rollout of this one begins; what has begun is not
-    stopped by them. Empty: it begins by itself."""
+    stopped by them. One of whose kind the cloud has no VM is passed over; those that it names are waited for in its
+    place. Empty: it begins by itself."""
     strategy: Strategy = Strategy()
     """How fast."""
     checks: Checks = Checks()
