@@ -184,6 +184,13 @@ class Looks:
             return self._failed(vm, endpoint, status, memory, handle, seconds, now)
         return self._found(key, vm, endpoint, status, memory, handle.result, seconds, now)
 
+    def lost(self, key: Key, vm: SystemVM, now: datetime) -> None:
+        """What the last look found was not written down: somebody wrote to the VM in between. It is taken again, with
+        the files, or what it was taken for would stay unknown until files are compared anyway, a day later."""
+        memory = self.memory(key, vm, now)
+        memory.next_look = now
+        memory.compare_next = memory.prove_next = True
+
     def _tell_what_others_did(self, vm: SystemVM, status: SystemVMStatus, now: Observed) -> None:
         """A start or a patch that no operation of ours explains: by high availability, CloudStack, or a person."""
         before = status.observed

@@ -158,6 +158,8 @@ class SystemVMReconciler:
             if target is not None and not endpoint.spec.suspend:
                 self._looks.begin_if_due(key, vm, endpoint, target, wants, now)
         if not await self._report(key, vm, noted or status, owner, now):
+            if noted is not None:
+                self._looks.lost(key, vm, now)
             return Again(0.1)
         self._tell_news(vm, place, ours=operation is not None or open_order(vm) is not None)
         if away:  # a sweep finds it again and wakes this key

@@ -13,8 +13,14 @@ from tests.integration.engine.journey import FIRST, SECOND, Journey
 from tests.integration.engine.simulated_vms import OUTPUT, SENT_BYTES, fingerprint_of
 
 from lab.content import hostile
+from sysvm.api.base import ApiModel, ObjectMeta
 from sysvm.api.reasons import Reason
+from sysvm.api.systemvm import SystemVMStatus
+from sysvm.engine import system_vm
 from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SECRET, SYSTEM_VM, TEMPLATE
+from sysvm.engine.status import write_status
+from sysvm.kube.client import Cluster
+from sysvm.kube.objects import Resource
 from sysvm.patching.results import JournalPhase
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -94,6 +100,32 @@ async def test_a_look_that_is_asked_for_is_taken_and_echoed(journey: Journey) ->
     await journey.converged()
     await journey.looked(journey.vms[0])
     assert len(journey.patches()) == 1
+
+
+async def test_a_look_whose_finding_could_not_be_written_is_taken_again(
+    journey: Journey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes to the VM while it is compared: else it would be NotCompared until files are compared anyway."""
+    refused: list[str] = []
+
+    async def refuse_the_first(
+        cluster: Cluster, resource: Resource, metadata: ObjectMeta, old: ApiModel, new: ApiModel
+    ) -> bool:
+        content = new.observed.content if isinstance(new, SystemVMStatus) and new.observed is not None else None
+        compared = content is not None and content.revision == SECOND
+        if compared and metadata.name.startswith(f"{journey.name}-") and metadata.name not in refused:
+            refused.append(metadata.name)
+            return False
+        return await write_status(cluster, resource, metadata, old, new)
+
+    monkeypatch.setattr(system_vm, "write_status", refuse_the_first)
+    await journey.declare(journey.add("a", "b"))
+    await journey.converged()
+    await journey.release("second")
+    await journey.namespace.edit(POLICY, journey.name, {"templateRef": {"name": f"{journey.name}-second"}})
+    await journey.policy_says("Converged", "Current", f"2 at {SECOND[:8]}")
+    assert sorted(refused) == [journey.object_of(vm) for vm in journey.vms]
+    assert journey.patched(SECOND) == journey.vms
 
 
 # Nothing is done that was not allowed
