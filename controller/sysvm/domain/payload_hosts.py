@@ -34,8 +34,8 @@ class Hosts:
     """Of the selected VMs of one endpoint."""
 
     asked: tuple[HostToAsk, ...]
-    left_out: tuple[str, ...]
-    """`kvm-3 (Maintenance)`: does not count as agreeing."""
+    left_out: tuple[tuple[str, str], ...]
+    """Name and why, such as Maintenance: does not count as agreeing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,7 @@ def hosts_of(vms: Iterable[Identity], snapshot: Snapshot | None) -> Hosts:
             left_out[vm.host] = trouble
         else:
             asked[vm.host] = HostToAsk(vm.host, vm.hypervisor, host.address if host is not None else None)
-    return Hosts(
-        tuple(asked[name] for name in sorted(asked)),
-        tuple(f"{name} ({left_out[name]})" for name in sorted(left_out)),
-    )
+    return Hosts(tuple(asked[name] for name in sorted(asked)), tuple(sorted(left_out.items())))
 
 
 def _trouble(host: CloudHost) -> str:

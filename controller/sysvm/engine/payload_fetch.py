@@ -27,7 +27,7 @@ from sysvm.patching.host_source import Held, Machine, MachineSource
 from sysvm.patching.keys import load_known_hosts, load_private_key
 from sysvm.patching.oci import OciReference, RegistryLogin, login_for
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import HostLogin, HostPlace
+from sysvm.patching.results import HostFiles, HostLogin, HostPlace
 from sysvm.patching.sources import PayloadPaths, PayloadSources
 
 _DOCKER_CONFIG = ".dockerconfigjson"
@@ -112,7 +112,7 @@ class PayloadFetcher:
             scripts=build.scripts,
             agent=build.agent,
             machines=sum(len(each.machines) for each in builds),
-            from_=build.machines[:16],
+            from_=tuple(name[:253] for name in build.machines[:16]),
             at=self._clock(),
         )
         warnings = warnings_of(build, builds, machines.left_out)
@@ -202,16 +202,21 @@ def _builds(held: Sequence[Held]) -> tuple[list[Build], list[str]]:
     for each in sorted(held, key=lambda held: held.machine.name):
         if each.files is None:
             continue
-        scripts = f"sha256:{each.files.scripts.sha256}"
-        agent = f"sha256:{each.files.agent.sha256}" if each.files.agent is not None else None
+        scripts, agent = _archives(each.files)
         also = frozenset(f"{algorithm}:{digest}" for algorithm, digest in each.files.checksums.items())
         known = builds.get((scripts, agent), Build(scripts, agent, (), also))
         builds[scripts, agent] = replace(known, machines=(*known.machines, each.machine.name))
     return list(builds.values()), sorted(each.machine.name for each in held if each.files is None)
 
 
+def _archives(files: HostFiles) -> tuple[str, str | None]:
+    agent = f"sha256:{files.agent.sha256}" if files.agent is not None else None
+    return f"sha256:{files.scripts.sha256}", agent
+
+
 def _holders(build: Build, held: Sequence[Held]) -> list[Held]:
-    return [each for each in held if each.machine.name in build.machines]
+    archives = build.scripts, build.agent
+    return [each for each in held if each.files is not None and _archives(each.files) == archives]
 
 
 def _raise(problem: Problem | None) -> None:

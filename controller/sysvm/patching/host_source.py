@@ -30,10 +30,12 @@ class Machine:
     login: HostLogin
     hypervisor: str | None = None
     """It decides in which folder; None: where CloudStack's packages put it."""
+    known_as: str | None = None
+    """What people tell it by where another machine has its name."""
 
     @property
     def name(self) -> str:
-        return self.place.name
+        return self.known_as or self.place.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +81,20 @@ class MachineSource:
     async def ask(self, machines: Sequence[Machine]) -> list[Held]:
         """What each holds. Raises `PayloadError` if one does not say: then it is not known whether all agree."""
         at_once = asyncio.Semaphore(_ASKED_AT_ONCE)
-        failures: list[tuple[str, PatchingError]] = []
+        failures: list[tuple[Machine, PatchingError]] = []
 
         async def ask_one(machine: Machine) -> Held | None:
             async with at_once:
                 try:
                     return Held(machine, await self.machines.files(machine))
                 except PatchingError as error:
-                    failures.append((machine.name, error))
+                    failures.append((machine, error))
                     return None
 
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(ask_one(machine)) for machine in machines]
         if failures:
-            told = "; ".join(str(error) for _, error in failures[:_NAMED])
+            told = "; ".join(_told(machine, error) for machine, error in failures[:_NAMED])
             more = f" and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
             raise PayloadError(
                 f"{len(failures)} of {len(machines)} machines cannot be asked what they hold: {told}{more}",
@@ -145,3 +147,8 @@ class MachineSource:
                     await asyncio.to_thread(arrival.write, part)
             await asyncio.to_thread(self.sources.kept.trim)
             return self.sources.kept.path(digest)
+
+
+def _told(machine: Machine, error: PatchingError) -> str:
+    """The error names the machine as its cloud does."""
+    return f"{machine.known_as}: {error}" if machine.known_as is not None else str(error)
