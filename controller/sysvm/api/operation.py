@@ -104,6 +104,8 @@ class OperationStatus(ApiModel):
     """Step in work, or the step that failed."""
     started_at: Time
     """When the operator began."""
+    submitted_at: Time | None = None
+    """Right before the last call to the management server. Absent: none has left, or it has changed nothing."""
     finished_at: Time | None = None
     """When the result was known."""
     result: OperationResult | None = None

@@ -271,7 +271,7 @@ class GroupOperation(ApiModel):
     job_failure: Annotated[str, Field(max_length=512)] = ""
     """What the server says went wrong; empty also when it says nothing."""
     submitted_at: Time | None = None
-    """Right before the last call."""
+    """Right before the last call. Absent: none has left, or it has changed nothing."""
     submissions: Annotated[int, Field(ge=0, le=10)] = 0
     """Calls made or begun. A second one only after the group was found unchanged."""
     finished_at: Time | None = None

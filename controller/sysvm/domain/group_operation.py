@@ -24,7 +24,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from sysvm.api.methods import Method, Route
-from sysvm.api.operation import OperationResult
+from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
@@ -228,13 +228,13 @@ class Judge(Protocol):
         it is not made, and that is success."""
         ...
 
-    def changed(self, operation: GroupOperation, look: Look) -> bool | None:
-        """Whether the call has had an effect: asked when nothing moves any more. None: that cannot be told yet."""
     def is_done(self, look: Look, vm: CloudVM) -> bool:
         """Whether the VM has what the call brings: kept from right before it (`GroupVM.done`), because what was there
         before is no effect."""
         ...
 
+    def changed(self, operation: GroupOperation, look: Look) -> bool | None:
+        """Whether the call has had an effect: asked when nothing moves any more. None: that cannot be told yet."""
         ...
 
     def after(self, operation: GroupOperation, look: Look) -> Verdict:
@@ -317,15 +317,23 @@ STARTED_ANEW = frozenset({GroupPhase.UNKNOWN, GroupPhase.VERIFYING})
 """Phases in which a VM may have been started by our own call."""
 
 
-def new_key_since(operation: GroupOperation) -> datetime | None:
-    """The moment from which another host key of its VMs is of our own making; None: it is a stranger's.
+LATE_START = timedelta(hours=1)
+"""So long after a reboot was given up its VM may still come up, and show another host key once."""
 
-    A key that was first seen before it may be replaced: by what is seen while the start is waited for, and by whatever
-    comes after a call that failed, because the VM may come up later.
+
+def new_key_since(mirror: OperationStatus | None, now: datetime) -> datetime | None:
+    """The moment from which another host key of a VM is of our own making; None: it is a stranger's.
+
+    A key that was first seen before it may be replaced, once. `mirror`: of the VM's last operation. Only a Reboot gives
+    a VM that stays who it is another key. What Recreate makes are other VMs, with objects of their own; the address of
+    one that went may be another's by then, so the old ones must show their key or are not believed.
     """
-    failed = operation.result is OperationResult.FAILED and bool(operation.before)
-    starts = operation.method is not Method.LIVE_PATCH
-    return operation.submitted_at if starts and (operation.phase in STARTED_ANEW or failed) else None
+    if mirror is None or mirror.method is not Method.REBOOT or mirror.submitted_at is None:
+        return None
+    if mirror.result is None:
+        return mirror.submitted_at if mirror.step in STARTED_ANEW else None
+    ended = mirror.finished_at if mirror.result is OperationResult.FAILED else None
+    return mirror.submitted_at if ended is not None and now < ended + LATE_START else None
 
 
 def after_restart(operation: GroupOperation, now: datetime) -> GroupOperation:
@@ -344,7 +352,7 @@ def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits,
             undone = {"before": (), "submitted_at": None, "submissions": operation.submissions - 1}
             return _to(operation, GroupPhase.PREPARING, operation.started_at, message=_cut(event.sentence), **undone)
         case GroupPhase.PREPARING | GroupPhase.SUBMITTING, Refused():
-            untouched = operation.model_copy(update={"before": ()})
+            untouched = operation.model_copy(update={"before": (), "submitted_at": None})
             return _done(untouched, OperationResult.FAILED, event.reason, event.sentence, now)
         case GroupPhase.PREPARING, Looked():
             return _prepared(operation, event.look, judge, limits, now)
@@ -432,9 +440,11 @@ def _found(operation: GroupOperation, look: Look, judge: Judge, now: datetime) -
     if operation.submitted_at is not None and now - operation.submitted_at < EXPIRES + QUIET:
         return operation.model_copy(update={"message": "nothing has changed; the call may still be on its way"})
     if operation.submissions < SUBMISSIONS:
-        return _to(operation, GroupPhase.PREPARING, now, message="lost the job; nothing has changed: once more")
+        once_more = "lost the job; nothing has changed: once more"
+        return _to(operation, GroupPhase.PREPARING, now, message=once_more, submitted_at=None)
     sentence = f"{operation.message or 'the job was lost'}; nothing has changed after {operation.submissions} calls"
-    return _done(_without_who_stayed(operation, look), OperationResult.FAILED, Reason.JOB_LOST, sentence, now)
+    unchanged = _without_who_stayed(operation, look).model_copy(update={"submitted_at": None})
+    return _done(unchanged, OperationResult.FAILED, Reason.JOB_LOST, sentence, now)
 
 
 def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:

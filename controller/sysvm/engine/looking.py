@@ -15,6 +15,7 @@ from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain import rules
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
+from sysvm.domain.group_operation import new_key_since
 from sysvm.domain.pairs import SAMPLES
 from sysvm.domain.running import must_look_again
 from sysvm.domain.system_vm_status import AT_NEXT_COMMAND, RERUN
@@ -50,6 +51,8 @@ class Memory:
     next_look: datetime
     looked_at: datetime | None = None
     began_at: datetime | None = None
+    any_key: bool = False
+    """The look that runs, or ran last, asked for no host key that was seen before."""
     failures: int = 0
     told: bool = False
     """That it does not answer, since it last did."""
@@ -73,6 +76,14 @@ class Memory:
         return self.looked_at + min(ASKED_LOOK * doubled, LONGEST_PAUSE)
 
 
+BEING_STARTED = Reach(
+    None,
+    Reason.IN_WORK,
+    "the management server starts it anew: what answers at its address is another VM, or shows its next host key",
+)
+"""Of a VM whose host key was refused meanwhile."""
+
+
 def _is_started_anew(vm: SystemVM) -> bool:
     """The management server was asked for its start: that it is silent meanwhile, or that another VM has its address
     and shows its own key there, is no news. If it stays so, it is told once the operation has ended."""
@@ -80,6 +91,12 @@ def _is_started_anew(vm: SystemVM) -> bool:
     if order is None or order.method not in (Method.REBOOT, Method.RECREATE):
         return False
     return told is None or told.id != order.id or told.result is None
+
+
+def may_show_another_key(status: SystemVMStatus, now: datetime) -> bool:
+    """Our own call may have started it with another disk, and no other key than before that call was seen yet."""
+    since, known = new_key_since(status.operation, now), status.host_key
+    return since is not None and known is not None and known.seen_at <= since
 
 
 class Looks:
@@ -162,7 +179,7 @@ class Looks:
             return
         compare = wants if self._must_compare(vm, endpoint, memory, wants, now) else None
         if self._pool.get(key) is None:
-            memory.began_at = now
+            memory.began_at, memory.any_key = now, target.pinned_host_key is None
         samples = self._samples(key, vm, memory, now)
         self._pool.start(
             key,
@@ -173,7 +190,7 @@ class Looks:
     def take_note(
         self, key: Key, vm: SystemVM, endpoint: CloudStackEndpoint, status: SystemVMStatus, now: datetime
     ) -> SystemVMStatus | None:
-        """The status with what a finished look found; None while none has finished."""
+        """The status with what a finished look found; None while none has finished, or one that proves nothing."""
         handle = self._pool.get(key)
         if handle is None or not handle.done:
             return None
@@ -182,6 +199,10 @@ class Looks:
         seconds = (now - (memory.began_at or now)).total_seconds()
         if handle.result is None:
             return self._failed(vm, endpoint, status, memory, handle, seconds, now)
+        if memory.any_key and _is_anothers_key(status, handle.result, now):
+            # It believed whoever answered, and by now nobody but the VM that is known is believed: it is asked anew.
+            memory.next_look = now
+            return None
         return self._found(key, vm, endpoint, status, memory, handle.result, seconds, now)
 
     def lost(self, key: Key, vm: SystemVM, now: datetime) -> None:
@@ -295,6 +316,8 @@ class Looks:
         self._observer.looked(result=str(reason), seconds=seconds)
         memory.failures += 1
         memory.reach = Reach(False, reason, str(error))
+        if reason is Reason.HOST_KEY_CHANGED and _is_started_anew(vm):
+            memory.reach = BEING_STARTED  # else a person would be told to accept the key
         memory.next_look = now + min(FIRST_RETRY * 2 ** min(memory.failures - 1, 8), endpoint.spec.scan.interval)
         if not memory.told and not _is_started_anew(vm):
             memory.told = True
@@ -362,3 +385,9 @@ class Looks:
                 "host_key": seen_host_key(status.host_key, found, now),
             }
         )
+
+
+def _is_anothers_key(status: SystemVMStatus, found: Observation, now: datetime) -> bool:
+    known = status.host_key
+    other = known is not None and found.host_key.public_key != known.public_key
+    return other and not may_show_another_key(status, now)

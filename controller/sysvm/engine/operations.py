@@ -156,6 +156,7 @@ def of_group(status: OperationStatus, group: GroupOperation) -> OperationStatus:
         update={
             "step": step,
             "message": _cut(group.message, 2048),
+            "submitted_at": group.submitted_at,
             "result": group.result,
             "reason": group.reason,
             "finished_at": group.finished_at,

@@ -19,7 +19,6 @@ from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
-from sysvm.domain.group_operation import new_key_since
 from sysvm.domain.inventory import news
 from sysvm.domain.method import Decision, decide
 from sysvm.domain.rules import forgotten_if_stopped, rules_lost
@@ -32,7 +31,7 @@ from sysvm.engine.books import Books
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.group_operation import GroupOperations, is_group_order
 from sysvm.engine.inventory import Place, Roster, missing_identity, target_of
-from sysvm.engine.looking import Looks, Memory
+from sysvm.engine.looking import Looks, Memory, may_show_another_key
 from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.ports import Clock, EngineObserver, SystemVMs
@@ -131,11 +130,8 @@ class SystemVMReconciler:
         vm: SystemVM,
         endpoint: CloudStackEndpoint,
         operation: OperationStatus | None = None,
-        *,
-        replaced_since: datetime | None = None,
     ) -> Again | None:
-        """`operation`: the mirror of what is being done to it. `replaced_since`: from when on a host key of our own
-        making is expected."""
+        """`operation`: the mirror of what is being done to it."""
         now = self._clock()
         owner = self._owner(vm, endpoint, now)
         place = self._roster.place_of(vm)
@@ -154,7 +150,7 @@ class SystemVMReconciler:
         wants = owner.payload if owner is not None else None
         if noted is None and place is not None and not away and isinstance(account, SSHAccount):
             # The key that the call replaces stays known, so that seeing it once more makes no new one of it.
-            target = target_of(_without_key(told, replaced_since), place, account)
+            target = target_of(_without_key(told, now), place, account)
             if target is not None and not endpoint.spec.suspend:
                 self._looks.begin_if_due(key, vm, endpoint, target, wants, now)
         if not await self._report(key, vm, noted or status, owner, now):
@@ -323,25 +319,14 @@ class SystemVMReconciler:
         if never is not None:
             return await self._end_group_order(key, vm, operations.given_up(current, *never, now), now)
         if group is not None and group.result is not None:
-            final = operations.of_group(current, group)
-            return await self._end_group_order(key, vm, final, now, replaced_since=new_key_since(group))
+            return await self._end_group_order(key, vm, operations.of_group(current, group), now)
         mirror = operations.of_group(current, group) if group is not None else current
-        again = await self._observe(
-            key, vm, endpoint, mirror, replaced_since=new_key_since(group) if group is not None else None
-        )
+        again = await self._observe(key, vm, endpoint, mirror)
         return Again(min(5.0, again.after_seconds)) if again is not None and group is None else again
 
-    async def _end_group_order(
-        self,
-        key: Key,
-        vm: SystemVM,
-        final: OperationStatus,
-        now: datetime,
-        *,
-        replaced_since: datetime | None = None,
-    ) -> Again | None:
+    async def _end_group_order(self, key: Key, vm: SystemVM, final: OperationStatus, now: datetime) -> Again | None:
         self._looks.after_operation(key, vm, now)
-        if not await self._mirror(key, vm, final, now, replaced_since=replaced_since):
+        if not await self._mirror(key, vm, final, now):
             return Again(0.1)
         self._observer.operated(
             method=str(final.method),
@@ -408,19 +393,10 @@ class SystemVMReconciler:
         self._wake_admission(endpoint_of(vm))
         return Again(0)
 
-    async def _mirror(
-        self,
-        key: Key,
-        vm: SystemVM,
-        operation: OperationStatus,
-        now: datetime,
-        *,
-        replaced_since: datetime | None = None,
-    ) -> bool:
+    async def _mirror(self, key: Key, vm: SystemVM, operation: OperationStatus, now: datetime) -> bool:
         self._mirrored_at[key] = now
         history = operations.remembered(vm.status.history, operation)
-        known = _without_key(vm, replaced_since).status
-        status = known.model_copy(update={"operation": operation, "history": history})
+        status = vm.status.model_copy(update={"operation": operation, "history": history})
         endpoint = self._stores.endpoints.get(endpoint_of(vm))
         owner = self._owner(vm, endpoint, now) if endpoint is not None else None
         return await self._report(key, vm, status, owner, now)
@@ -468,10 +444,9 @@ def found_name(status: SystemVMStatus, vm: SystemVM) -> str:
     return status.identity.name if status.identity else vm.metadata.name
 
 
-def _without_key(vm: SystemVM, since: datetime | None) -> SystemVM:
-    """It must show no key that was first seen before then. Another disk, another key: that is what was ordered, and of
-    nobody else's start is it believed."""
-    known = vm.status.host_key
-    if since is None or known is None or known.seen_at > since:
+def _without_key(vm: SystemVM, now: datetime) -> SystemVM:
+    """As it is looked at: where another key is expected it need not show the old one. Another disk, another key: that
+    is what was ordered, and of nobody else's start is it believed."""
+    if not may_show_another_key(vm.status, now):
         return vm
     return vm.model_copy(update={"status": vm.status.model_copy(update={"host_key": None})})

@@ -21,6 +21,7 @@ from tests.integration.engine.simulated_vms import Fleet
 
 from lab.cloud import CutJob, VMState
 from lab.controlplane import ControlPlane
+from sysvm.api.base import REQUESTED_AT_ANNOTATION
 from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
 from sysvm.kube.events import EVENT
@@ -192,6 +193,33 @@ async def test_a_pair_is_rebooted_one_after_the_other_and_its_new_keys_are_expec
             assert vm["status"]["history"][-1]["method"] == "Reboot"
             shown = story.cloud.fleet.state(name)["host_key"]
             assert vm["status"]["hostKey"]["publicKey"] == f"ssh-ed25519 {shown}"
+
+
+async def test_a_router_that_comes_up_after_its_reboot_was_given_up_is_known_by_its_new_key(story: Story) -> None:
+    (name,) = story.cloud.routers("single")
+    await story.declare(
+        methods=["LivePatch", "Reboot"],
+        selector={"names": [name]},
+        strategy={"timeouts": {"step": "10s", "vm": "10s"}},
+    )
+
+    async def called() -> bool:
+        return bool(story.cloud.calls)
+
+    await story.until(called, "the reboot is called")
+    story.cloud.fleet.set(name, sha1_only=True)  # it starts, and nobody gets in
+    await story.ended("Failed")
+    old = (await story.vms())[name]["status"]["hostKey"]["publicKey"]
+    story.cloud.fleet.set(name, sha1_only=False)
+
+    async def reached() -> bool:
+        vm = (await story.vms())[name]
+        await story.namespace.annotate(SYSTEM_VM, vm["metadata"]["name"], REQUESTED_AT_ANNOTATION, str(time.time()))
+        return vm["status"]["hostKey"]["publicKey"] != old
+
+    await story.until(reached, "its new key is taken")
+    found = {one["type"]: one for one in (await story.vms())[name]["status"]["conditions"]}
+    assert (found["Reachable"]["status"], story.cloud.calls) == ("True", ["rebootRouter"])
 
 
 async def test_a_failed_start_is_told_and_nothing_is_deleted(story: Story) -> None:
