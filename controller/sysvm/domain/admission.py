@@ -6,7 +6,7 @@ rollouts. Four steps: classify, free the slots of what has finished, check the b
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sysvm.api.endpoint import Management
 from sysvm.api.methods import Method, Route
@@ -26,6 +26,9 @@ from sysvm.domain.members import RolloutView, classify
 from sysvm.domain.planner import in_order
 from sysvm.domain.rollout import next_change, to_return
 from sysvm.domain.waves import current_wave, open_waves
+
+SWEPT_AGAIN = timedelta(minutes=1)
+"""So often VMs are decided about that wait for a sweep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ def admit(state: EndpointState) -> Admissions:
     moments = [
         next_change(lane.rollout, lane.rollout.status, lane.view, lane.running.live, now=state.now) for lane in lanes
     ]
+    if any(lane.running.live.cloud_too_old for lane in lanes):
+        moments.append(state.now + SWEPT_AGAIN)  # a sweep that finds everything as it was wakes nobody
     due = min((moment for moment in moments if moment is not None), default=None)
     return Admissions(tuple(admitted), blocked, frozenset(ledger.look_at), due)
 
@@ -156,6 +161,9 @@ def _check_budgets(
         for facts in lane.view.stuck:
             why = f"a peer of {facts.vm} failed in rollout {lane.name}: the next rollout takes it"
             blocked[facts.name] = (objection(Reason.PEER_UNHEALTHY, why),)
+        for facts in lane.view.held:
+            found = lane.view.why_held[facts.name]
+            blocked[facts.name] = (objection(found.reason, found.sentence),)
         gate = _closed_gate(state, lane)
         spent = gates.budget_gate(lane.rollout, lane.view, lane.budget)
         why_not = gate or spent

@@ -6,7 +6,7 @@ A new one is a function here and a line in the lists at the end.
 from collections.abc import Callable
 from datetime import datetime
 
-from sysvm.api.methods import Method
+from sysvm.api.methods import Method, Route
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import Blocker
 from sysvm.domain import pairs
@@ -29,6 +29,8 @@ def first_blocker(unit: Unit, lane: Lane, ledger: Ledger) -> Blocker | None:
     rules = RULES
     if unit.is_for_the_group:
         rules = RECREATE_RULES if unit.method is Method.RECREATE else API_RULES
+    elif unit.route is Route.SSH:
+        rules = SSH_RULES
     for facts in unit.vms:
         blocker = next((found for rule in rules if (found := rule(facts, lane, ledger)) is not None), None)
         if blocker is not None:
@@ -51,6 +53,22 @@ def _is_not_known(facts: VMFacts, lane: Lane, ledger: Ledger) -> Blocker | None:
         return None
     ledger.look_at.add(facts.name)
     return objection(Reason.NOT_OBSERVED, f"{facts.vm} must be looked at again first")
+
+
+def _books_are_too_old(facts: VMFacts, lane: Lane, ledger: Ledger) -> Blocker | None:
+    """A setting of the zone can make CloudStack recreate a router that was patched over SSH, and nobody knows whether
+    it was made since the last sweep."""
+    identity, plan = facts.identity, lane.running.plan
+    if identity is None or not identity.type.is_router or plan.cloud is None:
+        return None
+    too_old = lane.running.live.cloud_too_old
+    if too_old is not None:
+        told = f"whether CloudStack would recreate {facts.vm} after a live patch over SSH is not known: {too_old}"
+        return objection(Reason.ENDPOINT_UNREACHABLE, told)
+    if identity.id is None or facts.observed is None or facts.observed.management is not None:
+        return None
+    ledger.look_at.add(facts.name)
+    return objection(Reason.NOT_OBSERVED, f"what the management server's books say of {facts.vm} must be read first")
 
 
 def _has_a_peer_in_work(facts: VMFacts, lane: Lane, ledger: Ledger) -> Blocker | None:
@@ -209,6 +227,10 @@ RULES: tuple[Rule, ...] = (
     _pair_is_not_proven,
 )
 """The first that objects is what the VM says it waits for."""
+
+
+SSH_RULES: tuple[Rule, ...] = (_books_are_too_old, *RULES)
+"""For VMs that are live-patched by us. Not for those that go back: then they are what the books say."""
 
 
 RECREATE_RULES: tuple[Rule, ...] = (

@@ -9,8 +9,8 @@ Sources: CloudStack 4.21 NetworkHelperImpl.java (checkRouterVersion), VirtualNet
 checks that recreate), NetworkOrchestrator.java and VpcManagerImpl.java (whom a live patch patches, and how often).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -260,7 +260,6 @@ def management_of(
     zone = snapshot.zones.get(vm.zone_id)
     gate = gate_of(vm, zone, server)
     call = api_patch(vm, snapshot, served)
-    checks = zone.recreating_checks if zone is not None and vm.type.is_router else None
     return ObservedManagement(
         at=at,
         template_version=vm.template_version,
@@ -271,10 +270,32 @@ def management_of(
         server_scripts_version=bare_hex(server.checksum),
         gate_closed=gate.closed,
         gate=bounded(gate.sentence),
-        recreating_checks=tuple(name[:128] for name in checks)[:32] if checks is not None else None,
+        recreating_checks=_recreating_checks(vm, zone),
         api_patch=call if isinstance(call, ApiPatchCall) else None,
         api_patch_refused=call[:512] if isinstance(call, str) else "",
     )
+
+
+def _recreating_checks(vm: CloudVM, zone: CloudZone | None) -> tuple[str, ...] | None:
+    checks = zone.recreating_checks if zone is not None and vm.type.is_router else None
+    return tuple(name[:128] for name in checks)[:32] if checks is not None else None
+
+
+def as_swept(vms: Iterable[VMFacts], snapshot: Snapshot | None) -> Iterator[VMFacts]:
+    """The same VMs with the health checks of their zone as the last sweep found them. Statuses are written one after
+    the other: those that a sweep makes untrue must not be relied on until the last one is."""
+    for facts in vms:
+        observed, id_ = facts.observed, facts.identity.id if facts.identity is not None else None
+        vm = snapshot.vms.get(id_) if snapshot is not None and id_ is not None else None
+        if snapshot is None or vm is None or observed is None or observed.management is None:
+            yield facts
+            continue
+        checks = _recreating_checks(vm, snapshot.zones.get(vm.zone_id))
+        if checks == observed.management.recreating_checks:
+            yield facts
+            continue
+        management = observed.management.model_copy(update={"recreating_checks": checks})
+        yield replace(facts, observed=observed.model_copy(update={"management": management}))
 
 
 def would_install(facts: VMFacts, release: Release) -> Installs:

@@ -5,18 +5,21 @@ who belongs to which wave, from the plan and from what the rollout's own status 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sysvm.api.methods import AllowedMethod, LivePatchRoute, Method, Route
 from sysvm.api.names import system_vm_name
 from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.reasons import Reason
-from sysvm.api.rollout import AppendedVM, GroupOperation, Rollout
+from sysvm.api.rollout import AppendedVM, GroupOperation, GroupPhase, Rollout
 from sysvm.api.strategy import Retry
 from sysvm.domain.drift import is_converged
 from sysvm.domain.facts import VMFacts
+from sysvm.domain.findings import Finding
+from sysvm.domain.group_operation import is_call
+from sysvm.domain.held_since import HeldSince
 from sysvm.domain.planner import Plan, Wave, digest_with
 
 
@@ -37,6 +40,8 @@ class Buckets:
     """Were patched in this rollout and then brought back to what they were."""
     skipped: tuple[VMFacts, ...] = ()
     """Unreachable, on hold, inconsistent or going away: taken after all if that ends while the rollout runs."""
+    held: tuple[VMFacts, ...] = ()
+    """Would be held, or patched in another way, if they were planned now: taken after all if that ends in time."""
     stuck: tuple[VMFacts, ...] = ()
     """Would be taken, but a peer that they must be able to rely on failed in this rollout: left for the next one."""
     missing: tuple[str, ...] = ()
@@ -61,6 +66,7 @@ class Buckets:
             self.failed,
             self.returned,
             self.skipped,
+            self.held,
             self.stuck,
         )
 
@@ -83,14 +89,25 @@ class RolloutView(Buckets):
     """The members of a rollout, and the same wave by wave."""
 
     waves: tuple[WaveView, ...] = ()
+    why_held: Mapping[str, Finding] = field(default_factory=dict)
+    """SystemVM name -> what would be decided now, of each that is held."""
 
 
 def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> RolloutView:
     """Sorts the members of the plan, and those that appeared later. `vms`: SystemVM name -> facts, of the endpoint."""
     planned = plan.planned
     successors = _told_of_failures(rollout, successors_of(rollout, plan, vms))
+    held_since, why_held = HeldSince(rollout, plan.release), dict[str, Finding]()
+
+    def bucket_of(facts: VMFacts) -> str:
+        bucket = _bucket(rollout, plan, facts)
+        if bucket == "waiting" and (why := _why_held(rollout, plan, facts, held_since)) is not None:
+            why_held[facts.name] = why
+            return "held"
+        return bucket
+
     waves = tuple(
-        _wave_view(rollout, plan, wave, [(name, planned[name].uid) for name in wave.members], vms, successors)
+        _wave_view(rollout, wave, [(name, planned[name].uid) for name in wave.members], vms, successors, bucket_of)
         for wave in plan.waves
     )
     failed = [facts for wave in waves for facts in wave.failed]
@@ -102,6 +119,7 @@ def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> Rollou
             for bucket in (*BUCKETS, "missing")
         },
         waves=waves,
+        why_held=why_held,
     )
 
 
@@ -182,16 +200,16 @@ def _without_stuck(wave: WaveView, failed: Sequence[VMFacts], vms: Mapping[str, 
     return replace(wave, waiting=tuple(facts for facts in wave.waiting if not is_stuck(facts)), stuck=stuck)
 
 
-BUCKETS = ("waiting", "retrying", "in_work", "done", "failed", "returned", "skipped", "stuck")
+BUCKETS = ("waiting", "retrying", "in_work", "done", "failed", "returned", "skipped", "held", "stuck")
 
 
 def _wave_view(
     rollout: Rollout,
-    plan: Plan,
     wave: Wave,
     planned: list[tuple[str, str]],
     vms: Mapping[str, VMFacts],
     successors: Mapping[str, VMFacts],
+    bucket_of: Callable[[VMFacts], str],
 ) -> WaveView:
     appended = appended_to(rollout, wave.name)
     buckets: dict[str, list[VMFacts]] = {bucket: [] for bucket in BUCKETS}
@@ -205,7 +223,7 @@ def _wave_view(
         if facts is None:
             missing.append(name)
         else:
-            buckets[_bucket(rollout, plan, facts)].append(facts)
+            buckets[bucket_of(facts)].append(facts)
     return WaveView(
         **{bucket: tuple(members) for bucket, members in buckets.items()},
         missing=tuple(missing),
@@ -225,7 +243,9 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
     if operation is not None and operation.result is OperationResult.SUCCEEDED:
         if operation.takes_back:
             return "returned"
-        return "waiting" if _must_still_be_patched(rollout, plan, facts) else "done"
+        if not _must_still_be_patched(rollout, plan, facts):
+            return "done"
+        return "skipped" if _cannot_be_touched(facts) or facts.unreachable else "waiting"
     if operation is not None:
         retry = rollout.spec.snapshot.strategy.retry
         again = retry_at(retry, operation)
@@ -235,15 +255,24 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
             return "retrying"
         if facts.unreachable:
             return "retrying" if facts.moment < gives_up_at(retry, operation) else "failed"
-        return "skipped" if facts.hold or facts.away or facts.inconsistent or facts.deleting else "waiting"
+        return "skipped" if _cannot_be_touched(facts) else "waiting"
     if is_converged(facts, plan.release) and not facts.gate_closed:
         return "done"
-    if facts.hold or facts.away or facts.inconsistent or facts.deleting:
+    if _cannot_be_touched(facts):
         return "skipped"
     method = method_of(rollout, plan, facts)
     if facts.unreachable and method is not Method.RECREATE:
         return "skipped"
     return "waiting" if method is not None else "done"
+
+
+def _cannot_be_touched(facts: VMFacts) -> bool:
+    return facts.hold is not None or facts.away is not None or facts.inconsistent or facts.deleting
+
+
+def _why_held(rollout: Rollout, plan: Plan, facts: VMFacts, held_since: HeldSince) -> Finding | None:
+    method = method_of(rollout, plan, facts) or Method.LIVE_PATCH
+    return held_since.why(facts, method, route_of(rollout, plan, facts))
 
 
 def method_of(rollout: Rollout, plan: Plan, facts: VMFacts) -> Method | None:
@@ -281,14 +310,24 @@ def _must_still_be_patched(rollout: Rollout, plan: Plan, facts: VMFacts) -> bool
 def retry_at(retry: Retry, operation: OperationStatus) -> datetime | None:
     """When an operation that failed may be tried again; None: never. The wait doubles with every try.
 
-    Only what ended as Failed: then nothing on the VM was changed.
+    Only what ended as Failed: then nothing on the VM was changed. Of a call to the management server, only one that
+    was not made.
     """
     if operation.result is not OperationResult.FAILED or operation.takes_back or operation.finished_at is None:
+        return None
+    if is_call(operation.method, operation.route) and not never_called(operation):
         return None
     if operation.attempt > retry.limit or operation.reason not in {str(reason) for reason in retry.reasons}:
         return None
     doubled: int = 2 ** (operation.attempt - 1)
     return operation.finished_at + retry.backoff * doubled
+
+
+def never_called(operation: OperationStatus) -> bool:
+    """It ended before the management server was asked for anything: the VM is what it was, and the release has shown
+    nothing."""
+    failed = operation.result is OperationResult.FAILED and operation.step == GroupPhase.PREPARING
+    return failed and is_call(operation.method, operation.route)
 
 
 def gives_up_at(retry: Retry, operation: OperationStatus) -> datetime:

@@ -66,6 +66,8 @@ class Live:
     """How the cloud differs from the one that it was planned for (`cloud_changed.cloud_status`)."""
     cloud_unseen: bool = False
     """It was planned for a cloud, and nobody has looked at that since the operator began."""
+    cloud_too_old: str | None = None
+    """Why the last sweep says nothing about its cloud as it is now, as a sentence (`held_since.why_too_old`)."""
 
 
 NOTHING_NEW = Live()
@@ -178,15 +180,22 @@ def _result(standing: _Standing) -> RolloutResult | None:
     aborted = gates.is_over(rollout, superseded=False)
     if view.size and len(view.missing) == view.size:
         return RolloutResult.ABORTED if aborted else RolloutResult.SUPERSEDED
-    worked_off = RolloutResult.FAILED if view.failed or view.returned else RolloutResult.SUCCEEDED
     soaked = all(wave.phase is WavePhase.DONE for wave in standing.waves)
-    if soaked and not view.unfinished and not view.skipped:
+    worked_off = _worked_off(view)
+    if soaked and not view.unfinished and not view.skipped and not view.held:
         return worked_off
     if aborted:
         return RolloutResult.ABORTED
     if superseded:
         return RolloutResult.SUPERSEDED
     return None if view.unfinished or not soaked else worked_off
+
+
+def _worked_off(view: RolloutView) -> RolloutResult:
+    """Of VMs that are held now the plan is no longer true: the next one is made when they no longer are."""
+    if view.failed or view.returned:
+        return RolloutResult.FAILED
+    return RolloutResult.SUPERSEDED if view.held else RolloutResult.SUCCEEDED
 
 
 def _not_brought_back(view: RolloutView) -> tuple[VMFacts, ...]:
@@ -455,6 +464,8 @@ def _ended_badly(standing: _Standing, result: RolloutResult) -> list[Wanted]:
             if any(f.operation and f.operation.takes_back for f in view.failed)
             else (Reason.VM_FAILED)
         )
+    elif result is RolloutResult.SUPERSEDED and view.held and not standing.live.superseded:
+        reason = Reason.VMS_HELD
     else:
         reason = Reason(str(result))
     told = failures_of(view.failed)
@@ -498,6 +509,7 @@ def _progress(standing: _Standing) -> str:
             (len(view.failed), "failed"),
             (len(view.returned), "went back"),
             (len(view.skipped), "skipped (on hold or unreachable)"),
+            (len(view.held), f"held ({_why_held(view)})"),
             (len(view.stuck), "left because a peer failed"),
             (len(view.missing), "gone"),
         )
@@ -505,6 +517,14 @@ def _progress(standing: _Standing) -> str:
     ]
     told = f"{len(view.done)} of {view.size} VMs at {short(standing.rollout.spec.revision)}"
     return "; ".join([told, *rest])
+
+
+def _why_held(view: RolloutView) -> str:
+    """Each reason once, with a VM that it holds."""
+    first: dict[str, str] = {}
+    for facts in view.held:
+        first.setdefault(str(view.why_held[facts.name].reason), facts.vm)
+    return ", ".join(f"{vm}: {reason}" for reason, vm in sorted(first.items()))
 
 
 def _named(vms: Sequence[VMFacts]) -> str:

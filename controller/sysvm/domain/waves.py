@@ -74,7 +74,7 @@ def _counted(rollout: Rollout, wave: WaveView, before: WaveStatus) -> WaveStatus
             "done": len(wave.done),
             "in_work": len(wave.in_work),
             "failed": len(wave.failed),
-            "skipped": len(wave.skipped) + len(wave.stuck) + len(wave.missing),
+            "skipped": len(wave.skipped) + len(wave.held) + len(wave.stuck) + len(wave.missing),
             "returned": len(wave.returned),
             "appended": wave.appended,
             "started_at": before.started_at or _first_start(rollout.metadata.name, wave),

@@ -16,6 +16,7 @@ from sysvm.api.rollout import Rollout
 from sysvm.domain import admission
 from sysvm.domain.admission import Admission, EndpointState
 from sysvm.domain.facts import facts_of
+from sysvm.domain.gate import as_swept
 from sysvm.domain.ledger import RunningRollout
 from sysvm.engine.board import Board
 from sysvm.engine.live import live_of
@@ -83,11 +84,9 @@ class AdmissionReconciler:
 
     async def _look(self, key: Key, endpoint: CloudStackEndpoint) -> EndpointState:
         now = self._clock()
-        facts = {
-            found.name: found
-            for found in (facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key))
-        }
         snapshot = self._snapshot_of(key)
+        known = (facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key))
+        facts = {found.name: found for found in as_swept(known, snapshot)}
         running: list[RunningRollout] = []
         for rollout in self._stores.rollouts_on(key):
             if rollout.status.result is not None:

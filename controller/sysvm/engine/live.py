@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sysvm.api.endpoint import CloudStackEndpoint, Management
+from sysvm.api.endpoint import CloudStackEndpoint, Inventory, Management
 from sysvm.api.methods import Method
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.rollout import AppendedVM, Rollout
@@ -12,6 +12,7 @@ from sysvm.domain.cloud import Snapshot
 from sysvm.domain.cloud_changed import cloud_facts, cloud_status
 from sysvm.domain.facts import VMFacts, host_payloads, release_of
 from sysvm.domain.held_recreations import held_recreations
+from sysvm.domain.held_since import why_too_old
 from sysvm.domain.members import successors_of
 from sysvm.domain.planner import Plan, decide_all
 from sysvm.domain.rollout import Live
@@ -54,6 +55,7 @@ def live_of(
         cloud=cloud_status(rollout, plan.cloud, cloud_facts(snapshot, payloads), now=now),
         held_recreations=held_recreations(rollout, plan, vms, snapshot, payloads),
         cloud_unseen=plan.cloud is not None and snapshot is None,
+        cloud_too_old=_why_too_old(stores.endpoints.get(endpoint_of(rollout)), snapshot, now),
     )
 
 
@@ -90,6 +92,12 @@ def is_superseded(rollout: Rollout, policy: PatchPolicy | None, stores: Stores) 
     if release is None:
         return policy.spec.template_ref.name != rollout.spec.template_ref.name
     return release.revision != rollout.spec.revision
+
+
+def _why_too_old(endpoint: CloudStackEndpoint | None, snapshot: Snapshot | None, now: datetime) -> str | None:
+    if endpoint is None or endpoint.spec.inventory is not Inventory.CLOUDSTACK:
+        return None
+    return why_too_old(snapshot, endpoint.spec.scan.inventory, now)
 
 
 def _suspended(endpoint: CloudStackEndpoint | None, policy: PatchPolicy | None) -> str | None:

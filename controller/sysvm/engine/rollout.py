@@ -9,6 +9,7 @@ from sysvm.api.rollout import BreakGlassStatus, Rollout, RolloutPhase, RolloutRe
 from sysvm.domain.approvals import UNGUARDED, glass_broken_until
 from sysvm.domain.conditions import false, merged, true
 from sysvm.domain.facts import facts_of
+from sysvm.domain.gate import as_swept
 from sysvm.domain.members import RolloutView, classify
 from sysvm.domain.planner import Plan
 from sysvm.domain.rollout import Live, next_change, outcome
@@ -83,10 +84,9 @@ class RolloutReconciler:
     def _look(self, rollout: Rollout, plan: Plan, now: datetime) -> tuple[RolloutView, Live]:
         endpoint = self._stores.endpoints.get(endpoint_of(rollout))
         scan = endpoint.spec.scan if endpoint is not None else None
-        vms = {
-            facts.name: facts
-            for facts in in_pairs(facts_of(vm, now=now, scan=scan) for vm in self._stores.vms_of(endpoint_of(rollout)))
-        }
+        snapshot = self._snapshot_of(endpoint_of(rollout))
+        known = (facts_of(vm, now=now, scan=scan) for vm in self._stores.vms_of(endpoint_of(rollout)))
+        vms = {facts.name: facts for facts in in_pairs(as_swept(known, snapshot))}
         live = replace(
             live_of(
                 rollout,
@@ -95,7 +95,7 @@ class RolloutReconciler:
                 vms,
                 now,
                 guarded=self._guarded,
-                snapshot=self._snapshot_of(endpoint_of(rollout)),
+                snapshot=snapshot,
             ),
             held_back={
                 vm.metadata.name: vm.status.plan.blocked_by[0]

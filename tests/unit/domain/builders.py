@@ -204,7 +204,12 @@ def rollout(the_plan: Plan, name: str = "routers-1", *, created: datetime | None
         "revision": the_plan.release.revision,
         "number": 1,
         "planRef": {"name": f"{name}-plan", "digest": the_plan.digest},
-        "snapshot": {"methods": ["LivePatch"], "livePatch": {}, "strategy": strategy, "checks": {}},
+        "snapshot": {
+            "methods": ["LivePatch"],
+            "livePatch": kwargs.pop("live_patch", {}),
+            "strategy": strategy,
+            "checks": {},
+        },
         "state": kwargs.pop("state", "Running"),
     }
     return Rollout(
