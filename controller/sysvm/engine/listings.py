@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.domain.facts import VMFacts, facts_of
+from sysvm.domain.gate import as_swept
 from sysvm.domain.no_vms import Listing, listing_of
 from sysvm.domain.running import in_pairs
 from sysvm.engine.inventory import Roster
@@ -22,8 +23,9 @@ class Listings:
         self._snapshot_of = snapshot_of
 
     def facts(self, endpoint: CloudStackEndpoint, now: datetime) -> list[VMFacts]:
-        vms = self._stores.vms_of(key_of(endpoint))
-        return list(in_pairs(facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in vms))
+        key = key_of(endpoint)
+        known = (facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key))
+        return list(in_pairs(as_swept(known, self._snapshot_of(key))))
 
     def listing(self, endpoint: CloudStackEndpoint, facts: Sequence[VMFacts], now: datetime) -> Listing:
         """`facts`: of all its VMs, at that moment."""
