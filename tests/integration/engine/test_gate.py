@@ -15,21 +15,23 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tests.integration.engine import objects
-from tests.integration.engine.cloud_fleet import OLD, close_gates, cloud_endpoint, cloud_secret
+from tests.integration.engine.cloud_fleet import OLD, CloudFleet, close_gates, cloud_endpoint, cloud_secret, payload_of
 from tests.integration.engine.cluster import condition, kstatus, says
 from tests.integration.engine.lives import Trial
 from tests.integration.engine.nursery import SUBMISSIONS
 from tests.integration.engine.objects import Manifest
-from tests.integration.engine.test_recreate import Story, admin, told
+from tests.integration.engine.test_recreate import Story, admin, phases_of, told
 
 from lab.cloud import CutJob, Patch
 from lab.controlplane import ControlPlane
 from sysvm.engine.resources import POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
+from sysvm.patching.payload import read_payload
 from sysvm.patching.results import JournalPhase
 
 __all__ = ["admin"]
 
+NEVER_SECONDS = 300.0
 LIVES = (("8:after", "7:before"), ("6:before", "11:after"))
 """Where the lives of one story die, in turns."""
 
@@ -39,6 +41,14 @@ async def story(control_plane: ControlPlane, crds: list[str], admin: Cluster, tm
     async with told(control_plane, admin, tmp_path) as story:
         close_gates(story.cloud)
         yield story
+
+
+def has_every_file(cloud: CloudFleet, name: str) -> None:
+    """Of the release, and the server has noted it; but the patch that brought them was never finished."""
+    vm, revision = cloud.world.vm(name), read_payload(objects.scripts("first"), None).revision
+    vm.inside.signature, vm.inside.payload = "0" * 32, payload_of("first")
+    vm.scripts_version, vm.software_version = payload_of("first"), cloud.world.version
+    cloud.fleet.set(name, revision=revision, signature=vm.inside.signature, checksum=vm.inside.payload)
 
 
 async def declare(story: Story, *names: str, route: str = "Auto", spec: Any = None, **policy: Any) -> None:
@@ -277,6 +287,27 @@ async def test_a_job_that_the_server_lost_is_found_out_and_not_made_again(story:
     await declare(story, name)
     await story.ended("Succeeded")
     await story.converged()
+    assert story.cloud.calls == ["restartNetwork"]
+
+
+async def test_a_call_that_never_left_is_made_though_one_router_has_every_file_already(story: Story) -> None:
+    first, second = story.cloud.routers("pair")
+    has_every_file(story.cloud, first)
+    story.cloud.world.faults.commands = {"restartNetwork"}
+    story.cloud.world.faults.delay_seconds = NEVER_SECONDS
+    await declare(story, first, second, livePatch={"plannedFailover": "Allowed"})
+
+    async def stored() -> bool:
+        return "Submitting" in phases_of(await story.namespace.all(ROLLOUT)).values()
+
+    await story.until(stored, "the call is about to be made")
+    await story.lane.nursery.kill()
+    story.trial = Trial(("killed",) * story.lives)
+    story.cloud.world.faults.delay_seconds = 0.0
+    await story.ended("Succeeded")
+    await story.converged()
+    (death,) = story.deaths
+    assert (set(death.phases.values()), death.calls) == ({"Submitting"}, ())
     assert story.cloud.calls == ["restartNetwork"]
 
 
