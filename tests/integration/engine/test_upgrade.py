@@ -3,15 +3,17 @@ the real API server, sweeping the stand-in of a management server. The VMs behin
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.integration.engine import objects
 from tests.integration.engine.cluster import condition, says
 from tests.integration.engine.objects import Manifest
 from tests.integration.engine.test_inventory import Cloud, cloud, network
 
-from lab.cloud import CHANGING
+from lab.cloud import CHANGING, Answer
 from sysvm.engine.resources import POLICY, ROLLOUT, TEMPLATE
 
 __all__ = ["cloud"]
@@ -112,6 +114,89 @@ async def test_policies_begin_in_their_order(cloud: Cloud) -> None:
     assert begun == ["s", "r"]
     system = await cloud.journey.namespace.get(POLICY, f"{cloud.name}-system")
     assert says(system) == ("True", "Converged")
+
+
+PAGE = Path(__file__).resolve().parents[3] / "docs/examples/upgrade.yaml"
+
+
+def the_set_of_the_page(cloud: Cloud) -> dict[str, dict[str, Any]]:
+    """Name of the policy -> its spec, of this cloud; by day, and without the hours between two waves."""
+    found = {}
+    for one in yaml.safe_load_all(PAGE.read_text()):
+        if one["kind"] != "PatchPolicy":
+            continue
+        spec = {key: value for key, value in one["spec"].items() if key not in ("endpointRef", "templateRef")}
+        spec.pop("windowRefs", None)
+        for wave in spec["strategy"].get("waves", []):
+            wave.pop("soak", None)
+        spec["after"] = [{"name": f"{cloud.name}-{ref['name']}"} for ref in spec.get("after", [])]
+        found[f"{cloud.name}-{one['metadata']['name']}"] = spec
+    return found
+
+
+async def test_the_set_of_the_page_gets_through_a_cloud_without_pairs_and_load_balancers(cloud: Cloud) -> None:
+    zone = next(iter(cloud.world.zones.values()))
+    system = [cloud.world.add_ssvm(zone).name, cloud.world.add_cpvm(zone).name]
+    routers = [
+        vm.name
+        for owner in (network(cloud, "a"), network(cloud, "b", kind="Shared"), cloud.world.add_vpc(zone, "v"))
+        for vm in cloud.world.add_routers(owner)
+    ]
+    await cloud.declare()
+    await cloud.journey.release("first")
+    for name, spec in reversed(the_set_of_the_page(cloud).items()):
+        await cloud.journey.policy(name, **spec)
+    await cloud.journey.says(POLICY, f"{cloud.name}-single-routers", "Converged", "True")
+    begun = [patch.vm for patch in cloud.journey.patches()]
+    assert (set(begun[:2]), set(begun[2:])) == (set(system), set(routers)), "the system VMs first, then the routers"
+    for name in ("redundant-routers", "load-balancers"):
+        empty = await cloud.journey.says(POLICY, f"{cloud.name}-{name}", "NoVMs", "True", type_="Stalled")
+        assert "it has none of this kind" in condition(empty, "Ready")["message"]
+
+
+async def test_a_failed_sweep_lets_nobody_pass_over_pairs(cloud: Cloud) -> None:
+    cloud.world.add_routers(network(cloud, "net-1"))
+    await cloud.declare()
+    await cloud.journey.release("first")
+    pairs, routers = f"{cloud.name}-redundant-routers", f"{cloud.name}-single-routers"
+    specs = the_set_of_the_page(cloud)
+    await cloud.journey.policy(pairs, **{**specs[pairs], "after": []})
+    await cloud.journey.says(POLICY, pairs, "NoVMs", "True", type_="Stalled")
+    cloud.world.faults.answer = Answer.HTML
+    await cloud.ask()
+    await cloud.says("NotCloudStack", type_="Reachable")
+    await cloud.journey.says(POLICY, pairs, "NoVMs", "True", type_="Reconciling")
+    await cloud.journey.policy(routers, **specs[routers])
+    await cloud.journey.says(POLICY, routers, "EndpointUnreachable")
+
+    async def blocked() -> bool:
+        status = (await cloud.journey.namespace.get(POLICY, routers))["status"]
+        return any("is NoVMs" in one["message"] for one in status.get("blockedBy", []))
+
+    await cloud.journey.until(blocked, "the routers were compared, and wait")
+    assert cloud.journey.patches() == []
+    cloud.world.faults.answer = Answer.TRUE
+    await cloud.ask()
+    await cloud.journey.says(POLICY, routers, "Converged", "True")
+    assert len(cloud.journey.patches()) == 1
+
+
+async def test_a_misspelt_zone_lets_nobody_pass_over_pairs(cloud: Cloud) -> None:
+    cloud.world.add_routers(network(cloud, "net-1"))
+    await cloud.declare()
+    await cloud.journey.release("first")
+    pairs, routers = f"{cloud.name}-redundant-routers", f"{cloud.name}-single-routers"
+    specs = the_set_of_the_page(cloud)
+    misspelt = {**specs[pairs]["selector"], "zones": ["ams1"]}
+    await cloud.journey.policy(pairs, **{**specs[pairs], "selector": misspelt, "after": []})
+    await cloud.journey.policy(routers, **specs[routers])
+    told = await cloud.journey.says(POLICY, pairs, "NoVMs", "True", type_="Stalled")
+    assert "none of its VMs has zone ams1" in condition(told, "Ready")["message"]
+    waits = await cloud.journey.says(POLICY, routers, "WaitsForPolicy")
+    assert "none of its VMs has zone ams1" in condition(waits, "Ready")["message"]
+    assert cloud.journey.patches() == []
+    await cloud.journey.namespace.edit(POLICY, pairs, {"selector": {**misspelt, "zones": ["ams-1"]}})
+    await cloud.journey.says(POLICY, routers, "Converged", "True")
 
 
 async def test_an_image_is_registered_and_armed_only_by_its_word(cloud: Cloud) -> None:
