@@ -204,7 +204,7 @@ class BudgetStatus(ApiModel):
     """What may still go wrong, and how many VMs may be in work."""
 
     failures_used: Annotated[int, Field(ge=0)] = 0
-    """VMs that failed."""
+    """VMs that failed and count."""
     failures_allowed: Annotated[int, Field(ge=0)] = 0
     """So many may fail in all before the rollout takes no more."""
     slots_used: Annotated[int, Field(ge=0)] = 0

@@ -20,7 +20,8 @@ class OnBudgetSpent(StrEnum):
 
 
 class RetryReason(StrEnum):
-    """Failures that pass by themselves, and before which nothing of the VM was changed."""
+    """Failures that pass by themselves, and before which nothing of the VM was changed. Of a call to the management
+    server only before it was made."""
 
     SSH_UNREACHABLE = "SSHUnreachable"
     SSH_TIMEOUT = "SSHTimeout"
@@ -29,6 +30,10 @@ class RetryReason(StrEnum):
     LOCK_HELD = "LockHeld"
     OTHER_ACTOR = "OtherActor"
     HAPROXY_DRAINING = "HaproxyDraining"
+    JOB_RUNNING = "JobRunning"
+    HOST_NOT_READY = "HostNotReady"
+    NO_CAPACITY = "NoCapacity"
+    CLOUD_CHANGED = "CloudChanged"
 
 
 class Timeouts(ApiModel):
@@ -69,7 +74,8 @@ class WaveSpec(ApiModel):
 
 class FailureBudget(ApiModel):
     """When a rollout takes no more VMs. A VM that failed counts until the rollout ends, and goes on counting against
-    maxUnavailable: once failed VMs fill that, the budget is spent too."""
+    maxUnavailable: once failed VMs fill that, the budget is spent too. One for which the management server was not
+    called, because that could not be done in time, does not count: nothing was changed."""
 
     per_wave: IntOrPercent = 1
     """Spent when so many VMs of one wave have failed: a count, or a percentage of the wave rounded down, at least 1.

@@ -2,6 +2,9 @@
 
 A VM that failed counts until its rollout has ended. It also goes on counting against maxUnavailable, so failed VMs can
 fill that: then nothing could ever proceed, and instead of a silent wait the budget counts as spent.
+
+A call to the management server that was not made, because its cloud was not ready for it in time, changed nothing and
+says nothing about the release: such a VM has failed, and the rollout with it in the end, but it uses up no budget.
 """
 
 from collections.abc import Iterable
@@ -14,7 +17,7 @@ from sysvm.api.rollout import Rollout
 from sysvm.domain import conditions
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.limits import rounded_down
-from sysvm.domain.members import RolloutView
+from sysvm.domain.members import Buckets, RolloutView, never_called
 from sysvm.domain.planner import Plan
 
 
@@ -39,7 +42,16 @@ def slots_of(rollout: Rollout, plan: Plan) -> int:
 def holding_slots(rollout: str, view: RolloutView) -> frozenset[str]:
     """SystemVM names of this rollout that count against maxUnavailable: in work, failed, or between two tries."""
     again = (facts for facts in view.waiting if facts.operation_in(rollout) is not None)
-    return frozenset(facts.name for facts in (*view.in_work, *view.failed, *view.retrying, *again))
+    return frozenset(facts.name for facts in (*view.in_work, *counted(rollout, view), *view.retrying, *again))
+
+
+def counted(rollout: str, bucket: Buckets) -> tuple[VMFacts, ...]:
+    """The failed VMs that the budget is for."""
+    return tuple(
+        facts
+        for facts in bucket.failed
+        if (operation := facts.operation_in(rollout)) is None or not never_called(operation)
+    )
 
 
 def budget_of(rollout: Rollout, plan: Plan, view: RolloutView) -> Budget:
@@ -49,7 +61,7 @@ def budget_of(rollout: Rollout, plan: Plan, view: RolloutView) -> Budget:
     total = rounded_down(limits.total, view.size) if limits.total is not None else None
     slots = slots_of(rollout, plan)
     stored = conditions.find(rollout.status.conditions, ConditionType.BUDGET_SPENT)
-    failures = len(view.failed)
+    failures = len(counted(rollout.metadata.name, view))
     if stored is not None:
         spent: str | None = stored.message
     elif total is not None and failures >= total:
@@ -77,25 +89,27 @@ def _allowed(rollout: Rollout, view: RolloutView, total: int | None, slots: int)
 def _spent_in_a_wave(rollout: Rollout, view: RolloutView) -> str | None:
     limit = rollout.spec.snapshot.strategy.failure_budget.per_wave
     for wave in view.waves:
-        if wave.failed and len(wave.failed) >= rounded_down(limit, wave.size):
-            told = f"{len(wave.failed)} of {wave.size} VMs of wave {wave.name} failed"
+        failures = len(counted(rollout.metadata.name, wave))
+        if failures and failures >= rounded_down(limit, wave.size):
+            told = f"{failures} of {wave.size} VMs of wave {wave.name} failed"
             return f"failureBudget.perWave {limit}: {told}"
     return None
 
 
 def _spent_in_a_row(rollout: Rollout, view: RolloutView) -> str | None:
     limit = rollout.spec.snapshot.strategy.failure_budget.consecutive
-    if limit is None or longest_row(rollout.metadata.name, (*view.done, *view.failed)) < limit:
+    if limit is None or longest_row(rollout.metadata.name, (*view.done, *counted(rollout.metadata.name, view))) < limit:
         return None
     return f"failureBudget.consecutive {limit}: so many VMs failed one after the other"
 
 
 def _never_proceeds(rollout: Rollout, view: RolloutView, slots: int) -> str | None:
+    failures = len(counted(rollout.metadata.name, view))
     newcomers = any(facts.operation_in(rollout.metadata.name) is None for facts in view.waiting)
-    if len(view.failed) < slots or not newcomers:
+    if failures < slots or not newcomers:
         return None
     limit = rollout.spec.snapshot.strategy.max_unavailable
-    return f"can never proceed: {len(view.failed)} failed VMs hold all {slots} places of maxUnavailable {limit}"
+    return f"can never proceed: {failures} failed VMs hold all {slots} places of maxUnavailable {limit}"
 
 
 def longest_row(rollout: str, ended: Iterable[VMFacts]) -> int:

@@ -109,6 +109,8 @@ def _so_far(operation: OperationStatus | None) -> str:
     step = (
         next((step for step in reversed(operation.steps) if step.name == operation.step), None) if operation else None
     )
+    if step is None and operation is not None and not operation.steps:  # a call: its phase is the step
+        return f", {operation.message[:256]}" if operation.message else ""
     if step is None or step.result is not StepResult.RUNNING:
         return ""
     if not step.bytes_total:

@@ -20,7 +20,7 @@ from sysvm.api.operation import (
     StepResult,
 )
 from sysvm.api.reasons import Reason
-from sysvm.api.rollout import GroupOperation
+from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.engine.ports import SystemVMs
 from sysvm.patching.errors import PatchingError, Refused
 from sysvm.patching.payload import Payload
@@ -150,11 +150,9 @@ def failed(status: OperationStatus, error: PatchingError, now: datetime) -> Oper
 
 def of_group(status: OperationStatus, group: GroupOperation) -> OperationStatus:
     """The mirror of what the management server does to the VM's group. Its result is this VM's too."""
-    failed = group.result not in (None, OperationResult.SUCCEEDED)
-    step = status.step if failed else str(group.phase)
     return status.model_copy(
         update={
-            "step": step,
+            "step": _step_of_group(status, group),
             "message": _cut(group.message, 2048),
             "submitted_at": group.submitted_at,
             "result": group.result,
@@ -162,6 +160,17 @@ def of_group(status: OperationStatus, group: GroupOperation) -> OperationStatus:
             "finished_at": group.finished_at,
         }
     )
+
+
+def _step_of_group(status: OperationStatus, group: GroupOperation) -> str:
+    """Its phase; of one that failed the phase in which it did, which is Preparing only if no call was made
+    (`members.never_called`)."""
+    if group.result in (None, OperationResult.SUCCEEDED):
+        return str(group.phase)
+    if not group.submissions:
+        return str(GroupPhase.PREPARING)
+    called = status.step not in ("Connect", GroupPhase.PREPARING)
+    return status.step if called else str(GroupPhase.SUBMITTING)
 
 
 def given_up(status: OperationStatus, reason: Reason, sentence: str, now: datetime) -> OperationStatus:

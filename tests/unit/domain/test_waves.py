@@ -99,6 +99,15 @@ class World:
         )
         self.now += timedelta(seconds=2)
 
+    def ends_uncalled(self, name: str, reason: Reason, step: str = "Preparing") -> None:
+        """The management server was to reboot it, and its operation ends in a step of that."""
+        self.end(name, FAILED, str(reason))
+        facts = self.vms[name]
+        assert facts.operation is not None
+        told = "job j-9 (RestartNetworkCmd) runs since 2026-11-22T11:00:00Z; nothing was changed"
+        call = {"method": Method.REBOOT, "step": step, "message": told}
+        self.vms[name] = replace(facts, operation=facts.operation.model_copy(update=call))
+
     def round(self, result: Callable[[str], OperationResult] = lambda _: SUCCEEDED) -> RolloutStatus:
         """Report, admit, end everything, report."""
         self.report()
@@ -450,6 +459,34 @@ def test_failed_vms_go_on_holding_their_place_until_nothing_can_proceed() -> Non
     assert status.result is RolloutResult.FAILED
 
 
+@pytest.mark.parametrize("reason", [Reason.JOB_RUNNING, Reason.ZONE_DISABLED, Reason.HOST_PAYLOAD_MISMATCH])
+def test_a_call_that_could_not_be_made_uses_up_no_budget_and_keeps_no_place(reason: Reason) -> None:
+    """By default the first failure would end it. Nothing was changed, and the others are no worse for it."""
+    world = World(*vms(3), maxUnavailable=1)
+    world.report()
+    world.admit()
+    world.ends_uncalled(ONE, reason)
+    status = world.report()
+    assert (status.result, status.waves[0].failed) == (None, 1)
+    assert status.budget is not None
+    assert (status.budget.failures_used, status.budget.slots_used) == (0, 0)
+    assert [admission.vm.name for admission in world.admit().admitted] == [TWO], "it goes on with the others"
+    world.end(TWO)
+    status = world.round()
+    assert (status.result, status.summary) == (RolloutResult.FAILED, "2/3")
+    assert "r-1-VM failed in step Preparing: job j-9 (RestartNetworkCmd) runs" in status.conditions[0].message
+
+
+def test_a_call_that_was_made_uses_up_the_budget_whatever_the_reason() -> None:
+    world = World(*vms(3), maxUnavailable=1)
+    world.report()
+    world.admit()
+    world.ends_uncalled(ONE, Reason.JOB_RUNNING, step="Verifying")
+    status = world.report()
+    assert (status.result, world.says()) == (RolloutResult.FAILED, Reason.VM_FAILED)
+    assert conditions.find(status.conditions, ConditionType.BUDGET_SPENT) is not None
+
+
 # The way back
 
 
@@ -584,6 +621,28 @@ def test_only_what_changed_nothing_and_passes_by_itself_is_tried_again(
     world.admit()
     world.end(ONE, result, reason)
     assert (world.report().result is None) is again
+
+
+@pytest.mark.parametrize(
+    ("reason", "step", "again"),
+    [
+        (Reason.JOB_RUNNING, "Preparing", True),
+        (Reason.HOST_NOT_READY, "Preparing", True),
+        (Reason.NO_CAPACITY, "Preparing", True),
+        (Reason.CLOUD_CHANGED, "Preparing", True),
+        (Reason.DUPLICATE_GATEWAY, "Preparing", False),  # for a person
+        (Reason.JOB_RUNNING, "Verifying", False),  # the call was made, and something moves all the same
+    ],
+)
+def test_a_call_is_tried_again_only_if_it_was_not_made(reason: Reason, step: str, *, again: bool) -> None:
+    world = World(*vms(1), retry={"limit": 1, "backoff": "30s"})
+    world.report()
+    world.admit()
+    world.ends_uncalled(ONE, reason, step)
+    assert (world.report().result is None) is again
+    world.now += timedelta(seconds=30)
+    world.report()
+    assert [admission.order.attempt for admission in world.admit().admitted] == ([2] if again else [])
 
 
 # What was edited meanwhile

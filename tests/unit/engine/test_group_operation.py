@@ -15,7 +15,7 @@ from sysvm.api.methods import Method
 from sysvm.api.operation import OperationResult
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM, Rollout, RolloutStatus
 from sysvm.domain.cloud import CloudVM, CloudVMState, Snapshot
-from sysvm.domain.group_operation import Call, Event, Look, Looked, NotMade, Submitted
+from sysvm.domain.group_operation import Call, Event, Job, Look, Looked, NotMade, Submitted
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
 from sysvm.engine.group_operation import Advanced, GroupOperations
@@ -216,3 +216,23 @@ def test_a_failure_that_is_remembered_gives_way_to_a_new_operation_on_its_group(
     driver.steps.handles.clear()
     driver.store(ended)
     assert driver.reconcile().orders == ("op-1",)
+
+
+@pytest.mark.parametrize(("job", "called"), [("j-ours", True), ("j-strange", False)])
+def test_a_job_of_another_of_our_operations_keeps_no_call_waiting(job: str, *, called: bool) -> None:
+    """A restart of a network does not say of which; the operation that began it does, in whatever rollout."""
+    driver = Driver()
+    preparing = driver.reconcile()
+    at_work = preparing.model_copy(
+        update={"group": "n-2", "target": "n-2", "orders": (), "phase": GroupPhase.RUNNING, "job_id": "j-ours"}
+    )
+    metadata = driver.rollout.metadata.model_copy(update={"name": "routers-2", "uid": "uid-2"})
+    status = RolloutStatus(group_operations=(at_work,))
+    other = driver.rollout.model_copy(update={"metadata": metadata, "status": status})
+    driver.stores.rollouts.put({"apiVersion": ROLLOUT.api_version, "kind": "Rollout", **other.to_dict()})
+    driver.hears(Looked(Look(taken_at=NOW, vms=(VM,), jobs=(Job(id=job, command="RestartNetworkCmd"),))))
+    heard = driver.reconcile()
+    if called:
+        assert heard.reason != "JobRunning"
+    else:
+        assert (heard.reason, heard.message) == ("JobRunning", "job j-strange (RestartNetworkCmd) runs")
