@@ -11,6 +11,7 @@ import pytest
 
 from lab import Fault, Lab, SystemVMType, VMSpec, preflight
 from lab.content import payloads, releases
+from lab.guest import Entry
 from reach import patch_order, target_of
 from sysvm.api.endpoint import SystemVMType as Type
 from sysvm.api.observed import ContentState
@@ -115,6 +116,39 @@ async def test_real_vms_are_patched_rolled_back_and_patched_again(lab: Lab, rout
     report = await patch(lab, router, mended, 3)
     assert report.phase is JournalPhase.COMMITTED, told(report)
     assert report.bytes_sent < mended.scripts_size_bytes + 120_000, "hardly more than the archive itself"
+
+
+@pytest.mark.timeout(600)
+async def test_a_patch_to_the_former_release_is_a_patch_like_any_other(lab: Lab, router: str, storage: str) -> None:
+    """What the newer release brought goes, what it took comes back, and the agent with it."""
+    former, newer = payload(releases.old()), payload(releases.new())
+    patcher = LivePatcher()
+    for name in (router, storage):
+        before = _contents(lab, name)
+        for number, wanted in enumerate((newer, former), start=1):
+            report = await patch(lab, name, wanted, number)
+            assert report.phase is JournalPhase.COMMITTED, told(report)
+            print(name, wanted.revision[:8], f"{report.bytes_sent} bytes,", *map(repr, report.services), sep="\n")
+        after = await patcher.observe(target_of(lab, name), former)
+        assert after.content is not None
+        assert after.content.state is ContentState.MATCHES, after.content
+        assert after.signature == former.signature
+        assert not [service.name for service in after.services if service.active == "failed"]
+        now = _contents(lab, name)
+        assert {path for path in before.keys() | now.keys() if before.get(path) != now.get(path)} == set()
+    agent = after.agent_content
+    assert agent is not None
+    assert agent.state is ContentState.MATCHES, agent
+
+
+def _contents(lab: Lab, name: str) -> dict[str, Entry]:
+    """All but times, and what Python compiles by itself."""
+    found = lab.snapshot_tree(name, [*PAYLOAD_TREES, "/usr/local/cloud/systemvm"])
+    return {
+        path: dataclasses.replace(entry, nlink=0, mtime_ns=None)
+        for path, entry in found.items()
+        if "__pycache__" not in path
+    }
 
 
 @pytest.mark.timeout(600)
