@@ -9,14 +9,16 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.contract.conftest import URL, small_cloud
 
 from lab.cloud import Answer, CutJob, ManagementServer, management_server
 from sysvm.api.endpoint import Management, SystemVMType
+from sysvm.api.methods import Method
 from sysvm.api.observed import RuleKind
+from sysvm.api.rollout import GroupPhase
 from sysvm.cloudstack import answers
 from sysvm.cloudstack.client import Access, CloudStack, Credentials, MayChange
 from sysvm.cloudstack.errors import (
@@ -32,9 +34,12 @@ from sysvm.cloudstack.errors import (
     Unavailable,
 )
 from sysvm.cloudstack.jobs import Job, JobId, JobStatus
+from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.cloudstack.preflight import Feature, missing_permissions
 from sysvm.cloudstack.rules import listed_rules
+from sysvm.domain import group_operation
 from sysvm.domain.cloud import CloudVM
+from sysvm.domain.group_operation import Call, Command, Looked
 from sysvm.domain.room import DIRECT_PUBLIC_IP, PUBLIC_IP
 
 NOWHERE = "00000000-0000-4000-8000-000000000001"
@@ -226,6 +231,35 @@ async def test_a_server_that_restarts_is_unavailable_and_answers_again(standing_
             await client.call("listZones")
         await restarting
         assert await client.call("listZones")
+
+
+async def test_a_patch_whose_answer_was_lost_is_found_in_work_though_its_job_names_no_vm() -> None:
+    """And whoever is to be patched next waits for it: it may be about that VM."""
+    now = datetime.now(UTC)
+    async with (
+        management_server(small_cloud(), pace=JOB_SECONDS) as slow,
+        CloudStack(of_user(slow, 0), may_change=FULL) as client,
+    ):
+        vms = [answers.system_vm(entry) async for entry in client.list_all("listSystemVms", "systemvm")]
+        vms += await routers(client)
+        patched, other, router = (
+            next(vm for vm in vms if vm.type is type_)
+            for type_ in (SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY, SystemVMType.ROUTER)
+        )
+        job_id = await client.submit("patchSystemVm", id=patched.id, forced=True)
+        found: dict[str, list[str]] = {}
+        for vm, phase in (
+            (patched, GroupPhase.UNKNOWN),
+            (other, GroupPhase.PREPARING),
+            (router, GroupPhase.PREPARING),
+        ):
+            begun = group_operation.begun(
+                vm.name, Method.LIVE_PATCH, Call(Command.PATCH_SYSTEM_VM, vm.id), vm, ["op-1"], now
+            )
+            looked = await CloudJobs(client, lambda: now).look(begun.model_copy(update={"phase": phase}))
+            assert isinstance(looked, Looked)
+            found[vm.name] = [job.id for job in looked.look.jobs]
+        assert found == {patched.name: [job_id], other.name: [job_id], router.name: []}
 
 
 @pytest.mark.parametrize(

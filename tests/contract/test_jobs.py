@@ -68,6 +68,7 @@ async def test_a_pending_job_has_status_0_and_no_result(answers: Answers) -> Non
     assert job(reply) == (0, 0)
     assert not {"jobresult", "jobresulttype", "completed"} & set(reply.inner)
     assert reply.inner["cmd"].endswith("PatchSystemVMCmd")
+    assert not {"jobinstancetype", "jobinstanceid"} & set(reply.inner), "it does not say which VM it works on"
 
 
 @situation("patchSystemVm.mockok.job", changes=True)
