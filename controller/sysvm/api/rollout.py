@@ -257,7 +257,9 @@ class GroupOperation(ApiModel):
     whether it was. Running: the job is known. Unknown: the job was lost, the group is looked at until nothing moves.
     Verifying: the job has ended, what it did is looked at. Done."""
     since: Time
-    """When it came into this phase, or in Unknown, when something last moved."""
+    """When it came into this phase, or in Unknown, when a job was last seen or a VM began or ceased to move."""
+    silent_since: Time | None = None
+    """Running: since when the management server does not tell how the job is. Absent: it did when it was last asked."""
     started_at: Time
     """When it began to prepare."""
     before: Annotated[tuple[GroupVM, ...], Field(max_length=16)] = ()

@@ -39,6 +39,9 @@ QUIET = timedelta(minutes=3)
 EXPIRES = timedelta(minutes=2)
 """So long after it was sent a call that is held up on the way may still arrive; then the server refuses it (its
 `expires`). Nothing is called again before it would have been quiet after that."""
+LONGEST_WORK = timedelta(minutes=15)
+"""So long a host may go on with what it was told by a server that has lost the job since: it waits 600 s for a patch
+(CloudStack 4.21 LibvirtPatchSystemVmCommandWrapper). No call whose fate is not known is given up before."""
 SUBMISSIONS = 2
 """So often a call is made in all; again only after the group was found unchanged."""
 OPEN_LIMIT = 16
@@ -251,6 +254,11 @@ class Limits:
     vm: timedelta
     """Verifying may take so long. A job has no limit: one that runs is not ended by waiting less for it."""
 
+    @property
+    def silence(self) -> timedelta:
+        """So long nobody may be able to tell what became of a call."""
+        return max(self.vm, LONGEST_WORK)
+
 
 # The machine
 
@@ -346,8 +354,10 @@ def after_restart(operation: GroupOperation, now: datetime) -> GroupOperation:
 def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
     """The next state. An event that does not belong to the phase changes nothing: it is late."""
     match operation.phase, event:
+        case GroupPhase.DONE, _:
+            return operation
         case _, NotTold():
-            return operation.model_copy(update={"message": _cut(event.sentence)})
+            return _not_told(operation, event.sentence, limits, now)
         case GroupPhase.SUBMITTING, NotMade():
             undone = {"before": (), "submitted_at": None, "submissions": operation.submissions - 1}
             return _to(operation, GroupPhase.PREPARING, operation.started_at, message=_cut(event.sentence), **undone)
@@ -363,11 +373,53 @@ def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits,
         case GroupPhase.RUNNING, JobTold():
             return _job_told(operation, event, limits, now)
         case GroupPhase.UNKNOWN, Looked():
-            return _found(operation, event.look, judge, now)
+            return _found(operation, event.look, judge, limits, now)
         case GroupPhase.VERIFYING, Looked():
             return _verified(operation, event.look, judge, limits, now)
         case _:
             return operation
+
+
+def _not_told(operation: GroupOperation, sentence: str, limits: Limits, now: datetime) -> GroupOperation:
+    """Nothing follows from a question without an answer. If nobody answers for long, the phase ends all the same: the
+    VMs, the rollout and its slots would wait for ever, and not even aborting would let them go.
+
+    | phase | ends after | what is known then |
+    |---|---|---|
+    | Preparing | `step` | nothing was called, or what was called had changed nothing |
+    | Running | `silence`, since the first question without an answer | the job may still run |
+    | Unknown | `silence`, since something last moved | the call may have been made, its job may still run or wait |
+    | Verifying | `vm` | the job has ended, with whatever effect |
+
+    Submitting ends with its own step, or with the process. No end here lets a second call leave beside a job that may
+    still run: who comes next is Preparing, and there the server must answer first and list neither a job nor a VM of
+    the group at work; jobs that wait for their turn are listed like those that run. What was on its way to the server
+    was refused long before (`EXPIRES`).
+    """
+    lasted = now - operation.since
+    if operation.phase is GroupPhase.PREPARING and lasted >= limits.step:
+        lost = operation.submissions > 0
+        reason = Reason.JOB_LOST if lost else Reason.TIMED_OUT
+        known = "the call that was lost had changed nothing" if lost else "nothing was changed"
+        untouched = operation.model_copy(update={"before": ()})
+        return _done(untouched, OperationResult.FAILED, reason, f"{sentence}; {known}", now)
+    if operation.phase is GroupPhase.RUNNING:
+        silent_since = operation.silent_since or now
+        if now - silent_since < limits.silence:
+            return operation.model_copy(update={"silent_since": silent_since, "message": _cut(sentence)})
+        told = (
+            f"job {operation.job_id} may still run, look at the management server, which was asked in vain: {sentence}"
+        )
+        return _done(operation, OperationResult.FAILED, Reason.JOB_LOST, told, now)
+    if operation.phase is GroupPhase.UNKNOWN and lasted >= limits.silence:
+        told = f"lost the job; what it did could not be learned, look at the management server: {sentence}"
+        return _done(operation, OperationResult.FAILED, Reason.JOB_LOST, told, now)
+    if operation.phase is GroupPhase.VERIFYING and lasted >= limits.vm:
+        failure = operation.job_failure
+        reason = Reason.JOB_FAILED if failure else Reason.CLAIM_NOT_VERIFIED
+        told = f"{operation.command}: {failure or 'ended'}; what it did could not be looked at: {sentence}"
+        return _done(operation, OperationResult.FAILED, reason, told, now)
+    return operation.model_copy(update={"message": _cut(sentence)})
 
 
 def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
@@ -412,6 +464,8 @@ def _marks(look: Look, judge: Judge) -> tuple[GroupVM, ...]:
 
 
 def _job_told(operation: GroupOperation, told: JobTold, limits: Limits, now: datetime) -> GroupOperation:
+    if operation.silent_since is not None:
+        operation = operation.model_copy(update={"silent_since": None, "message": ""})
     if told.state is JobState.PENDING and now - operation.since < limits.vm:
         return operation
     if told.state is JobState.PENDING:
@@ -425,16 +479,19 @@ def _job_told(operation: GroupOperation, told: JobTold, limits: Limits, now: dat
     return _to(operation, GroupPhase.VERIFYING, now, job_failure=_cut(failure))
 
 
-def _found(operation: GroupOperation, look: Look, judge: Judge, now: datetime) -> GroupOperation:
+def _found(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
     """Nothing is decided while something moves, and for a time after it has stopped."""
     moving = what_moves(look.vms, look.jobs)
     if moving is not None:
-        return operation.model_copy(update={"since": now, "message": _cut(f"lost the job; {moving}")})
+        return _moves(operation, look, moving, limits, now)
+    if operation.reason == Reason.JOB_RUNNING:
+        stopped = "lost the job; nothing moves any more"
+        return operation.model_copy(update={"since": now, "reason": "", "message": stopped})
     if now - operation.since < QUIET:
         return operation
     changed = judge.changed(operation, look)
     if changed is None:
-        return operation.model_copy(update={"message": "lost the job; what it did cannot be seen yet"})
+        return _not_seen(operation, look, limits, now)
     if changed:
         return _to(operation, GroupPhase.VERIFYING, now, message="lost the job; the group has changed")
     if operation.submitted_at is not None and now - operation.submitted_at < EXPIRES + QUIET:
@@ -445,6 +502,30 @@ def _found(operation: GroupOperation, look: Look, judge: Judge, now: datetime) -
     sentence = f"{operation.message or 'the job was lost'}; nothing has changed after {operation.submissions} calls"
     unchanged = _without_who_stayed(operation, look).model_copy(update={"submitted_at": None})
     return _done(unchanged, OperationResult.FAILED, Reason.JOB_LOST, sentence, now)
+
+
+def _moves(operation: GroupOperation, look: Look, moving: str, limits: Limits, now: datetime) -> GroupOperation:
+    """A job is waited for however long it runs. A VM may be between two states for ever, with no job to end that, where
+    a server was restarted. Then it is given up; nothing is called while the VM is so (`_not_told`)."""
+    by_job = bool(look.jobs) or any(vm.job_id is not None for vm in look.vms)
+    begins = operation.reason != Reason.JOB_RUNNING
+    if not by_job and not begins and now - operation.since >= limits.silence:
+        told = f"lost the job; {moving}, and no job works on it: look at the management server"
+        return _done(operation, OperationResult.FAILED, Reason.JOB_LOST, told, now)
+    since = now if by_job or begins else operation.since
+    told = _cut(f"lost the job; {moving}")
+    return operation.model_copy(update={"since": since, "reason": str(Reason.JOB_RUNNING), "message": told})
+
+
+def _not_seen(operation: GroupOperation, look: Look, limits: Limits, now: datetime) -> GroupOperation:
+    """What the call did can only be seen on VMs that do not answer. No job works on them and none is Starting or
+    Stopping, so nothing of ours goes on; whether it happened is for a person to see."""
+    if now - operation.since < limits.silence:
+        return operation.model_copy(update={"message": "lost the job; what it did cannot be seen yet"})
+    known = [(vm.name, look.facts(vm)) for vm in look.vms]
+    mute = ", ".join(name for name, facts in known if facts is None or not facts.reachable)
+    told = f"lost the job; what it did could not be seen{f': {mute} cannot be reached' if mute else ''}"
+    return _done(_without_who_stayed(operation, look), OperationResult.FAILED, Reason.JOB_LOST, told, now)
 
 
 def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
@@ -504,7 +585,8 @@ def _waits(operation: GroupOperation, verdict: Verdict) -> GroupOperation:
 
 
 def _to(operation: GroupOperation, phase: GroupPhase, now: datetime, **changes: object) -> GroupOperation:
-    return operation.model_copy(update={"phase": phase, "since": now, "reason": "", "message": "", **changes})
+    left = {"since": now, "reason": "", "message": "", "silent_since": None}
+    return operation.model_copy(update={"phase": phase, **left, **changes})
 
 
 def _done(
@@ -515,6 +597,7 @@ def _done(
             "phase": GroupPhase.DONE,
             "since": now,
             "finished_at": now,
+            "silent_since": None,
             "result": result,
             "reason": str(reason) if reason is not None else "",
             "message": _cut(sentence),

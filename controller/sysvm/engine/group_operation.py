@@ -141,13 +141,16 @@ class GroupOperations:
         if op.phase is GroupPhase.PREPARING:
             op = op.model_copy(update={"orders": tuple(sorted({*op.orders, *self._orders_for(rollout, op)}))})
         handle = self._handle(rollout, op)
+        event = handle.result if handle is not None else None
         if handle is None:
-            return machine.after_restart(op, now)
-        if handle.result is None:
+            op = machine.after_restart(op, now)
+            if self._clouds.jobs(endpoint_of(rollout)) is None:
+                event = NotTold("there is no way to the management server now: see the endpoint's conditions")
+        if event is None:
             return op
-        event = self._completed(rollout, op, handle.result, now)
+        event = self._completed(rollout, op, event, now)
         if isinstance(event, Looked) and now - event.look.taken_at > STALE:
-            return op  # the cluster took no write for so long that this is history
+            event = NotTold("what was seen of it is history: the cluster took no write for so long")
         judge = self._judge(rollout, op)
         timeouts = rollout.spec.snapshot.strategy.timeouts
         stepped = machine.apply(op, event, judge, Limits(step=timeouts.step, vm=timeouts.vm), now)
@@ -271,17 +274,19 @@ class GroupOperations:
     def _begin(self, rollout: Rollout, op: GroupOperation, now: datetime, *, just_written: bool) -> None:
         key = _key(rollout, op)
         todo = machine.todo(op)
-        jobs = self._clouds.jobs(endpoint_of(rollout))
         if todo is Todo.NOTHING:
             self._asked_at.pop(key, None)
             return
-        if jobs is None or self._pool.get(key) is not None or now < self._due(rollout, op, now):
+        if self._pool.get(key) is not None or now < self._due(rollout, op, now):
             return
         if todo is Todo.SUBMIT:
             if just_written:
                 self._pool.start(key, _purpose(op), lambda _: self._submit(rollout, op))
             return
         self._asked_at[key] = op.phase, now
+        jobs = self._clouds.jobs(endpoint_of(rollout))
+        if jobs is None:
+            return
         if todo is Todo.ASK_JOB:
             job_id = op.job_id or ""
             self._pool.start(key, _purpose(op), lambda _: jobs.job(job_id))

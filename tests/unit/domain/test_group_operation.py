@@ -1,5 +1,7 @@
 """The machine of a call to the management server: it ends or says why, and never calls twice on a guess."""
 
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -15,6 +17,7 @@ from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.domain import group_operation as machine
+from sysvm.domain.api_patch import LONGEST_PATCH
 from sysvm.domain.cloud import CloudVM, CloudVMState
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.group_operation import (
@@ -231,8 +234,9 @@ def test_an_unknown_call_is_judged_only_after_three_minutes_in_which_nothing_mov
     late = NOW + timedelta(minutes=2, seconds=59)
     moving = after(UNKNOWN, Looked(look(router(1, CloudVMState.STOPPING))), now=late)
     assert moving.message == "lost the job; r-1-VM is Stopping"
-    still = after(moving, Looked(look(router(1))), now=late + machine.QUIET - timedelta(seconds=1))
-    assert still.phase is GroupPhase.UNKNOWN
+    still = after(moving, Looked(look(router(1))), now=late)
+    assert still.message == "lost the job; nothing moves any more"
+    assert after(still, Looked(look(router(1))), now=late + machine.QUIET - timedelta(seconds=1)) == still
     assert after(still, Looked(look(router(1))), now=late + machine.QUIET).phase is GroupPhase.PREPARING
     soon = after(UNKNOWN, Looked(look(router(1))), now=NOW + machine.QUIET)
     assert (soon.phase, soon.message) == (
@@ -319,6 +323,143 @@ def test_a_call_that_could_not_be_made_in_the_time_of_a_step_is_not_made_later(
 def test_what_is_not_as_it_should_be_in_time_ends_with_the_reason() -> None:
     ended = after(VERIFYING, Looked(look(router(1))), now=NOW + LIMITS.vm)
     assert (ended.result, ended.reason) == (OperationResult.FAILED, Reason.CLAIM_NOT_VERIFIED)
+
+
+# Nobody answers
+
+
+class Mute(Replaces):
+    """A judge that sees nothing: its VMs let nobody in."""
+
+    def before(self, operation: GroupOperation, seen: Look) -> Verdict:
+        return not_yet(Reason.NOT_OBSERVED, "r-1-VM must be looked at first")
+
+    def changed(self, operation: GroupOperation, seen: Look) -> bool | None:
+        return None
+
+    def after(self, operation: GroupOperation, seen: Look) -> Verdict:
+        return not_yet(Reason.NOT_OBSERVED, "r-1-VM was not looked at since the job ended")
+
+
+ONCE_MORE = after(
+    UNKNOWN.model_copy(update={"submitted_at": NOW - machine.EXPIRES - machine.QUIET, "since": NOW - machine.QUIET}),
+    Looked(look(router(1))),
+)
+"""Its first call was lost, and had changed nothing."""
+
+
+def silent(now: datetime) -> Event:
+    return NotTold("the server answers 503")
+
+
+def mute(now: datetime) -> Event:
+    return Looked(look(router(1), at=now))
+
+
+def stuck(now: datetime) -> Event:
+    return Looked(look(router(1, CloudVMState.STOPPING), at=now))
+
+
+def lived(operation: GroupOperation, events: Sequence[Callable[[datetime], Event]], gap: timedelta) -> GroupOperation:
+    """The operation as it has ended after these events, one a gap, again and again."""
+    now = NOW
+    for event in itertools.islice(itertools.cycle(events), 5_000):
+        if operation.result is not None:
+            return operation
+        operation = machine.apply(operation, event(now), Mute(), LIMITS, now)
+        now += gap
+    raise AssertionError(f"it lasts for ever: {operation}")
+
+
+@pytest.mark.parametrize("limits", [LIMITS, Limits(step=timedelta(seconds=10), vm=timedelta(seconds=10))])
+def test_no_call_is_given_up_while_a_host_may_still_be_at_it(limits: Limits) -> None:
+    assert limits.silence >= LONGEST_PATCH
+    assert limits.silence > machine.EXPIRES + machine.QUIET
+
+
+@pytest.mark.parametrize(
+    ("operation", "events", "limit", "reason"),
+    [
+        (begun(), [silent], LIMITS.step, Reason.TIMED_OUT),
+        (begun(), [mute], LIMITS.step, Reason.NOT_OBSERVED),
+        (begun(), [stuck], LIMITS.step, Reason.JOB_RUNNING),
+        (ONCE_MORE, [silent], LIMITS.step, Reason.JOB_LOST),
+        (RUNNING, [silent], LIMITS.silence, Reason.JOB_LOST),
+        (UNKNOWN, [silent], LIMITS.silence, Reason.JOB_LOST),
+        (UNKNOWN, [mute], LIMITS.silence, Reason.JOB_LOST),
+        (UNKNOWN, [stuck], LIMITS.silence, Reason.JOB_LOST),
+        (VERIFYING, [silent], LIMITS.vm, Reason.CLAIM_NOT_VERIFIED),
+        (VERIFYING, [mute], LIMITS.vm, Reason.NOT_OBSERVED),
+        (VERIFYING, [stuck], LIMITS.vm, Reason.JOB_RUNNING),
+        (after(RUNNING, JobTold(JobState.FAILED, "530")), [silent], LIMITS.vm, Reason.JOB_FAILED),
+    ],
+)
+@pytest.mark.parametrize("gap", [timedelta(seconds=2), timedelta(seconds=15), timedelta(minutes=7)])
+def test_every_phase_ends_by_itself_when_nobody_answers(
+    operation: GroupOperation,
+    events: list[Callable[[datetime], Event]],
+    limit: timedelta,
+    reason: Reason,
+    gap: timedelta,
+) -> None:
+    ended = lived(operation, events, gap)
+    assert (ended.phase, ended.result, ended.reason) == (GroupPhase.DONE, OperationResult.FAILED, reason)
+    assert ended.message
+    assert ended.finished_at is not None
+    assert limit <= ended.finished_at - NOW < limit + gap
+
+
+@given(
+    operation=st.sampled_from([begun(), ONCE_MORE, SUBMITTING, UNKNOWN, VERIFYING]),
+    events=st.lists(st.sampled_from([silent, mute]), min_size=1, max_size=6),
+    gap=st.timedeltas(min_value=timedelta(seconds=1), max_value=timedelta(minutes=20)),
+)
+def test_whatever_does_not_answer_in_whatever_order_it_ends(
+    operation: GroupOperation, events: list[Callable[[datetime], Event]], gap: timedelta
+) -> None:
+    ended = lived(machine.after_restart(operation, NOW), events, gap)
+    assert (ended.result, bool(ended.reason), bool(ended.message)) == (OperationResult.FAILED, True, True)
+    assert ended.finished_at is not None
+    assert ended.finished_at - NOW < LIMITS.step + LIMITS.silence + LIMITS.vm + 3 * gap
+
+
+def test_a_job_that_is_told_of_again_is_followed_on() -> None:
+    """One question without an answer after hours of answers ends nothing."""
+    hours = NOW + timedelta(hours=5)
+    held = after(RUNNING, JobTold(JobState.PENDING), NotTold("503"), now=hours)
+    assert (held.phase, held.silent_since, held.message) == (GroupPhase.RUNNING, hours, "503")
+    soon = hours + LIMITS.silence - timedelta(seconds=1)
+    told = after(held, JobTold(JobState.PENDING), now=soon)
+    assert (told.phase, told.silent_since) == (GroupPhase.RUNNING, None)
+    assert after(told, NotTold("503"), now=soon + timedelta(seconds=1)).phase is GroupPhase.RUNNING
+
+
+def test_a_job_that_nobody_tells_of_may_still_run_and_keeps_the_next_call_back() -> None:
+    given_up = lived(RUNNING, [silent], timedelta(minutes=1))
+    assert given_up.message == (
+        "job job-1 may still run, look at the management server, which was asked in vain: the server answers 503"
+    )
+    assert [vm.name for vm in given_up.before] == ["r-1-VM"], "who went with it is not known"
+    later = begun().model_copy(update={"since": given_up.since, "started_at": given_up.since})
+    waits = after(later, Looked(look(router(1), jobs=(Job(id="job-1"),))), now=given_up.since)
+    assert (waits.phase, waits.reason) == (GroupPhase.PREPARING, Reason.JOB_RUNNING)
+
+
+def test_what_cannot_be_seen_after_a_lost_call_names_who_does_not_answer() -> None:
+    ended = lived(UNKNOWN, [mute], timedelta(minutes=1))
+    assert ended.message == "lost the job; what it did could not be seen: r-1-VM cannot be reached"
+    assert ended.before == ()
+
+
+def test_what_moves_for_ever_with_no_job_is_told_and_given_up() -> None:
+    ended = lived(UNKNOWN, [stuck], timedelta(minutes=1))
+    assert ended.message == (
+        "lost the job; r-1-VM is Stopping, and no job works on it: look at the management server"
+    )  # fmt: skip
+    job = Job(id="j-9", command="RestartNetworkCmd")
+    busy = Looked(look(router(1, CloudVMState.STOPPING), jobs=(job,)))
+    worked = after(UNKNOWN, busy, busy, now=NOW + timedelta(days=2))
+    assert worked.phase is GroupPhase.UNKNOWN, "as long as a job is at it nobody gives it up"
 
 
 # A server that fails at any point

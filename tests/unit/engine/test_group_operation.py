@@ -58,13 +58,14 @@ class Steps:
 class Clouds:
     def __init__(self) -> None:
         self.called: list[str] = []
+        self.reachable = True
 
     async def submit(self, call: Call) -> Event:
         self.called.append(str(call))
         return Submitted("job-1")
 
-    def jobs(self, endpoint: Key) -> object:
-        return self
+    def jobs(self, endpoint: Key) -> object | None:
+        return self if self.reachable else None
 
     def explain(self, endpoint: Key, vm_ids: object) -> None:
         return
@@ -92,6 +93,7 @@ class Driver:
     steps: Steps = field(default_factory=Steps)
     clouds: Clouds = field(default_factory=Clouds)
     now: datetime = NOW
+    again: timedelta | None = None
 
     async def leads(self) -> bool:
         return True
@@ -128,10 +130,11 @@ class Driver:
     def reconcile(self, *, while_written: Callable[[], None] = lambda: None) -> GroupOperation:
         """As the rollout's reconciler does: compute, write, begin."""
         before: Rollout = self.rollout
-        advanced = self.driver.advance(before, NOW)
+        advanced = self.driver.advance(before, self.now)
         while_written()
         self.store(*advanced.operations)
-        self.driver.begin(before, advanced, NOW)
+        self.driver.begin(before, advanced, self.now)
+        self.again = advanced.again
         (operation,) = advanced.operations
         return operation
 
@@ -236,3 +239,46 @@ def test_a_job_of_another_of_our_operations_keeps_no_call_waiting(job: str, *, c
         assert heard.reason != "JobRunning"
     else:
         assert (heard.reason, heard.message) == ("JobRunning", "job j-strange (RestartNetworkCmd) runs")
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        GroupPhase.PREPARING,
+        GroupPhase.SUBMITTING,
+        GroupPhase.RUNNING,
+        GroupPhase.UNKNOWN,
+        GroupPhase.VERIFYING,
+    ],
+)
+def test_without_a_way_to_the_server_every_phase_ends_and_is_not_asked_for_without_a_pause(phase: GroupPhase) -> None:
+    """Its endpoint is gone, another keeps the cloud, or no sweep succeeds."""
+    driver = Driver()
+    driver.store(driver.submitting().model_copy(update={"phase": phase, "job_id": "job-1", "since": NOW}))
+    driver.steps.started.clear()
+    driver.clouds.reachable = False
+    operation = driver.reconcile()
+    for _ in range(400):
+        if operation.phase is GroupPhase.DONE:
+            break
+        assert driver.again is not None
+        driver.now += driver.again
+        operation = driver.reconcile()
+    assert (operation.result, driver.steps.started) == (OperationResult.FAILED, [])
+    assert operation.message
+    assert driver.now - NOW < timedelta(minutes=31)
+
+
+def test_looks_that_the_cluster_makes_history_of_do_not_hold_it_for_ever() -> None:
+    driver = Driver()
+    operation = driver.reconcile()
+    for _ in range(100):
+        driver.steps.handles.clear()
+        driver.steps.start(Key("ns", "routers-1/n-1"), f"Preparing {operation.submissions} ", lambda: None)
+        driver.hears(Looked(Look(taken_at=driver.now - timedelta(seconds=16), vms=(VM,))))
+        operation = driver.reconcile()
+        driver.now += timedelta(seconds=16)
+        if operation.phase is GroupPhase.DONE:
+            break
+    assert (operation.result, operation.reason) == (OperationResult.FAILED, "TimedOut")
+    assert operation.message.endswith("nothing was changed")
