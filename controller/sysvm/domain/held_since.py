@@ -26,7 +26,16 @@ from sysvm.domain.cloud import Snapshot
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.findings import Checker, Context, Finding
-from sysvm.domain.method import has_obstacles, is_not_compatible, would_be_undone_by_its_host, would_fail_over
+from sysvm.domain.method import (
+    has_obstacles,
+    is_away,
+    is_going_away,
+    is_inconsistent,
+    is_not_compatible,
+    is_on_hold,
+    would_be_undone_by_its_host,
+    would_fail_over,
+)
 from sysvm.domain.versions import Verdict, compatibility
 
 BY_API: tuple[Checker, ...] = (
@@ -38,6 +47,7 @@ BY_API: tuple[Checker, ...] = (
 )
 OVER_SSH: tuple[Checker, ...] = (*BY_API, is_at_the_release_and_gated, would_be_recreated, would_fail_over)
 REBOOTED: tuple[Checker, ...] = (would_be_undone_by_its_host,)
+UNTOUCHED: tuple[Checker, ...] = (is_going_away, is_on_hold, is_inconsistent, is_away)
 """In the order of `method.CHECKERS`. Of a VM that is recreated it is asked where its successor may be started
 (`held_recreations`)."""
 
@@ -60,15 +70,20 @@ class HeldSince:
         checkers = _asked(method, route)
         if not checkers or (checkers is OVER_SSH and self._is_plain(facts)):
             return None
-        drift = drift_of(facts, self.release)
-        if not drift.certain:
+        context = self._context(facts)
+        if not context.drift.certain:
             return None
-        kept = self.rollout.spec.snapshot
-        context = Context(
-            facts, self.release, drift, self._verdict(facts), kept.methods, kept.live_patch, heal=True, excluded=None
-        )
         found = (checker(context) for checker in checkers)
         return next((each for each in found if each is not None and (each.method, each.route) != (method, route)), None)
+
+    def why_untouched(self, facts: VMFacts) -> Finding | None:
+        """Why nothing at all is done to it now; None: it may be changed, or it only does not answer."""
+        return next((found for checker in UNTOUCHED if (found := checker(self._context(facts))) is not None), None)
+
+    def _context(self, facts: VMFacts) -> Context:
+        kept, drift = self.rollout.spec.snapshot, drift_of(facts, self.release)
+        verdict = self._verdict(facts)
+        return Context(facts, self.release, drift, verdict, kept.methods, kept.live_patch, heal=True, excluded=None)
 
     def _is_plain(self, facts: VMFacts) -> bool:
         """None of the checkers can have anything to say."""
