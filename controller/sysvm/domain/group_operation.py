@@ -362,8 +362,7 @@ def apply(operation: GroupOperation, event: Event, judge: Judge, limits: Limits,
             undone = {"before": (), "submitted_at": None, "submissions": operation.submissions - 1}
             return _to(operation, GroupPhase.PREPARING, operation.started_at, message=_cut(event.sentence), **undone)
         case GroupPhase.PREPARING | GroupPhase.SUBMITTING, Refused():
-            untouched = operation.model_copy(update={"before": (), "submitted_at": None})
-            return _done(untouched, OperationResult.FAILED, event.reason, event.sentence, now)
+            return _done(_untouched(operation), OperationResult.FAILED, event.reason, event.sentence, now)
         case GroupPhase.PREPARING, Looked():
             return _prepared(operation, event.look, judge, limits, now)
         case GroupPhase.SUBMITTING, Submitted():
@@ -401,8 +400,7 @@ def _not_told(operation: GroupOperation, sentence: str, limits: Limits, now: dat
         lost = operation.submissions > 0
         reason = Reason.JOB_LOST if lost else Reason.TIMED_OUT
         known = "the call that was lost had changed nothing" if lost else "nothing was changed"
-        untouched = operation.model_copy(update={"before": ()})
-        return _done(untouched, OperationResult.FAILED, reason, f"{sentence}; {known}", now)
+        return _done(_untouched(operation), OperationResult.FAILED, reason, f"{sentence}; {known}", now)
     if operation.phase is GroupPhase.RUNNING:
         silent_since = operation.silent_since or now
         if now - silent_since < limits.silence:
@@ -425,7 +423,9 @@ def _not_told(operation: GroupOperation, sentence: str, limits: Limits, now: dat
 def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, now: datetime) -> GroupOperation:
     moving = what_moves(look.vms, look.jobs)
     verdict = not_yet(Reason.JOB_RUNNING, moving) if moving is not None else judge.before(operation, look)
-    if verdict.standing is Standing.NEEDLESS and operation.submissions:
+    # VMs are marked before the next call only if an earlier one was lost and had changed nothing until then.
+    came_late = bool(operation.before) and moving is None and judge.changed(operation, look)
+    if came_late or (verdict.standing is Standing.NEEDLESS and operation.submissions):
         return _to(operation, GroupPhase.VERIFYING, now, message="the call that was lost has changed the group by now")
     if verdict.standing is Standing.NEEDLESS:
         return _done(operation, OperationResult.SUCCEEDED, verdict.reason, verdict.sentence, now)
@@ -448,7 +448,8 @@ def _prepared(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
         )
     if verdict.standing is Standing.BROKEN or late:
         reason = verdict.reason or Reason.FAILED
-        return _done(operation, OperationResult.FAILED, reason, f"{verdict.sentence}; nothing was changed", now)
+        told = f"{verdict.sentence}; nothing was changed"
+        return _done(_untouched(operation), OperationResult.FAILED, reason, told, now)
     return _waits(operation, verdict)
 
 
@@ -497,8 +498,7 @@ def _found(operation: GroupOperation, look: Look, judge: Judge, limits: Limits, 
     if operation.submitted_at is not None and now - operation.submitted_at < EXPIRES + QUIET:
         return operation.model_copy(update={"message": "nothing has changed; the call may still be on its way"})
     if operation.submissions < SUBMISSIONS:
-        once_more = "lost the job; nothing has changed: once more"
-        return _to(operation, GroupPhase.PREPARING, now, message=once_more, submitted_at=None)
+        return _to(operation, GroupPhase.PREPARING, now, message="lost the job; nothing has changed: once more")
     sentence = f"{operation.message or 'the job was lost'}; nothing has changed after {operation.submissions} calls"
     unchanged = _without_who_stayed(operation, look).model_copy(update={"submitted_at": None})
     return _done(unchanged, OperationResult.FAILED, Reason.JOB_LOST, sentence, now)
@@ -548,6 +548,11 @@ def _verified(operation: GroupOperation, look: Look, judge: Judge, limits: Limit
         return _waits(operation, verdict)
     told = f"{operation.command}: {failure}; {verdict.sentence}" if failure else verdict.sentence
     return _done(judged, OperationResult.FAILED, verdict.reason or Reason.TIMED_OUT, told, now)
+
+
+def _untouched(operation: GroupOperation) -> GroupOperation:
+    """No call was made, or what was called has changed nothing."""
+    return operation.model_copy(update={"before": (), "submitted_at": None})
 
 
 def _without_who_stayed(operation: GroupOperation, look: Look) -> GroupOperation:

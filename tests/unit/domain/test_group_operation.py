@@ -99,6 +99,11 @@ SUBMITTING = after(begun(), Looked(look(router(1))))
 RUNNING = after(SUBMITTING, Submitted("job-1"))
 UNKNOWN = after(SUBMITTING, NoAnswer("the connection broke"))
 VERIFYING = after(RUNNING, JobTold(JobState.SUCCEEDED))
+ONCE_MORE = after(
+    UNKNOWN.model_copy(update={"submitted_at": NOW - machine.EXPIRES - machine.QUIET, "since": NOW - machine.QUIET}),
+    Looked(look(router(1))),
+)
+"""Its first call was lost, and had changed nothing."""
 
 
 def test_the_vms_as_they_are_are_stored_before_the_call() -> None:
@@ -253,6 +258,20 @@ def test_while_any_job_that_may_be_ours_runs_nothing_is_judged() -> None:
     assert found.message == "lost the job; job j-9 (RestartNetworkCmd) runs since 2026-11-22T12:00:00Z"
 
 
+def test_a_lost_call_that_works_while_the_next_is_prepared_is_not_made_again() -> None:
+    """Nobody is replaced twice."""
+    held_up = after(ONCE_MORE, Looked(look(router(1, CloudVMState.MIGRATING))))
+    assert held_up.phase is GroupPhase.PREPARING
+    late = after(held_up, Looked(look(router(2))))
+    assert (late.phase, late.submissions) == (GroupPhase.VERIFYING, 1)
+    assert after(late, Looked(look(router(2)))).result is OperationResult.SUCCEEDED
+
+
+def test_a_second_call_that_cannot_be_made_leaves_nobody_who_went() -> None:
+    ended = after(ONCE_MORE, Looked(look(router(1, CloudVMState.MIGRATING))), now=NOW + LIMITS.step)
+    assert (ended.result, ended.before, ended.submitted_at) == (OperationResult.FAILED, (), None)
+
+
 def test_a_second_call_that_is_lost_too_ends_it() -> None:
     quiet = machine.EXPIRES + machine.QUIET
     again = after(UNKNOWN, Looked(look(router(1))), Looked(look(router(1))), now=NOW + quiet)
@@ -339,13 +358,6 @@ class Mute(Replaces):
 
     def after(self, operation: GroupOperation, seen: Look) -> Verdict:
         return not_yet(Reason.NOT_OBSERVED, "r-1-VM was not looked at since the job ended")
-
-
-ONCE_MORE = after(
-    UNKNOWN.model_copy(update={"submitted_at": NOW - machine.EXPIRES - machine.QUIET, "since": NOW - machine.QUIET}),
-    Looked(look(router(1))),
-)
-"""Its first call was lost, and had changed nothing."""
 
 
 def silent(now: datetime) -> Event:
