@@ -24,7 +24,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from sysvm.api.methods import Method, Route
-from sysvm.api.operation import OperationResult, OperationStatus
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
@@ -323,25 +323,6 @@ def counts_rules(operation: GroupOperation) -> bool:
 
 STARTED_ANEW = frozenset({GroupPhase.UNKNOWN, GroupPhase.VERIFYING})
 """Phases in which a VM may have been started by our own call."""
-
-
-LATE_START = timedelta(hours=1)
-"""So long after a reboot was given up its VM may still come up, and show another host key once."""
-
-
-def new_key_since(mirror: OperationStatus | None, now: datetime) -> datetime | None:
-    """The moment from which another host key of a VM is of our own making; None: it is a stranger's.
-
-    A key that was first seen before it may be replaced, once. `mirror`: of the VM's last operation. Only a Reboot gives
-    a VM that stays who it is another key. What Recreate makes are other VMs, with objects of their own; the address of
-    one that went may be another's by then, so the old ones must show their key or are not believed.
-    """
-    if mirror is None or mirror.method is not Method.REBOOT or mirror.submitted_at is None:
-        return None
-    if mirror.result is None:
-        return mirror.submitted_at if mirror.step in STARTED_ANEW else None
-    ended = mirror.finished_at if mirror.result is OperationResult.FAILED else None
-    return mirror.submitted_at if ended is not None and now < ended + LATE_START else None
 
 
 def after_restart(operation: GroupOperation, now: datetime) -> GroupOperation:

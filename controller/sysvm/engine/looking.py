@@ -15,7 +15,7 @@ from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain import rules
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
-from sysvm.domain.group_operation import new_key_since
+from sysvm.domain.host_keys import may_show_another_key
 from sysvm.domain.pairs import SAMPLES
 from sysvm.domain.running import must_look_again
 from sysvm.domain.system_vm_status import AT_NEXT_COMMAND, RERUN
@@ -91,12 +91,6 @@ def _is_started_anew(vm: SystemVM) -> bool:
     if order is None or order.method not in (Method.REBOOT, Method.RECREATE):
         return False
     return told is None or told.id != order.id or told.result is None
-
-
-def may_show_another_key(status: SystemVMStatus, now: datetime) -> bool:
-    """Our own call may have started it with another disk, and no other key than before that call was seen yet."""
-    since, known = new_key_since(status.operation, now), status.host_key
-    return since is not None and known is not None and known.seen_at <= since
 
 
 class Looks:

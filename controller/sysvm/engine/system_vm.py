@@ -19,6 +19,7 @@ from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
+from sysvm.domain.host_keys import may_show_another_key
 from sysvm.domain.inventory import news
 from sysvm.domain.method import Decision, decide
 from sysvm.domain.rules import forgotten_if_stopped, rules_lost
@@ -31,7 +32,7 @@ from sysvm.engine.books import Books
 from sysvm.engine.credentials import Accounts
 from sysvm.engine.group_operation import GroupOperations, is_group_order
 from sysvm.engine.inventory import Place, Roster, missing_identity, target_of
-from sysvm.engine.looking import Looks, Memory, may_show_another_key
+from sysvm.engine.looking import Looks, Memory
 from sysvm.engine.notices import Notices
 from sysvm.engine.payloads import Payloads
 from sysvm.engine.ports import Clock, EngineObserver, SystemVMs

@@ -8,12 +8,11 @@ from datetime import datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.domain import builders
 from tests.unit.domain.builders import NOW
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
-from sysvm.api.operation import OperationResult, OperationStatus
+from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.domain import group_operation as machine
@@ -41,8 +40,6 @@ from sysvm.domain.group_operation import (
     broken,
     not_yet,
 )
-from sysvm.engine import operations
-from sysvm.engine.operations import of_group
 
 LIMITS = Limits(step=timedelta(minutes=10), vm=timedelta(minutes=30))
 CALL = Call(Command.RESTART_NETWORK, "n-1", ("cleanup",))
@@ -147,86 +144,6 @@ def test_a_call_found_submitting_after_a_restart_is_not_made_again() -> None:
     found = machine.after_restart(SUBMITTING, NOW)
     assert found.phase is GroupPhase.UNKNOWN
     assert machine.todo(found) is Todo.LOOK
-
-
-# Whose host key is believed
-
-REBOOTING = machine.begun(
-    "r-1-VM", Method.REBOOT, Call(Command.REBOOT_ROUTER, "id-1"), router(1), ["op-1"], NOW
-)  # fmt: skip
-
-
-def mirrored(operation: GroupOperation) -> OperationStatus:
-    """As the VM's own status keeps it: all that is left once the rollout has forgotten the call."""
-    order = builders.order(id="op-1").model_copy(update={"method": operation.method})
-    return of_group(operations.begun(order, NOW), operation)
-
-
-def key_since(operation: GroupOperation, now: datetime = NOW) -> datetime | None:
-    return machine.new_key_since(mirrored(operation), now)
-
-
-@pytest.mark.parametrize(
-    ("events", "expected"),
-    [
-        ((), False),
-        ((Looked(look(router(1))),), False),
-        ((Looked(look(router(1))), Submitted("job-1")), False),
-        ((Looked(look(router(1))), NoAnswer("cut")), True),
-        ((Looked(look(router(1))), Submitted("job-1"), JobTold(JobState.LOST)), True),
-        ((Looked(look(router(1))), Submitted("job-1"), JobTold(JobState.SUCCEEDED)), True),
-        ((Looked(look(router(1))), Submitted("job-1"), JobTold(JobState.SUCCEEDED), Looked(look(router(2)))), False),
-    ],
-)
-def test_another_host_key_is_expected_while_the_start_of_a_reboot_is_waited_for(
-    events: tuple[Event, ...], *, expected: bool
-) -> None:
-    assert key_since(after(REBOOTING, *events)) == (NOW if expected else None)
-
-
-def test_a_vm_that_comes_up_after_its_reboot_was_given_up_may_show_another_key_for_an_hour() -> None:
-    waited = after(REBOOTING, Looked(look(router(1))), Submitted("job-1"), JobTold(JobState.SUCCEEDED))
-    ended = NOW + LIMITS.vm
-    failed = after(waited, Looked(look(router(1))), now=ended)
-    assert (failed.result, failed.before) == (OperationResult.FAILED, ())
-    assert key_since(failed, ended + machine.LATE_START - timedelta(seconds=1)) == NOW
-    assert key_since(failed, ended + machine.LATE_START) is None
-
-
-@pytest.mark.parametrize(
-    "failed",
-    [
-        after(REBOOTING, Refused(Reason.ON_HOLD, "held")),
-        after(REBOOTING, Looked(look(router(1))), Refused(Reason.API_ERROR, "431")),
-        after(
-            after(REBOOTING, Looked(look(router(1))), NotMade("no leader")),
-            Looked(look(router(1))),
-            now=NOW + LIMITS.step,
-        ),
-    ],
-)
-def test_a_reboot_that_was_not_called_explains_no_other_key(failed: GroupOperation) -> None:
-    assert failed.result is OperationResult.FAILED
-    assert key_since(failed) is None
-
-
-def test_a_reboot_that_was_found_to_have_changed_nothing_explains_no_other_key() -> None:
-    quiet = machine.EXPIRES + machine.QUIET
-    lost = after(REBOOTING, Looked(look(router(1))), NoAnswer("cut"))
-    once_more = after(lost, Looked(look(router(1))), now=NOW + quiet)
-    assert (once_more.phase, key_since(once_more)) == (GroupPhase.PREPARING, None)
-    twice = after(once_more, Looked(look(router(1))), NoAnswer("cut"), now=NOW + quiet)
-    failed = after(twice, Looked(look(router(1))), now=NOW + 2 * quiet)
-    assert (failed.reason, key_since(failed)) == (Reason.JOB_LOST, None)
-
-
-@pytest.mark.parametrize("seen", [look(router(1)), look(router(1), router(2)), look(router(2))])
-@pytest.mark.parametrize("told", [JobState.SUCCEEDED, JobState.FAILED, JobState.LOST])
-def test_no_vm_that_is_recreated_may_show_another_key(told: JobState, seen: Look) -> None:
-    """Who takes its place is another VM, and may have its address."""
-    waited = after(RUNNING, JobTold(told))
-    failed = after(waited, Looked(seen), now=NOW + LIMITS.vm)
-    assert [key_since(waited), key_since(failed, NOW + LIMITS.vm)] == [None, None]
 
 
 def test_a_call_that_was_not_made_counts_as_none() -> None:

@@ -16,9 +16,9 @@ from sysvm.api.methods import Method
 from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import HostKey, SystemVM
-from sysvm.domain.group_operation import LATE_START
+from sysvm.domain.host_keys import LATE_START, may_show_another_key
 from sysvm.engine.board import Board
-from sysvm.engine.looking import AFTER_OPERATION, BEING_STARTED, Looks, may_show_another_key
+from sysvm.engine.looking import AFTER_OPERATION, BEING_STARTED, Looks
 from sysvm.engine.notices import Notices
 from sysvm.engine.stores import Stores
 from sysvm.engine.work import Handle
