@@ -26,6 +26,15 @@ def may_show_another_key(status: SystemVMStatus, now: datetime) -> bool:
     return since is not None and known is not None and known.seen_at <= since
 
 
+def goes_unseen(status: SystemVMStatus) -> bool:
+    """Our own call replaces a VM that has never shown a key. Who answers at its address meanwhile may be the other one,
+    and there is nothing to tell them apart by."""
+    mirror = status.operation
+    if mirror is None or mirror.method is not Method.RECREATE or status.host_key is not None:
+        return False
+    return mirror.submitted_at is not None and mirror.result is None
+
+
 def new_key_since(mirror: OperationStatus | None, now: datetime) -> datetime | None:
     """The moment from which another host key of a VM is of our own making; None: it is a stranger's.
 

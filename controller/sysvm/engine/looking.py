@@ -15,7 +15,7 @@ from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlannedAction, SystemVM, SystemVMStatus
 from sysvm.domain import rules
 from sysvm.domain.facts import NEVER_TRIED, Reach, VMFacts, facts_of, reach_of
-from sysvm.domain.host_keys import may_show_another_key
+from sysvm.domain.host_keys import goes_unseen, may_show_another_key
 from sysvm.domain.pairs import SAMPLES
 from sysvm.domain.running import must_look_again
 from sysvm.domain.system_vm_status import AT_NEXT_COMMAND, RERUN
@@ -77,7 +77,7 @@ class Memory:
 
 
 BEING_STARTED = Reach(
-    None,
+    False,
     Reason.IN_WORK,
     "the management server starts it anew: what answers at its address is another VM, or shows its next host key",
 )
@@ -193,7 +193,7 @@ class Looks:
         seconds = (now - (memory.began_at or now)).total_seconds()
         if handle.result is None:
             return self._failed(vm, endpoint, status, memory, handle, seconds, now)
-        if memory.any_key and _is_anothers_key(status, handle.result, now):
+        if memory.any_key and (goes_unseen(status) or _is_anothers_key(status, handle.result, now)):
             # It believed whoever answered, and by now nobody but the VM that is known is believed: it is asked anew.
             memory.next_look = now
             return None

@@ -19,7 +19,7 @@ from sysvm.api.reasons import EventReason, Reason
 from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
-from sysvm.domain.host_keys import may_show_another_key
+from sysvm.domain.host_keys import goes_unseen, may_show_another_key
 from sysvm.domain.inventory import news
 from sysvm.domain.method import Decision, decide
 from sysvm.domain.rules import forgotten_if_stopped, rules_lost
@@ -148,8 +148,9 @@ class SystemVMReconciler:
         noted = self._looks.take_note(key, vm, endpoint, status, now)
         told = vm.model_copy(update={"status": status})
         away = facts_of(told, now=now).away is not None
+        unseen = goes_unseen(status)
         wants = owner.payload if owner is not None else None
-        if noted is None and place is not None and not away and isinstance(account, SSHAccount):
+        if noted is None and place is not None and not (away or unseen) and isinstance(account, SSHAccount):
             # The key that the call replaces stays known, so that seeing it once more makes no new one of it.
             target = target_of(_without_key(told, now), place, account)
             if target is not None and not endpoint.spec.suspend:
@@ -159,7 +160,7 @@ class SystemVMReconciler:
                 self._looks.lost(key, vm, now)
             return Again(0.1)
         self._tell_news(vm, place, ours=operation is not None or open_order(vm) is not None)
-        if away:  # a sweep finds it again and wakes this key
+        if away or unseen:  # a sweep that finds it again, or the end of the operation, wakes this key
             return None
         if noted is not None and self._looks.lacks_comparison(key, vm, wants, now):
             return Again(0.1)

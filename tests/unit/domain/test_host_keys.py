@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 import pytest
 from tests.unit.domain import builders
 from tests.unit.domain.builders import NOW
-from tests.unit.domain.test_group_operation import LIMITS, RUNNING, after, look, router
+from tests.unit.domain.test_group_operation import LIMITS, RUNNING, after, begun, look, router
 
 from sysvm.api.methods import Method
 from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
+from sysvm.api.systemvm import HostKey
 from sysvm.domain import group_operation as machine
 from sysvm.domain.group_operation import (
     Call,
@@ -25,7 +26,7 @@ from sysvm.domain.group_operation import (
     Refused,
     Submitted,
 )
-from sysvm.domain.host_keys import LATE_START, new_key_since
+from sysvm.domain.host_keys import LATE_START, goes_unseen, new_key_since
 from sysvm.engine import operations
 
 REBOOTING = machine.begun(
@@ -104,3 +105,24 @@ def test_no_vm_that_is_recreated_may_show_another_key(told: JobState, seen: Look
     waited = after(RUNNING, JobTold(told))
     failed = after(waited, Looked(seen), now=NOW + LIMITS.vm)
     assert [key_since(waited), key_since(failed, NOW + LIMITS.vm)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("method", "called", "ended", "known", "expected"),
+    [
+        (Method.RECREATE, True, False, False, True),
+        (Method.RECREATE, True, False, True, False),
+        (Method.RECREATE, False, False, False, False),
+        (Method.RECREATE, True, True, False, False),
+        (Method.REBOOT, True, False, False, False),
+    ],
+)
+def test_a_vm_that_never_showed_a_key_is_not_asked_for_its_first_while_it_is_replaced(
+    method: Method, *, called: bool, ended: bool, known: bool, expected: bool
+) -> None:
+    operation = RUNNING if called else begun()
+    result = OperationResult.FAILED if ended else None
+    mirror = mirrored(operation.model_copy(update={"method": method, "result": result}))
+    key = HostKey(type="ssh-ed25519", fingerprint="SHA256:x", public_key="ssh-ed25519 x", seen_at=NOW)
+    status = builders.system_vm("r-1-VM", operation=mirror, host_key=key if known else None).status
+    assert goes_unseen(status) is expected

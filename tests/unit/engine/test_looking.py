@@ -246,3 +246,12 @@ def test_another_key_long_after_a_reboot_was_given_up_is_a_strangers(endpoint: C
     assert watched.looks.take_note(KEY, vm, endpoint, vm.status, now) is not None
     reach = watched.looks.memory(KEY, vm, now).reach
     assert (watched.told.reasons, reach and reach.reason) == (["HostKeyChanged"], Reason.HOST_KEY_CHANGED)
+
+
+def test_the_first_key_of_a_vm_that_is_being_replaced_is_not_taken(endpoint: CloudStackEndpoint) -> None:
+    watched, order = Watched(endpoint), ordered(Method.RECREATE)
+    watched.begin(order, NOW)
+    assert order.status.operation is not None
+    called = order.status.operation.model_copy(update={"submitted_at": CALLED})
+    vm = order.model_copy(update={"status": order.status.model_copy(update={"operation": called})})
+    assert watched.end(vm, "its successor's", CALLED) is None
