@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -20,6 +21,7 @@ from tests.integration.engine.objects import Manifest
 from tests.integration.engine.simulated_vms import Fleet
 
 from lab.cloud import CutJob, VMState
+from lab.cloud.jobs import Job
 from lab.controlplane import ControlPlane
 from sysvm.api.base import REQUESTED_AT_ANNOTATION
 from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
@@ -222,6 +224,33 @@ async def test_a_router_that_comes_up_after_its_reboot_was_given_up_is_known_by_
     assert (found["Reachable"]["status"], story.cloud.calls) == ("True", ["rebootRouter"])
 
 
+async def test_a_lost_reboot_whose_router_lets_nobody_in_ends_and_lets_go(story: Story) -> None:
+    (name,) = story.cloud.routers("single")
+    story.cloud.world.faults.cut_job = CutJob.WORK_GOES_ON
+    await story.declare(
+        methods=["LivePatch", "Reboot"],
+        selector={"names": [name]},
+        strategy={"timeouts": {"step": "10s", "vm": "10s"}},
+    )
+
+    async def called() -> bool:
+        return bool(story.cloud.calls)
+
+    await story.until(called, "the reboot is called")
+    story.cloud.fleet.set(name, sha1_only=True)
+    await story.ended("Failed")
+
+    async def let_go() -> bool:
+        objects = [*(await story.vms()).values(), *await story.namespace.all(ROLLOUT)]
+        return not any(each["metadata"].get("finalizers") for each in objects)
+
+    await story.until(let_go, "nothing is held any more")
+    operation = (await story.vms())[name]["status"]["operation"]
+    assert (operation["result"], operation["reason"]) == ("Failed", "JobLost")
+    assert f"{name} cannot be reached" in operation["message"]
+    assert story.cloud.calls == ["rebootRouter"], "and it was not called once more"
+
+
 async def test_a_failed_start_is_told_and_nothing_is_deleted(story: Story) -> None:
     (old,) = story.cloud.routers("single")
     story.cloud.world.faults.start_fails = 1
@@ -261,6 +290,70 @@ async def test_a_host_in_maintenance_keeps_everything_as_it_is(story: Story) -> 
     vm = (await story.vms())[old]
     assert vm["status"]["operation"]["reason"] == "HostNotReady"
     assert story.cloud.calls == []
+
+
+def hanging_restart(story: Story) -> tuple[asyncio.Event, str]:
+    """Somebody restarts another network, until the event is set; and the id of the job, which names no network."""
+    goes_on = asyncio.Event()
+
+    async def work(job: Job) -> dict[str, object]:
+        await goes_on.wait()
+        return {"success": True}
+
+    job = story.cloud.server.jobs.submit(
+        work,
+        command="restartNetwork",
+        java_class="org.apache.cloudstack.api.command.user.network.RestartNetworkCmd",
+        user=story.cloud.world.users[0],
+        instance_type="Network",
+        instance_id="another",
+    )
+    return goes_on, job.id
+
+
+async def test_a_restart_that_may_be_of_its_network_is_told_and_the_rollout_goes_on_with_the_others(
+    story: Story,
+) -> None:
+    (router,), (storage,) = story.cloud.routers("single"), story.cloud.of_type("secstorage")
+    _, job = hanging_restart(story)
+    await story.declare(
+        methods=["LivePatch", "Reboot"],
+        selector={"names": [router, storage]},
+        strategy={"maxUnavailable": 1, "timeouts": {"step": "10s", "vm": "60s"}},
+    )
+
+    async def said() -> bool:
+        vms = [vm for vm in await story.namespace.all(SYSTEM_VM) if vm["metadata"]["name"] == f"here-{router}".lower()]
+        told = [one.get("message", "") for vm in vms for one in vm.get("status", {}).get("conditions", [])]
+        return any(f"job {job} (RestartNetworkCmd) runs since 2" in message for message in told)
+
+    await story.until(said, "what the reboot waits for is in a condition")
+    rollout = await story.ended("Failed")
+    operation = (await story.vms())[router]["status"]["operation"]
+    assert (operation["step"], operation["reason"]) == ("Preparing", "JobRunning")
+    assert story.cloud.calls == ["rebootSystemVm"], "one failure ends it by default, and this is none of that kind"
+    assert rollout["status"]["budget"].get("failuresUsed", 0) == 0
+    assert rollout["status"]["summary"] == "1/2"
+
+
+async def test_a_call_that_could_not_be_made_is_tried_again_and_made_once_the_job_has_ended(story: Story) -> None:
+    (router,) = story.cloud.routers("single")
+    goes_on, _ = hanging_restart(story)
+    await story.declare(
+        methods=["LivePatch", "Reboot"],
+        selector={"names": [router]},
+        strategy={"timeouts": {"step": "10s", "vm": "60s"}, "retry": {"limit": 2, "backoff": "1s"}},
+    )
+
+    async def second_try() -> bool:
+        vms = await story.namespace.all(SYSTEM_VM)
+        return any(vm.get("status", {}).get("operation", {}).get("attempt") == 2 for vm in vms)
+
+    await story.until(second_try, "it is tried again")
+    assert story.cloud.calls == []
+    goes_on.set()
+    await story.ended("Succeeded")
+    assert story.cloud.calls == ["rebootRouter"]
 
 
 async def test_an_endpoint_deleted_while_a_call_runs_is_let_go_and_the_server_ends_it(
