@@ -63,7 +63,7 @@ def live(environment: dict[str, str]) -> None:
     os.environ.update(environment)
     if QUIET in environment:
         group_operation.QUIET = group_operation.EXPIRES = timedelta(seconds=float(environment[QUIET]))
-        api_patch.LONGEST_PATCH = timedelta(seconds=float(environment[QUIET]))
+        api_patch.LONGEST_PATCH = group_operation.LONGEST_WORK = group_operation.QUIET
     if SUBMISSIONS in environment:
         group_operation.SUBMISSIONS = int(environment[SUBMISSIONS])
     if GRACE in environment:
