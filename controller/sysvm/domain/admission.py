@@ -21,9 +21,9 @@ from sysvm.domain.admission_rules import first_blocker, objection
 from sysvm.domain.budgets import budget_of, holding_slots
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.group_operation import is_call
-from sysvm.domain.ledger import Lane, Ledger, RunningRollout, Unit, call_for, is_for_the_group, way
+from sysvm.domain.ledger import Lane, Ledger, RunningRollout, Unit, call_for, way
 from sysvm.domain.members import RolloutView, classify
-from sysvm.domain.planner import in_order
+from sysvm.domain.planner import in_order, is_for_the_group
 from sysvm.domain.rollout import next_change, to_return
 from sysvm.domain.waves import current_wave, open_waves
 

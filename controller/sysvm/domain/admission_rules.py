@@ -13,8 +13,9 @@ from sysvm.domain import pairs
 from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.group_operation import OPEN_LIMIT
-from sysvm.domain.ledger import Lane, Ledger, Unit, is_for_the_group, way
+from sysvm.domain.ledger import Lane, Ledger, Unit, way
 from sysvm.domain.members import method_of
+from sysvm.domain.planner import is_for_the_group
 from sysvm.domain.running import router_of
 
 BLOCKER_LIMIT = 512

@@ -14,7 +14,7 @@ from sysvm.domain.budgets import Budget
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.group_operation import is_call
 from sysvm.domain.members import RolloutView, method_of, route_of
-from sysvm.domain.planner import Plan
+from sysvm.domain.planner import Plan, is_for_the_group
 from sysvm.domain.rollout import NOTHING_NEW, Live
 
 
@@ -97,11 +97,6 @@ class Unit:
     @property
     def is_for_the_group(self) -> bool:
         return is_for_the_group(self.method, self.route)
-
-
-def is_for_the_group(method: Method, route: Route | None) -> bool:
-    """One call changes all routers of the network or VPC."""
-    return method is Method.RECREATE or route is Route.API
 
 
 def call_for(facts: VMFacts) -> str:

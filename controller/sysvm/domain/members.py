@@ -20,7 +20,7 @@ from sysvm.domain.facts import VMFacts
 from sysvm.domain.findings import Finding
 from sysvm.domain.group_operation import is_call
 from sysvm.domain.held_since import HeldSince
-from sysvm.domain.planner import Plan, Wave, digest_with
+from sysvm.domain.planner import Plan, Wave, digest_with, is_for_the_group, routers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> Rollou
         _wave_view(rollout, wave, [(name, planned[name].uid) for name in wave.members], vms, successors, bucket_of)
         for wave in plan.waves
     )
+    waves = tuple(_with_who_goes_along(rollout, plan, wave) for wave in waves)
     failed = [facts for wave in waves for facts in wave.failed]
     if failed:
         waves = tuple(_without_stuck(wave, failed, vms) for wave in waves)
@@ -178,6 +179,31 @@ def _as_told(rollout: Rollout, operation: GroupOperation) -> OperationStatus:
         result=operation.result,
         reason=operation.reason,
         message=operation.message,
+    )
+
+
+def _with_who_goes_along(rollout: Rollout, plan: Plan, wave: WaveView) -> WaveView:
+    """One call changes all routers of a group, and is made only when all have their order: who needs nothing gets one
+    with those who do."""
+
+    def changed_with(facts: VMFacts) -> str | None:
+        entry = plan.planned.get(facts.name)
+        meant = entry is not None and entry.uid == facts.uid and is_for_the_group(entry.method, entry.route)
+        return routers_of(facts) if meant else None
+
+    def may_go(facts: VMFacts) -> bool:
+        unasked = facts.unreachable and method_of(rollout, plan, facts) is not Method.RECREATE
+        return not (has_begun(rollout.metadata.name, facts) or _cannot_be_touched(facts) or unasked)
+
+    taken = (facts for facts in wave.in_work if facts.order is not None and facts.order.takes_back is None)
+    groups = {changed_with(facts) for facts in (*wave.waiting, *taken)} - {None}
+    if not groups:
+        return wave
+    along = {facts.name for facts in wave.done if changed_with(facts) in groups and may_go(facts)}
+    return replace(
+        wave,
+        waiting=(*wave.waiting, *(facts for facts in wave.done if facts.name in along)),
+        done=tuple(facts for facts in wave.done if facts.name not in along),
     )
 
 

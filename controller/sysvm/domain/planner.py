@@ -256,12 +256,12 @@ def _changed_together(
     how: _Together, by_name: Mapping[str, VMFacts], entries: Mapping[str, PlannedVM], fleet: Iterable[VMFacts]
 ) -> dict[str, PlannedVM]:
     """All routers of the group must be meant, or none is touched."""
-    meant = {_routers_of(facts) for name, facts in by_name.items() if how.is_meant(entries[name])} - {None}
+    meant = {routers_of(facts) for name, facts in by_name.items() if how.is_meant(entries[name])} - {None}
     if not meant:
         return {}
     groups: dict[str, dict[str, VMFacts]] = {}
     for facts in (*fleet, *by_name.values()):
-        group = _routers_of(facts)
+        group = routers_of(facts)
         if group in meant and group is not None:
             groups.setdefault(group, {})[facts.name] = facts
     changed: dict[str, PlannedVM] = {}
@@ -282,7 +282,12 @@ def _changed_together(
     return changed
 
 
-def _routers_of(facts: VMFacts) -> str | None:
+def is_for_the_group(method: Method, route: Route | None) -> bool:
+    """One call changes all routers of the network or VPC."""
+    return method is Method.RECREATE or route is Route.API
+
+
+def routers_of(facts: VMFacts) -> str | None:
     """The group that CloudStack changes as a whole; None for a VM that is changed alone."""
     return facts.identity.group if facts.identity is not None and facts.identity.type in ROUTER_TYPES else None
 

@@ -123,6 +123,20 @@ def test_a_process_that_ended_between_two_orders_gives_the_other_one() -> None:
     assert [each.vm.vm for each in outcome.admitted] == ["r-2-VM"]
 
 
+def test_who_needs_nothing_gets_its_order_with_its_peer_and_only_with_it() -> None:
+    first = router("r-1-VM", RedundancyRole.PRIMARY)
+    second = router("r-2-VM", RedundancyRole.BACKUP, closed=False, right=True)
+    made = planned(first, second)
+    given = {each.vm.vm: each.order for each in admitted(first, second, made=made).admitted}
+    assert sorted(given) == list(NAMES)
+    later = admitted(replace(first, order=given["r-1-VM"]), second, made=made)
+    assert [each.vm.vm for each in later.admitted] == ["r-2-VM"], "a process ended between the two"
+    for alone in (replace(first, hold=b.HOLD), ended(OperationResult.FAILED, str(Reason.CLAIM_NOT_VERIFIED))[0]):
+        assert not admitted(alone, second, made=made).admitted
+    given_it = replace(second, order=given["r-2-VM"])
+    assert [each.vm.vm for each in admitted(first, given_it, made=made).admitted] == ["r-1-VM"], "not twice"
+
+
 def test_a_pair_that_is_none_is_not_patched() -> None:
     vms = (router("r-1-VM", RedundancyRole.BACKUP), router("r-2-VM", RedundancyRole.BACKUP))
     outcome = admitted(*vms)

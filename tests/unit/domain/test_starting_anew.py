@@ -223,6 +223,18 @@ def test_the_routers_of_a_network_get_their_orders_at_once() -> None:
     assert orders(running(the_plan), the_plan, *vms) == dict.fromkeys(("r-1-VM", "r-2-VM", "r-3-VM"), Method.RECREATE)
 
 
+def test_a_router_from_the_right_template_gets_its_order_with_its_peer_and_only_with_it() -> None:
+    old, new = router("r-1-VM"), router("r-2-VM", observed=CURRENT)
+    the_plan = planned(old, new)
+    both = dict.fromkeys(("r-1-VM", "r-2-VM"), Method.RECREATE)
+    assert orders(running(the_plan), the_plan, old, new) == both
+    assert orders(running(the_plan), the_plan, old, replace(new, reach=UNREACHABLE)) == both
+    assert orders(running(the_plan), the_plan, ordered(old, Method.RECREATE), new) == {"r-2-VM": Method.RECREATE}
+    assert orders(running(the_plan), the_plan, replace(old, hold=HOLD), new) == {}
+    replaced = router("r-7-VM", observed=CURRENT), router("r-8-VM", observed=CURRENT)
+    assert orders(running(the_plan), the_plan, ordered(old, Method.RECREATE), *replaced) == {}, "successors have theirs"
+
+
 def test_after_a_crash_between_the_orders_of_a_group_the_others_get_theirs() -> None:
     first, second = router("r-1-VM"), router("r-2-VM")
     the_plan = planned(first, second)
