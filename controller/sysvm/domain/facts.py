@@ -228,16 +228,11 @@ class VMFacts:
         return self.operation.result
 
     def was_brought_to(self, revision: str) -> bool:
-        """The last operation that succeeded here was for this revision, and not one that took such a one back."""
+        """The last operation that succeeded here was a live patch to this revision, and not one that took such a one
+        back."""
         last: list[OperationStatus | HistoryEntry] = [self.operation] if self.operation is not None else []
-        return next(
-            (
-                past.revision == revision and not past.takes_back
-                for past in (*last, *self.history)
-                if past.result is OperationResult.SUCCEEDED
-            ),
-            False,
-        )
+        succeeded = (past for past in (*last, *self.history) if past.result is OperationResult.SUCCEEDED)
+        return next((_brings_to(revision, past) for past in succeeded), False)
 
     def put_back_since(self, moment: datetime, revision: str) -> int:
         """How often an operation since `moment` brought it to a revision that it had been brought to just before."""
@@ -245,7 +240,7 @@ class VMFacts:
         for past in reversed(self.history):
             if past.result is not OperationResult.SUCCEEDED:
                 continue
-            is_there = past.revision == revision and not past.takes_back
+            is_there = _brings_to(revision, past)
             count += is_there and was_there and past.started_at >= moment
             was_there = is_there
         return count
@@ -290,6 +285,11 @@ class VMFacts:
     @property
     def healthy(self) -> bool:
         return self.ailment is None
+
+
+def _brings_to(revision: str, past: OperationStatus | HistoryEntry) -> bool:
+    """A start by the management server brings what the host keeps, whatever its rollout is for."""
+    return past.revision == revision and past.method is Method.LIVE_PATCH and not past.takes_back
 
 
 def is_partial(signature: Signature | None) -> bool:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 from sysvm.api.base import format_time
 from sysvm.api.methods import HostPayloadRule, Method, Route
+from sysvm.api.observed import ContentState
 from sysvm.api.rollout import Rollout
 from sysvm.domain.by_server import (
     is_at_the_release_and_gated,
@@ -27,6 +28,7 @@ from sysvm.domain.drift import drift_of
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.findings import Checker, Context, Finding
 from sysvm.domain.method import (
+    does_not_run,
     has_obstacles,
     is_away,
     is_going_away,
@@ -40,6 +42,7 @@ from sysvm.domain.versions import Verdict, compatibility
 
 BY_API: tuple[Checker, ...] = (
     would_be_undone_by_its_host,
+    does_not_run,
     is_not_compatible,
     has_obstacles,
     needs_the_api_route,
@@ -96,7 +99,9 @@ class HeldSince:
         held_by_host = self.rollout.spec.snapshot.live_patch.host_payload is not HostPayloadRule.WARN
         if held_by_host and host is not None and host.revision != self.release.scripts_revision:
             return False
-        if (content is not None and content.obstacles) or (facts.role is not None and facts.actions):
+        if content is not None and (content.obstacles or content.state is ContentState.MATCHES):
+            return False
+        if facts.role is not None and facts.actions:
             return False
         return self._verdict(facts).supported
 

@@ -110,6 +110,7 @@ def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> Rollou
         _wave_view(rollout, wave, [(name, planned[name].uid) for name in wave.members], vms, successors, bucket_of)
         for wave in plan.waves
     )
+    waves = tuple(_with_peers_held(rollout, plan, wave, held_since, why_held) for wave in waves)
     waves = tuple(_with_who_goes_along(rollout, plan, wave) for wave in waves)
     failed = [facts for wave in waves for facts in wave.failed]
     if failed:
@@ -121,6 +122,35 @@ def classify(rollout: Rollout, plan: Plan, vms: Mapping[str, VMFacts]) -> Rollou
         },
         waves=waves,
         why_held=why_held,
+    )
+
+
+def _with_peers_held(
+    rollout: Rollout, plan: Plan, wave: WaveView, held_since: HeldSince, why_held: dict[str, Finding]
+) -> WaveView:
+    """One call changes all routers of a group: who must not be changed keeps the others from it, as in the plan."""
+    stays: dict[str, Finding] = {}
+    for facts in (*wave.held, *wave.skipped):
+        why = why_held.get(facts.name) or held_since.why_untouched(facts)
+        if why is not None and facts.group is not None and not facts.is_zone_type:
+            stays.setdefault(facts.group, why)
+
+    def keeps(facts: VMFacts) -> Finding | None:
+        why = stays.get(facts.group or "")
+        method = method_of(rollout, plan, facts)
+        return why if method is not None and is_for_the_group(method, route_of(rollout, plan, facts)) else None
+
+    kept = {facts.name: why for facts in wave.waiting if stays and (why := keeps(facts)) is not None}
+    if not kept:
+        return wave
+    for facts in wave.waiting:
+        if facts.name in kept:
+            told = f"one call changes all routers of group {facts.group}, and {kept[facts.name].sentence}"
+            why_held[facts.name] = replace(kept[facts.name], sentence=told)
+    return replace(
+        wave,
+        waiting=tuple(facts for facts in wave.waiting if facts.name not in kept),
+        held=(*wave.held, *(facts for facts in wave.waiting if facts.name in kept)),
     )
 
 
@@ -271,6 +301,8 @@ def _bucket(rollout: Rollout, plan: Plan, facts: VMFacts) -> str:
             return "returned"
         if not _must_still_be_patched(rollout, plan, facts):
             return "done"
+        if _was_replaced(rollout, facts):
+            return "waiting"
         return "skipped" if _cannot_be_touched(facts) or facts.unreachable else "waiting"
     if operation is not None:
         retry = rollout.spec.snapshot.strategy.retry
@@ -296,7 +328,17 @@ def _cannot_be_touched(facts: VMFacts) -> bool:
     return facts.hold is not None or facts.away is not None or facts.inconsistent or facts.deleting
 
 
+def _was_replaced(rollout: Rollout, facts: VMFacts) -> bool:
+    """The management server has made another in its place. Its object goes with the next sweep, and the other one is
+    the member then: until that is known the rollout is not over."""
+    operation = facts.operation_in(rollout.metadata.name)
+    succeeded = operation is not None and operation.result is OperationResult.SUCCEEDED
+    return succeeded and operation is not None and operation.method is Method.RECREATE
+
+
 def _why_held(rollout: Rollout, plan: Plan, facts: VMFacts, held_since: HeldSince) -> Finding | None:
+    if _was_replaced(rollout, facts) and not facts.reachable:
+        return None
     method = method_of(rollout, plan, facts) or Method.LIVE_PATCH
     return held_since.why(facts, method, route_of(rollout, plan, facts))
 

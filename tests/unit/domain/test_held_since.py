@@ -23,7 +23,7 @@ from sysvm.api.observed import (
     Obstacle,
     RedundancyRole,
 )
-from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
+from sysvm.api.operation import HistoryEntry, OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import LastRollout
 from sysvm.api.reasons import ConditionType, Reason
 from sysvm.api.rollout import AppendedVM, Rollout, RolloutResult, RolloutStatus, WaveStatus
@@ -60,7 +60,9 @@ def books(**values: Any) -> ObservedManagement:
 def router(name: str = "r-1-VM", *, right: bool = False, **values: Any) -> VMFacts:
     """Known to the management server, its gate open, on a host with the release. `host_payload`, `obstacles`,
     `version`: of what was seen on it; what else `books` takes."""
-    seen = (b.up_to_date if right else b.observed)(version=values.pop("version", "4.20.1"))
+    seen = (b.up_to_date if right else b.observed)(
+        version=values.pop("version", "4.20.1"), failed_services=values.pop("failed_services", ())
+    )
     host, obstacles = values.pop("host_payload", RIGHT_HOST), values.pop("obstacles", ())
     management = books(**{key: values.pop(key) for key in list(values) if key in ObservedManagement.model_fields})
     assert seen.content is not None
@@ -213,6 +215,26 @@ def test_a_vm_that_was_started_anew_with_an_older_payload_is_not_patched_over_ss
     assert said(rollout, made, named).result is RolloutResult.SUPERSEDED
 
 
+def test_what_came_up_with_an_older_payload_is_not_taken_for_what_somebody_changed() -> None:
+    """Else the VM and its policy would say Drifted, and without drift.heal it would stay as it is for good."""
+    for checks, reason in ((VERSION_CHECK, "HealthCheckWouldRecreate"), ((), "ScriptsOutdated")):
+        came_up = ended(router(recreating_checks=checks), Method.REBOOT)
+        assert not came_up.was_brought_to(b.NEW)
+        assert decide(came_up, RELEASE).reason == reason
+    assert decide(ended(router()), RELEASE).reason == Reason.DRIFTED, "as what a live patch had brought there"
+    patched = ended(router()).operation
+    assert patched is not None
+    started = patched.model_copy(update={"method": Method.REBOOT})
+    history = [
+        HistoryEntry(
+            id=str(number), revision=b.NEW, method=each.method, result="Succeeded", started_at=b.ago(hours=number)
+        )
+        for number, each in enumerate((patched, started, patched))
+    ]
+    assert replace(router(), history=tuple(history)).put_back_since(b.ago(days=1), b.NEW) == 0
+    assert replace(router(), history=(history[0], history[2])).put_back_since(b.ago(days=1), b.NEW) == 1
+
+
 def test_the_successor_of_a_recreated_router_is_not_patched_over_ssh_there() -> None:
     made, rollout = started_by(Method.RECREATE, group="n-1")
     new = router("r-2-VM", group="n-1", version="4.20.2", recreating_checks=VERSION_CHECK)
@@ -262,6 +284,7 @@ OBSTACLE = (Obstacle(reason="PackagesRemain", message="a package cannot be remov
         ({"gate_closed": True, "gate": GATED, "right": True}, Reason.MANAGEMENT_GATE_CLOSED),
         ({"host_payload": OTHER_HOST}, Reason.HOST_PAYLOAD_MISMATCH),
         ({"obstacles": OBSTACLE}, Reason.NOT_COMPATIBLE),
+        ({"right": True, "failed_services": ("dnsmasq",)}, Reason.SERVICES_FAILED),
         ({"version": "4.15.2"}, Reason.NOT_COMPATIBLE),
         ({"version": "?"}, Reason.VERSION_UNKNOWN),
     ],
@@ -364,21 +387,23 @@ def test_a_hold_counts_also_for_who_was_started_anew(change: dict[str, Any]) -> 
     obstacles=st.sampled_from([(), OBSTACLE]),
     version=st.sampled_from(["4.20.1", "4.15.2", "?"]),
     right=st.booleans(),
+    failed=st.sampled_from([(), ("dnsmasq",)]),
     call=st.sampled_from([NETWORK, None]),
     route=st.sampled_from(["Auto", "SSH", "API"]),
     rule=st.sampled_from(["Require", "Warn"]),
     role=st.sampled_from([None, RedundancyRole.PRIMARY]),
 )
 def test_nothing_is_ordered_that_would_not_be_planned_now(
-    closed: bool | None, checks: Any, host: Any, obstacles: Any, version: str, right: bool, call: Any, route: str,
-    rule: str, role: Any,
+    closed: bool | None, checks: Any, host: Any, obstacles: Any, version: str, right: bool, failed: Any, call: Any,
+    route: str, rule: str, role: Any,
 ) -> None:  # fmt: skip
     options = {"route": route, "hostPayload": rule}
     made = planned(router(role=role), live_patch=options)
     actions = KEEPALIVED if role else ()
     vm = router(
         gate_closed=closed, gate="" if closed is False else GATED, recreating_checks=checks, host_payload=host,
-        obstacles=obstacles, version=version, right=right, api_patch=call, role=role, actions=actions,
+        obstacles=obstacles, version=version, right=right, failed_services=failed, api_patch=call, role=role,
+        actions=actions,
     )  # fmt: skip
     for method, way in orders(running(made, live_patch=options), made, vm).values():
         now = decide(vm, RELEASE, live_patch=LivePatchOptions.model_validate(options))
@@ -460,3 +485,50 @@ def test_a_router_whose_books_were_not_read_is_looked_at_first() -> None:
     found = admitted(running(made), made, unread)
     assert (list(found.admitted), found.look_at) == ([], frozenset({unread.name}))
     assert found.blocked[unread.name][0].reason == Reason.NOT_OBSERVED
+
+
+# One call for a group
+
+
+def two(**second: Any) -> tuple[VMFacts, VMFacts]:
+    call = NETWORK.model_copy(update={"vms": ("r-1-VM", "r-2-VM")})
+    pair: dict[str, Any] = {"group": "blue", "api_patch": call}
+    return (
+        router("r-1-VM", role=RedundancyRole.PRIMARY, **pair),
+        router("r-2-VM", role=RedundancyRole.BACKUP, **{**pair, **second}),
+    )
+
+
+BOTH_BY_API = {"route": "API", "plannedFailover": "Allowed"}
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ({"host_payload": OTHER_HOST}, "HostPayloadMismatch"),
+        ({"hold": b.HOLD}, "OnHold"),
+        ({"deleting": True}, "Deleting"),
+        ({"reach": b.UNREACHABLE}, None),
+    ],
+)
+def test_who_must_not_be_changed_keeps_its_peer_from_their_call(second: dict[str, Any], reason: str | None) -> None:
+    vms = two()
+    made = planned(*vms, live_patch=BOTH_BY_API)
+    rollout = running(made, live_patch=BOTH_BY_API)
+    assert orders(rollout, made, *vms) == dict.fromkeys(("r-1-VM", "r-2-VM"), (Method.LIVE_PATCH, Route.API))
+    now = two(**second)
+    view = view_of(rollout, made, *now)
+    if reason is None:  # it may answer while the call waits for it
+        assert "r-1-VM" in [facts.vm for facts in view.waiting]
+        return
+    assert orders(rollout, made, *now) == {}
+    assert view.why_held[now[0].name].reason == reason
+    assert "changes all routers of group blue, and " in view.why_held[now[0].name].sentence
+    assert said(rollout, made, *now).result is RolloutResult.SUPERSEDED
+
+
+def test_over_ssh_a_peer_that_must_not_be_changed_keeps_nobody() -> None:
+    before = two()
+    made = planned(*before)
+    only = view_of(running(made), made, *two(host_payload=OTHER_HOST))
+    assert ([facts.vm for facts in only.waiting], [facts.vm for facts in only.held]) == (["r-1-VM"], ["r-2-VM"])
