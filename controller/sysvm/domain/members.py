@@ -332,8 +332,9 @@ def _was_replaced(rollout: Rollout, facts: VMFacts) -> bool:
     """The management server has made another in its place. Its object goes with the next sweep, and the other one is
     the member then: until that is known the rollout is not over."""
     operation = facts.operation_in(rollout.metadata.name)
-    succeeded = operation is not None and operation.result is OperationResult.SUCCEEDED
-    return succeeded and operation is not None and operation.method is Method.RECREATE
+    if operation is None or operation.method is not Method.RECREATE:
+        return False
+    return operation.result is OperationResult.SUCCEEDED
 
 
 def _why_held(rollout: Rollout, plan: Plan, facts: VMFacts, held_since: HeldSince) -> Finding | None:

@@ -295,6 +295,20 @@ def test_a_successor_is_the_member_whose_group_it_is_of() -> None:
     assert view.missing == ()
 
 
+def test_a_rollout_is_not_over_before_it_is_known_who_took_the_place_of_whom() -> None:
+    """The object of a VM that is no more goes with the next sweep, and meanwhile nobody answers there."""
+    old = router("r-1-VM", observed=observed(version="4.20.1"))
+    assert old.identity is not None
+    the_plan, expunging = planned(old), old.identity.model_copy(update={"state": "Expunging"})
+    for change in ({}, {"reach": UNREACHABLE}, {"identity": expunging}):
+        replaced = replace(started(old, Method.RECREATE), **change)
+        view = classify(running(the_plan), the_plan, {replaced.name: replaced})
+        assert view.waiting == (replaced,), change
+        assert orders(running(the_plan), the_plan, replaced) == ({} if change else {"r-1-VM": Method.LIVE_PATCH})
+    rebooted = replace(started(old, Method.REBOOT), reach=UNREACHABLE)
+    assert classify(running(the_plan), the_plan, {rebooted.name: rebooted}).skipped == (rebooted,)
+
+
 def test_a_successor_from_an_older_payload_is_live_patched_at_once_and_never_recreated_again() -> None:
     old = router("r-1-VM")
     the_plan = planned(old)
