@@ -32,6 +32,7 @@ from sysvm.patching.results import JournalPhase
 __all__ = ["admin"]
 
 NEVER_SECONDS = 300.0
+RECREATING = "router.health.checks.failures.to.recreate.vr"
 LIVES = (("8:after", "7:before"), ("6:before", "11:after"))
 """Where the lives of one story die, in turns."""
 
@@ -157,6 +158,66 @@ async def test_a_zone_that_recreates_after_the_version_check_keeps_ssh_away(stor
     story.cloud.world.settings["router.health.checks.failures.to.recreate.vr"] = "dns_check.py"
     await story.converged()
     assert [patch.vm for patch in story.cloud.fleet.patches()] == [name]
+
+
+async def test_a_zone_that_begins_to_recreate_after_the_version_check_stops_ssh_in_a_running_rollout(
+    story: Story,
+) -> None:
+    names = story.cloud.routers("pair")
+    settings, fleet = story.cloud.world.settings, story.cloud.fleet
+    settings["minreq.sysvmtemplate.version"] = "4.20.1"
+    for name in names:
+        fleet.never_end(name)
+    await declare(story, *names)
+
+    async def in_work() -> str | None:
+        return next((patch.vm for patch in fleet.patches()), None)
+
+    first = await story.until(in_work, "the first of the pair is in work")
+    (second,) = (name for name in names if name != first)
+    settings[RECREATING] = "router_version_check.py"
+
+    async def refused() -> bool:
+        return bool((await vm_of(story, second))["status"]["plan"]["reason"] == "HealthCheckWouldRecreate")
+
+    await story.until(refused, f"{second} says why it is held")
+    for name in names:
+        fleet.end(name)
+    rollout = await story.ended("Superseded")
+    ready = condition(rollout, "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "VMsHeld")
+    assert f"1 held ({second}: HealthCheckWouldRecreate)" in ready["message"]
+    assert rollout["status"]["summary"] == "1/2"
+    assert [patch.vm for patch in fleet.patches()] == [first]
+    assert "operation" not in (await vm_of(story, second))["spec"]
+    await policy_says(story, "VMsHeld", "CloudStack would recreate the router")
+    settings[RECREATING] = ""
+    await story.converged()
+    assert [patch.vm for patch in fleet.patches()] == [first, second]
+    results = [one["status"]["result"] for one in await story.namespace.all(ROLLOUT)]
+    assert sorted(results) == ["Succeeded", "Superseded"]
+
+
+async def test_a_router_that_was_rebooted_is_not_patched_over_ssh_where_the_version_check_recreates(
+    control_plane: ControlPlane, crds: list[str], admin: Cluster, tmp_path: Path
+) -> None:
+    async with told(control_plane, admin, tmp_path, host_payload="second") as story:
+        (name,) = story.cloud.routers("single")
+        story.cloud.world.settings[RECREATING] = "router_version_check.py"
+        await story.declare(
+            methods=["LivePatch", "Reboot"], selector={"names": [name]}, livePatch={"hostPayload": "Warn"},
+            spec={"scan": {"interval": "10s", "inventory": "10s"}},
+        )  # fmt: skip
+        rollout = await story.ended("Superseded")
+        assert f"1 held ({name}: HealthCheckWouldRecreate)" in condition(rollout, "Ready")["message"]
+        await policy_says(story, "VMsHeld", "CloudStack would recreate the router")
+        assert (await vm_of(story, name))["status"]["plan"]["reason"] == "HealthCheckWouldRecreate"
+        assert story.cloud.calls == ["rebootRouter"]
+        assert story.cloud.fleet.patches() == []
+        story.cloud.world.settings[RECREATING] = ""
+        await story.converged()
+        assert story.cloud.calls == ["rebootRouter"]
+        assert [patch.vm for patch in story.cloud.fleet.patches()] == [name]
 
 
 async def test_a_router_that_cloudstack_recreates_by_itself_is_told_where_checks_may_do_that(
