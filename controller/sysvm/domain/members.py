@@ -130,7 +130,9 @@ def _with_peers_held(
 ) -> WaveView:
     """One call changes all routers of a group: who must not be changed keeps the others from it, as in the plan."""
     stays: dict[str, Finding] = {}
-    for facts in (*wave.held, *wave.skipped):
+    name = rollout.metadata.name
+    at_rest = (facts for facts in wave.done if _cannot_be_touched(facts) and not has_begun(name, facts))
+    for facts in (*wave.held, *wave.skipped, *at_rest):
         why = why_held.get(facts.name) or held_since.why_untouched(facts)
         if why is not None and facts.group is not None and not facts.is_zone_type:
             stays.setdefault(facts.group, why)

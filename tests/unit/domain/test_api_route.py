@@ -133,6 +133,7 @@ def test_who_needs_nothing_gets_its_order_with_its_peer_and_only_with_it() -> No
     assert [each.vm.vm for each in later.admitted] == ["r-2-VM"], "a process ended between the two"
     for alone in (replace(first, hold=b.HOLD), ended(OperationResult.FAILED, str(Reason.CLAIM_NOT_VERIFIED))[0]):
         assert not admitted(alone, second, made=made).admitted
+    assert not admitted(first, replace(second, hold=b.HOLD), made=made).admitted, "it must stay, so both do"
     given_it = replace(second, order=given["r-2-VM"])
     assert [each.vm.vm for each in admitted(first, given_it, made=made).admitted] == ["r-1-VM"], "not twice"
 
