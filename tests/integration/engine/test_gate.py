@@ -44,10 +44,11 @@ async def story(control_plane: ControlPlane, crds: list[str], admin: Cluster, tm
         yield story
 
 
-def has_every_file(cloud: CloudFleet, name: str) -> None:
-    """Of the release, and the server has noted it; but the patch that brought them was never finished."""
+def has_every_file(cloud: CloudFleet, name: str, *, finished: bool) -> None:
+    """Of the release, and the server has noted it; `finished`: also the VM itself."""
     vm, revision = cloud.world.vm(name), read_payload(objects.scripts("first"), None).revision
-    vm.inside.signature, vm.inside.payload = "0" * 32, payload_of("first")
+    vm.inside.payload = payload_of("first")
+    vm.inside.signature = payload_of("first") if finished else "0" * 32
     vm.scripts_version, vm.software_version = payload_of("first"), cloud.world.version
     cloud.fleet.set(name, revision=revision, signature=vm.inside.signature, checksum=vm.inside.payload)
 
@@ -270,6 +271,17 @@ async def test_a_gated_network_is_patched_by_one_call_and_its_gate_opens(story: 
         assert not condition(vm, "ManagementViewStale")
 
 
+async def test_a_router_that_needs_nothing_goes_along_with_its_peer(story: Story) -> None:
+    first, second = story.cloud.routers("pair")
+    has_every_file(story.cloud, first, finished=True)
+    await declare(story, first, second, livePatch={"plannedFailover": "Allowed"})
+    await story.ended("Succeeded")
+    await story.converged()
+    assert story.cloud.calls == ["restartNetwork"]
+    for name in (first, second):
+        assert len(story.cloud.fleet.backups_of(name)) == 1, "without one the call is not made"
+
+
 async def test_a_patched_network_is_known_to_be_obeyed_long_before_the_next_sweep(story: Story) -> None:
     (name,) = story.cloud.routers("single")
     await declare(story, name, spec={"scan": {"interval": "10s", "inventory": "1h"}})
@@ -353,7 +365,7 @@ async def test_a_job_that_the_server_lost_is_found_out_and_not_made_again(story:
 
 async def test_a_call_that_never_left_is_made_though_one_router_has_every_file_already(story: Story) -> None:
     first, second = story.cloud.routers("pair")
-    has_every_file(story.cloud, first)
+    has_every_file(story.cloud, first, finished=False)
     story.cloud.world.faults.commands = {"restartNetwork"}
     story.cloud.world.faults.delay_seconds = NEVER_SECONDS
     await declare(story, first, second, livePatch={"plannedFailover": "Allowed"})
