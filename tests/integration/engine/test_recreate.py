@@ -166,6 +166,17 @@ async def test_a_cloud_is_brought_to_the_template_that_the_policy_requires(story
     assert not rollout["status"].get("groupOperations")
 
 
+async def test_a_router_from_the_right_template_is_replaced_with_its_peer(story: Story) -> None:
+    names = story.cloud.routers("pair")
+    story.cloud.world.vm(names[0]).inside.template_version = "4.20.2"
+    story.cloud.fleet.set(names[0], release="4.20.2")
+    await story.declare(methods=["LivePatch", "Recreate"], selector={"networks": ["pair"]})
+    await story.ended("Succeeded")
+    await story.converged()
+    assert story.cloud.calls == ["restartNetwork"]
+    assert not {*names} & {*story.cloud.routers("pair")}
+
+
 async def test_a_new_vm_with_an_older_payload_is_live_patched_and_left_alone_then(
     control_plane: ControlPlane, crds: list[str], admin: Cluster, tmp_path: Path
 ) -> None:
