@@ -20,6 +20,7 @@ from sysvm.api.rollout import Rollout
 from sysvm.domain.by_server import (
     is_at_the_release_and_gated,
     is_not_obeyed_for_certain,
+    needs_another_template,
     needs_the_api_route,
     would_be_recreated,
 )
@@ -35,6 +36,7 @@ from sysvm.domain.method import (
     is_inconsistent,
     is_not_compatible,
     is_on_hold,
+    needs_live_patch,
     would_be_undone_by_its_host,
     would_fail_over,
 )
@@ -49,10 +51,19 @@ BY_API: tuple[Checker, ...] = (
     is_not_obeyed_for_certain,
 )
 OVER_SSH: tuple[Checker, ...] = (*BY_API, is_at_the_release_and_gated, would_be_recreated, would_fail_over)
-REBOOTED: tuple[Checker, ...] = (would_be_undone_by_its_host,)
+REBOOTED: tuple[Checker, ...] = (
+    would_be_undone_by_its_host,
+    does_not_run,
+    needs_another_template,
+    needs_the_api_route,
+    is_not_obeyed_for_certain,
+    is_at_the_release_and_gated,
+    needs_live_patch,
+)
+"""In the order of `method.CHECKERS`: the first that speaks decides. Of a VM that is recreated it is asked where its
+successor may be started (`held_recreations`)."""
 UNTOUCHED: tuple[Checker, ...] = (is_going_away, is_on_hold, is_inconsistent, is_away)
-"""In the order of `method.CHECKERS`. Of a VM that is recreated it is asked where its successor may be started
-(`held_recreations`)."""
+"""What keeps a VM from every change."""
 
 MISSED_SWEEPS = 3
 LEAST_AGE = timedelta(minutes=10)
@@ -76,8 +87,8 @@ class HeldSince:
         context = self._context(facts)
         if not context.drift.certain:
             return None
-        found = (checker(context) for checker in checkers)
-        return next((each for each in found if each is not None and (each.method, each.route) != (method, route)), None)
+        found = next((found for checker in checkers if (found := checker(context)) is not None), None)
+        return None if found is None or (found.method, found.route) == (method, route) else found
 
     def why_untouched(self, facts: VMFacts) -> Finding | None:
         """Why nothing at all is done to it now; None: it may be changed, or it only does not answer."""

@@ -348,9 +348,27 @@ def test_a_network_that_became_a_pair_is_not_patched_by_cloudstack_without_leave
 
 def test_a_vm_is_not_rebooted_onto_a_host_with_another_payload() -> None:
     made, rollout = started_by(Method.REBOOT)
-    assert orders(rollout, made, router()) == {"r-1-VM": (Method.REBOOT, None)}
-    now = router(host_payload=OTHER_HOST)
+    now = router(host_payload=OTHER_HOST, gate_closed=True, gate=GATED, api_patch=None)
     assert waits_for(rollout, made, now) == {now.name: "HostPayloadMismatch"}
+
+
+def test_a_vm_is_not_rebooted_that_needs_no_start_any_more() -> None:
+    """Its template was required, or its gate was closed, and something else has mended that."""
+    made, rollout = started_by(Method.REBOOT)
+    gated = router(gate_closed=True, gate=GATED, api_patch=None)
+    assert orders(rollout, made, gated) == {"r-1-VM": (Method.REBOOT, None)}
+    assert orders(rollout, made, router()) == {}
+    assert waits_for(rollout, made, router()) == {router().name: "ScriptsOutdated"}
+
+
+def test_a_peer_that_did_not_answer_when_it_was_planned_is_decided_about_when_it_does() -> None:
+    first = router(role=RedundancyRole.BACKUP, group="n-1")
+    silent = router("r-2-VM", role=RedundancyRole.PRIMARY, group="n-1", reach=b.UNREACHABLE)
+    made = planned(first, silent)
+    assert made.entry(silent.name).method is Method.LIVE_PATCH
+    answers = router("r-2-VM", role=RedundancyRole.PRIMARY, group="n-1", recreating_checks=VERSION_CHECK)
+    view = view_of(running(made), made, ended(first), answers)
+    assert view.why_held[silent.name].reason is Reason.HEALTH_CHECK_WOULD_RECREATE
 
 
 def test_a_gated_vm_that_appeared_later_is_left_to_a_plan_that_says_how() -> None:
