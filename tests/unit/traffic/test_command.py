@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -26,11 +26,7 @@ def tally(kind: Kind, lost: int = 0) -> Tally:
 class Lab:
     """A lab that is never up."""
 
-    def __init__(self, _: Path) -> None: ...
-
     def up(self, _: list[object], *, release: str) -> None: ...
-
-    def down(self) -> None: ...
 
 
 class Measured:
@@ -60,7 +56,7 @@ class Measured:
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[Measured]:
     made = Measured()
-    monkeypatch.setattr(command, "Lab", Lab)
+    monkeypatch.setattr(command, "borrowed", lambda: contextlib.nullcontext(Lab()))
     monkeypatch.setattr(command.measuring, "measure", made.measure)
     monkeypatch.setattr(command.measuring, "baseline", made.baseline)
     yield made
