@@ -277,8 +277,12 @@ def management_of(
 
 
 def _recreating_checks(vm: CloudVM, zone: CloudZone | None) -> tuple[str, ...] | None:
+    """What a status has room for: the one that decides is never what is cut off."""
     checks = zone.recreating_checks if zone is not None and vm.type.is_router else None
-    return tuple(name[:128] for name in checks)[:32] if checks is not None else None
+    if checks is None:
+        return None
+    first = [VERSION_CHECK if len(name) > 128 else name for name in checks if VERSION_CHECK in name]
+    return tuple(first + [name[:128] for name in checks if VERSION_CHECK not in name])[:32]
 
 
 def as_swept(vms: Iterable[VMFacts], snapshot: Snapshot | None) -> Iterator[VMFacts]:

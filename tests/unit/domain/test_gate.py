@@ -216,6 +216,8 @@ def test_an_ssvm_or_cpvm_is_patched_by_itself(type_: SystemVMType) -> None:
         (("haproxy_check.py",), False),
         (("router_version_check.py",), True),
         (("haproxy_check.py", " my_router_version_check.py "), True),
+        ((*(f"check_{number}.py" for number in range(40)), "router_version_check.py"), True),
+        (("dns_check.py;" * 20 + "router_version_check.py",), True),
         (None, False),
     ],
 )
