@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import Iterator
 
 import asyncssh
 import pytest
-from tests.system.test_live_patch import order, payload, told
+from tests.system.test_live_patch import payload, told
 
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import releases
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.api.reasons import Reason
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.results import JournalPhase, OperationReport
@@ -50,7 +49,7 @@ def bags(lab: Lab) -> dict[str, bytes]:
 
 
 async def patch(lab: Lab, wanted: releases.Release, number: int, *, databags: bool = True) -> OperationReport:
-    ordered = dataclasses.replace(order(number), apply_databags=databags)
+    ordered = patch_order(f"op-{number}", apply_databags=databags)
     return await LivePatcher().patch(target_of(lab, NAME), payload(wanted), ordered, lambda _: None)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.system.test_live_patch import order, patch, payload, told
+from tests.system.test_live_patch import patch, payload, told
 
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import releases
@@ -21,7 +21,7 @@ from lab.tenants.inside import Namespaces
 from lab.tenants.kinds import TIMEOUT_SECONDS, Kind
 from lab.tenants.network import GuestPlaces, Place
 from lab.tenants.tenancy import Tenancy
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.api.reasons import Reason
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.payload import Payload
@@ -407,7 +407,7 @@ def assert_nothing_left(lab: Lab) -> None:
 
 def patient_for_less(number: int) -> Order:
     """A login is awaited for half a step at most."""
-    return dataclasses.replace(order(number), step_timeout_seconds=40)
+    return patch_order(f"op-{number}", step_timeout_seconds=40)
 
 
 def main_pid(lab: Lab) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
-from tests.system.test_live_patch import order, patch, payload, told
+from tests.system.test_live_patch import patch, payload, told
 from tests.unit.patching import made_packages
 
 from lab import Lab, SystemVMType, VMSpec, preflight
 from lab.content import releases
-from reach import target_of
+from reach import patch_order, target_of
 from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
 from sysvm.patching.errors import Refused
@@ -125,7 +124,7 @@ async def test_a_debian_11_router_gets_its_packages_and_goes_back_to_the_python_
     assert after.content is not None
     assert after.content.state is ContentState.MATCHES
 
-    back = dataclasses.replace(order(4), id="op-4")
+    back = patch_order("op-4")
     ended = await LivePatcher().take_back(target_of(lab, NAME), back, "op-3", lambda _: None)
     assert ended.phase is JournalPhase.ROLLED_BACK, told(ended)
     assert "which stay: installed python-is-python3 3.9.2-1" in ended.message

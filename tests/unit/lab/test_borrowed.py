@@ -14,7 +14,7 @@ import pytest
 from lab import paths
 
 PROGRAM = """
-import asyncio, sys, time
+import asyncio, signal, sys, time
 from lab import Lab
 from lab.borrowed import borrowed
 
@@ -29,6 +29,7 @@ async def measure():
     await asyncio.sleep(60)
 
 Lab.down = down
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 with borrowed():
     if "asyncio" in sys.argv:
         asyncio.run(measure())
