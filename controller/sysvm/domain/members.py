@@ -227,6 +227,8 @@ def _with_who_goes_along(rollout: Rollout, plan: Plan, wave: WaveView) -> WaveVi
         unasked = facts.unreachable and method_of(rollout, plan, facts) is not Method.RECREATE
         return not (has_begun(rollout.metadata.name, facts) or _cannot_be_touched(facts) or unasked)
 
+    if not wave.done:
+        return wave
     taken = (facts for facts in wave.in_work if facts.order is not None and facts.order.takes_back is None)
     groups = {changed_with(facts) for facts in (*wave.waiting, *taken)} - {None}
     if not groups:
@@ -342,33 +344,33 @@ def _was_replaced(rollout: Rollout, facts: VMFacts) -> bool:
 def _why_held(rollout: Rollout, plan: Plan, facts: VMFacts, held_since: HeldSince) -> Finding | None:
     if _was_replaced(rollout, facts) and not facts.reachable:
         return None
-    method = method_of(rollout, plan, facts) or Method.LIVE_PATCH
-    return held_since.why(facts, method, route_of(rollout, plan, facts))
+    method, route = _way(rollout, plan, facts)
+    return held_since.why(facts, method or Method.LIVE_PATCH, route)
 
 
 def method_of(rollout: Rollout, plan: Plan, facts: VMFacts) -> Method | None:
-    """What this rollout does next to a VM that is not converged; None: nothing that its policy lists.
-
-    What was started anew came up with its host's payload. If that is another than the release, it is live-patched, once
-    and at once: nothing is rebooted or recreated twice in a rollout.
-    """
-    entry = plan.planned.get(facts.name)
-    if entry is None or entry.uid != facts.uid or facts.was_started_anew(rollout.metadata.name):
-        listed = AllowedMethod.LIVE_PATCH in rollout.spec.snapshot.methods
-        return Method.LIVE_PATCH if listed else None
-    return entry.method
+    """What this rollout does next to a VM that is not converged; None: nothing that its policy lists."""
+    return _way(rollout, plan, facts)[0]
 
 
 def route_of(rollout: Rollout, plan: Plan, facts: VMFacts) -> Route | None:
-    """The way of that live patch; None: it is none. As the plan has it; for a VM that the plan does not know, or that
-    was started anew, as the policy forces it."""
-    if method_of(rollout, plan, facts) is not Method.LIVE_PATCH:
-        return None
+    """The way of that live patch; None: it is none."""
+    return _way(rollout, plan, facts)[1]
+
+
+def _way(rollout: Rollout, plan: Plan, facts: VMFacts) -> tuple[Method | None, Route | None]:
+    """As the plan has it; a VM that the plan does not know is live-patched as the policy forces it.
+
+    So is what was started anew: it came up with its host's payload. If that is another than the release, it is
+    live-patched, once and at once: nothing is rebooted or recreated twice in a rollout.
+    """
     entry = plan.planned.get(facts.name)
     if entry is not None and entry.uid == facts.uid and not facts.was_started_anew(rollout.metadata.name):
-        return entry.route or Route.SSH
-    forced = rollout.spec.snapshot.live_patch.route is LivePatchRoute.API
-    return Route.API if forced else Route.SSH
+        return entry.method, (entry.route or Route.SSH) if entry.method is Method.LIVE_PATCH else None
+    kept = rollout.spec.snapshot
+    if AllowedMethod.LIVE_PATCH not in kept.methods:
+        return None, None
+    return Method.LIVE_PATCH, Route.API if kept.live_patch.route is LivePatchRoute.API else Route.SSH
 
 
 def _must_still_be_patched(rollout: Rollout, plan: Plan, facts: VMFacts) -> bool:
