@@ -17,6 +17,7 @@ from tests.integration.openssh import OpenSSH, find_sshd, make_key, user
 from tests.integration.scratch_vm import ScratchVM
 
 from lab.content import payloads, releases
+from reach import patch_order
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.observed import ContentState
 from sysvm.api.reasons import Reason
@@ -30,15 +31,7 @@ pytestmark = pytest.mark.skipif(
     find_sshd() is None, reason="no OpenSSH server: install openssh-server, or make the lab's roots once (make demo)"
 )
 
-ORDER = Order(
-    id="op-1",
-    epoch=1,
-    keep_backups=1,
-    settle_seconds=0.2,
-    ignored_checks=(),
-    step_timeout_seconds=30,
-    vm_timeout_seconds=60,
-)
+ORDER = patch_order(settle_seconds=0.2, step_timeout_seconds=30, vm_timeout_seconds=60)
 
 
 @dataclasses.dataclass

@@ -11,12 +11,13 @@ from tests.integration.openssh import OpenSSH, find_sshd, make_key, user
 from tests.integration.scratch_vm import ScratchVM
 
 from lab.content import payloads, releases
+from reach import patch_order
 from sysvm.api.endpoint import HostKeyPolicy, SystemVMType
 from sysvm.api.reasons import Reason
 from sysvm.patching.live import LivePatcher
 from sysvm.patching.logins import rsa_works
 from sysvm.patching.payload import Payload, read_payload
-from sysvm.patching.results import JournalPhase, Order, SSHAccount, Target
+from sysvm.patching.results import JournalPhase, SSHAccount, Target
 from sysvm.patching.ssh import SSHTransport
 
 pytestmark = pytest.mark.skipif(
@@ -24,15 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SSHD = "etc/ssh/sshd_config"
-ORDER = Order(
-    id="op-1",
-    epoch=1,
-    keep_backups=1,
-    settle_seconds=0.2,
-    ignored_checks=(),
-    step_timeout_seconds=40,
-    vm_timeout_seconds=90,
-)
+ORDER = patch_order(settle_seconds=0.2, step_timeout_seconds=40, vm_timeout_seconds=90)
 
 Server = Callable[[str], tuple[OpenSSH, Target]]
 

@@ -15,10 +15,9 @@ from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.rollout import Rollout
 from sysvm.domain import admission
 from sysvm.domain.admission import Admission, EndpointState
-from sysvm.domain.facts import facts_of
-from sysvm.domain.gate import as_swept
 from sysvm.domain.ledger import RunningRollout
 from sysvm.engine.board import Board
+from sysvm.engine.listings import swept_facts
 from sysvm.engine.live import live_of
 from sysvm.engine.plans import PlanMissing, Plans
 from sysvm.engine.ports import Clock, SnapshotOf, no_cloud
@@ -85,8 +84,7 @@ class AdmissionReconciler:
     async def _look(self, key: Key, endpoint: CloudStackEndpoint) -> EndpointState:
         now = self._clock()
         snapshot = self._snapshot_of(key)
-        known = (facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key))
-        facts = {found.name: found for found in as_swept(known, snapshot)}
+        facts = {found.name: found for found in swept_facts(self._stores, key, snapshot, now)}
         running: list[RunningRollout] = []
         for rollout in self._stores.rollouts_on(key):
             if rollout.status.result is not None:

@@ -1,9 +1,10 @@
 """The VMs of an endpoint as its policies see them, and whether these are all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from sysvm.api.endpoint import CloudStackEndpoint
+from sysvm.domain.cloud import Snapshot
 from sysvm.domain.facts import VMFacts, facts_of
 from sysvm.domain.gate import as_swept
 from sysvm.domain.no_vms import Listing, listing_of
@@ -12,6 +13,13 @@ from sysvm.engine.inventory import Roster
 from sysvm.engine.ports import SnapshotOf, no_cloud
 from sysvm.engine.stores import Stores, endpoint_of, key_of
 from sysvm.kube.objects import Key
+
+
+def swept_facts(stores: Stores, endpoint: Key, snapshot: Snapshot | None, now: datetime) -> Iterator[VMFacts]:
+    """All VMs that are known of an endpoint, which may be gone itself, with what its last sweep found."""
+    found = stores.endpoints.get(endpoint)
+    scan = found.spec.scan if found is not None else None
+    return as_swept((facts_of(vm, now=now, scan=scan) for vm in stores.vms_of(endpoint)), snapshot)
 
 
 class Listings:
@@ -24,8 +32,7 @@ class Listings:
 
     def facts(self, endpoint: CloudStackEndpoint, now: datetime) -> list[VMFacts]:
         key = key_of(endpoint)
-        known = (facts_of(vm, now=now, scan=endpoint.spec.scan) for vm in self._stores.vms_of(key))
-        return list(in_pairs(as_swept(known, self._snapshot_of(key))))
+        return list(in_pairs(swept_facts(self._stores, key, self._snapshot_of(key), now)))
 
     def listing(self, endpoint: CloudStackEndpoint, facts: Sequence[VMFacts], now: datetime) -> Listing:
         """`facts`: of all its VMs, at that moment."""

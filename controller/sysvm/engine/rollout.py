@@ -8,13 +8,12 @@ from sysvm.api.reasons import ConditionType, EventReason, Reason
 from sysvm.api.rollout import BreakGlassStatus, Rollout, RolloutPhase, RolloutResult, RolloutStatus
 from sysvm.domain.approvals import UNGUARDED, glass_broken_until
 from sysvm.domain.conditions import false, merged, true
-from sysvm.domain.facts import facts_of
-from sysvm.domain.gate import as_swept
 from sysvm.domain.members import RolloutView, classify
 from sysvm.domain.planner import Plan
 from sysvm.domain.rollout import Live, next_change, outcome
 from sysvm.domain.running import in_pairs
 from sysvm.engine.group_operation import Advanced, GroupOperations
+from sysvm.engine.listings import swept_facts
 from sysvm.engine.live import live_of
 from sysvm.engine.notices import Notices
 from sysvm.engine.plans import PlanMissing, Plans
@@ -82,11 +81,9 @@ class RolloutReconciler:
         return _sooner(again, groups)
 
     def _look(self, rollout: Rollout, plan: Plan, now: datetime) -> tuple[RolloutView, Live]:
-        endpoint = self._stores.endpoints.get(endpoint_of(rollout))
-        scan = endpoint.spec.scan if endpoint is not None else None
-        snapshot = self._snapshot_of(endpoint_of(rollout))
-        known = (facts_of(vm, now=now, scan=scan) for vm in self._stores.vms_of(endpoint_of(rollout)))
-        vms = {facts.name: facts for facts in in_pairs(as_swept(known, snapshot))}
+        endpoint = endpoint_of(rollout)
+        snapshot = self._snapshot_of(endpoint)
+        vms = {facts.name: facts for facts in in_pairs(swept_facts(self._stores, endpoint, snapshot, now))}
         live = replace(
             live_of(
                 rollout,
@@ -99,7 +96,7 @@ class RolloutReconciler:
             ),
             held_back={
                 vm.metadata.name: vm.status.plan.blocked_by[0]
-                for vm in self._stores.vms_of(endpoint_of(rollout))
+                for vm in self._stores.vms_of(endpoint)
                 if vm.status.plan is not None and vm.status.plan.blocked_by
             },
         )

@@ -41,13 +41,6 @@ async def stored(story: Story, phase: str) -> None:
     await story.until(found, f"{phase} is stored")
 
 
-async def called(story: Story) -> None:
-    async def made() -> bool:
-        return bool(story.cloud.calls)
-
-    await story.until(made, "the server has the call")
-
-
 async def die(story: Story) -> None:
     """Another life begins with the next look."""
     await story.lane.nursery.kill()
@@ -57,7 +50,7 @@ async def die(story: Story) -> None:
 async def test_a_call_whose_answer_nobody_lived_to_hear_is_found_out_and_not_made_again(story: Story) -> None:
     story.cloud.world.faults.late_seconds = NEVER_SECONDS
     await story.declare(methods=["LivePatch", "Recreate"], selector={"types": ["router"]})
-    await called(story)
+    await story.called()
     await die(story)
     await story.ended("Succeeded")
     await story.converged()

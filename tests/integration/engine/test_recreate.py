@@ -102,6 +102,12 @@ class Story:
         vms = [f"{vm.name} {vm.state} {vm.inside}" for vm in self.cloud.world.vms.values()]
         return "\n".join([*vms, *self.cloud.calls, await self.lane.picture()])
 
+    async def called(self) -> None:
+        async def made() -> bool:
+            return bool(self.cloud.calls)
+
+        await self.until(made, "the server has a call")
+
     async def ended(self, result: str) -> Manifest:
         async def has_ended() -> Manifest | None:
             rollouts = await self.namespace.all(ROLLOUT)
@@ -216,10 +222,7 @@ async def test_a_router_that_comes_up_after_its_reboot_was_given_up_is_known_by_
         strategy={"timeouts": {"step": "10s", "vm": "10s"}},
     )
 
-    async def called() -> bool:
-        return bool(story.cloud.calls)
-
-    await story.until(called, "the reboot is called")
+    await story.called()
     story.cloud.fleet.set(name, sha1_only=True)  # it starts, and nobody gets in
     await story.ended("Failed")
     old = (await story.vms())[name]["status"]["hostKey"]["publicKey"]
@@ -244,10 +247,7 @@ async def test_a_lost_reboot_whose_router_lets_nobody_in_ends_and_lets_go(story:
         strategy={"timeouts": {"step": "10s", "vm": "10s"}},
     )
 
-    async def called() -> bool:
-        return bool(story.cloud.calls)
-
-    await story.until(called, "the reboot is called")
+    await story.called()
     story.cloud.fleet.set(name, sha1_only=True)
     await story.ended("Failed")
 

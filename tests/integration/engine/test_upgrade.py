@@ -154,12 +154,16 @@ async def test_the_set_of_the_page_gets_through_a_cloud_without_pairs_and_load_b
         assert "it has none of this kind" in condition(empty, "Ready")["message"]
 
 
-async def test_a_failed_sweep_lets_nobody_pass_over_pairs(cloud: Cloud) -> None:
+async def without_pairs(cloud: Cloud) -> tuple[str, str, dict[str, dict[str, Any]]]:
+    """One single router and a release. The names of the policies for pairs and for single routers, and all specs."""
     cloud.world.add_routers(network(cloud, "net-1"))
     await cloud.declare()
     await cloud.journey.release("first")
-    pairs, routers = f"{cloud.name}-redundant-routers", f"{cloud.name}-single-routers"
-    specs = the_set_of_the_page(cloud)
+    return f"{cloud.name}-redundant-routers", f"{cloud.name}-single-routers", the_set_of_the_page(cloud)
+
+
+async def test_a_failed_sweep_lets_nobody_pass_over_pairs(cloud: Cloud) -> None:
+    pairs, routers, specs = await without_pairs(cloud)
     await cloud.journey.policy(pairs, **{**specs[pairs], "after": []})
     await cloud.journey.says(POLICY, pairs, "NoVMs", "True", type_="Stalled")
     cloud.world.faults.answer = Answer.HTML
@@ -182,11 +186,7 @@ async def test_a_failed_sweep_lets_nobody_pass_over_pairs(cloud: Cloud) -> None:
 
 
 async def test_a_misspelt_zone_lets_nobody_pass_over_pairs(cloud: Cloud) -> None:
-    cloud.world.add_routers(network(cloud, "net-1"))
-    await cloud.declare()
-    await cloud.journey.release("first")
-    pairs, routers = f"{cloud.name}-redundant-routers", f"{cloud.name}-single-routers"
-    specs = the_set_of_the_page(cloud)
+    pairs, routers, specs = await without_pairs(cloud)
     misspelt = {**specs[pairs]["selector"], "zones": ["ams1"]}
     await cloud.journey.policy(pairs, **{**specs[pairs], "selector": misspelt, "after": []})
     await cloud.journey.policy(routers, **specs[routers])
