@@ -288,10 +288,13 @@ def _recreating_checks(vm: CloudVM, zone: CloudZone | None) -> tuple[str, ...] |
 def as_swept(vms: Iterable[VMFacts], snapshot: Snapshot | None) -> Iterator[VMFacts]:
     """The same VMs with the health checks of their zone as the last sweep found them. Statuses are written one after
     the other: those that a sweep makes untrue must not be relied on until the last one is."""
+    if snapshot is None:
+        yield from vms
+        return
     for facts in vms:
         observed, id_ = facts.observed, facts.identity.id if facts.identity is not None else None
-        vm = snapshot.vms.get(id_) if snapshot is not None and id_ is not None else None
-        if snapshot is None or vm is None or observed is None or observed.management is None:
+        vm = snapshot.vms.get(id_) if id_ is not None else None
+        if vm is None or observed is None or observed.management is None:
             yield facts
             continue
         checks = _recreating_checks(vm, snapshot.zones.get(vm.zone_id))
