@@ -45,8 +45,12 @@ def test_a_cloud_is_found_planned_and_patched_in_order_and_nobody_is_cut_off(tmp
     found, patched = story.phases
     assert (found.vms, patched.vms) == (len(vms), len(vms) - len(WAITING))
     assert found.calls.total < 40
-    assert {name for name, vm in vms.items() if vm["state"] == "Outdated"} == WAITING
-    assert {name for name, vm in vms.items() if vm["state"] == "Converged"} == set(vms) - WAITING
+    states = {
+        name: (vm["state"], [c["message"] for c in vm["conditions"] if c["type"] == "Ready"])
+        for name, vm in vms.items()
+    }
+    assert {name for name, (state, _) in states.items() if state == "Outdated"} == WAITING, states
+    assert {name for name, (state, _) in states.items() if state == "Converged"} == set(vms) - WAITING, states
     assert all(vm["history"][-1]["method"] == "LivePatch" for name, vm in vms.items() if name not in WAITING)
     assert len(rollouts) == 3, "one of each policy that was not left waiting"
     begins = {name: vm["history"][-1]["startedAt"] for name, vm in vms.items() if vm.get("history")}

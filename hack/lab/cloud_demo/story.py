@@ -114,6 +114,7 @@ class CloudStory(Telling):
                 wait_condition(self.stage, "spp", policy, "Ready", seconds=PATCH_SECONDS)
             soaks = f"{SINGLE} soaks after its canary"
             self._until(lambda: self._ready(SINGLE)[0] == "Soaking", soaks, seconds=PATCH_SECONDS)
+            self._until(self._all_compared, "those that were patched were looked at again", seconds=60)
         self._traffic(tenants)
         self._table(self.stage, "svm,spp,svr")
         outdated = {str(vm["status"]["identity"]["name"]) for vm in self.vms() if vm["status"]["state"] == "Outdated"}
@@ -316,6 +317,10 @@ class CloudStory(Telling):
     def _all_seen(self) -> bool:
         vms = self.vms()
         return len(vms) == VMS and all(vm.get("status", {}).get("observed", {}).get("signature") for vm in vms)
+
+    def _all_compared(self) -> bool:
+        """A soak begins with the end of the last patch; what the look after it finds is known a moment later."""
+        return all(vm["status"]["state"] != "Unknown" for vm in self.vms())
 
     def _ready(self, policy: str) -> tuple[str, str]:
         """Reason and message of its condition Ready."""
