@@ -38,8 +38,8 @@ from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.cloudstack.preflight import Feature, missing_permissions
 from sysvm.cloudstack.rules import listed_rules
 from sysvm.domain import group_operation
+from sysvm.domain.calls import Call, Command, Looked
 from sysvm.domain.cloud import CloudVM
-from sysvm.domain.group_operation import Call, Command, Looked
 from sysvm.domain.room import DIRECT_PUBLIC_IP, PUBLIC_IP
 
 NOWHERE = "00000000-0000-4000-8000-000000000001"

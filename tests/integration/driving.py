@@ -18,9 +18,10 @@ from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.cloudstack.client import Access, CloudStack, Credentials, MayChange
 from sysvm.cloudstack.lifecycle import CloudJobs
 from sysvm.domain import group_operation as machine
+from sysvm.domain.calls import Event, Judge, Looked
 from sysvm.domain.cloud import CloudVM
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.group_operation import Event, Judge, Limits, Looked, Todo
+from sysvm.domain.group_operation import Limits, Todo
 
 
 def now() -> datetime:

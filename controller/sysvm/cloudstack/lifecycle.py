@@ -1,6 +1,6 @@
 """Jobs that reboot, recreate or patch system VMs: made, asked for, and what there is of their group before and after.
 
-Every answer becomes an event of `domain.group_operation`: the difference between "it was not done" and "it is not known
+Every answer becomes an event of `domain.calls`: the difference between "it was not done" and "it is not known
 whether it was" is made here, because nobody above sees what became of a request.
 """
 
@@ -28,9 +28,8 @@ from sysvm.cloudstack.jobs import Job, JobId, JobStatus
 from sysvm.cloudstack.rules import listed_rules
 from sysvm.cloudstack.templates import setting_of
 from sysvm.cloudstack.transport import Param
-from sysvm.domain import group_operation
-from sysvm.domain.cloud import CloudHost, CloudVM, CloudZone
-from sysvm.domain.group_operation import (
+from sysvm.domain import calls, group_operation
+from sysvm.domain.calls import (
     Call,
     Command,
     JobState,
@@ -43,6 +42,7 @@ from sysvm.domain.group_operation import (
     Refused,
     Submitted,
 )
+from sysvm.domain.cloud import CloudHost, CloudVM, CloudZone
 from sysvm.domain.jobs_at_work import may_be_at_work
 from sysvm.domain.room import HostRoom, Room
 from sysvm.domain.templates import ROUTING, SYSTEM, CloudTemplates
@@ -199,5 +199,5 @@ class CloudJobs:
         return CloudTemplates(taken_at=self._clock(), templates=tuple(found), router_names=names)
 
 
-def _told(job: Job) -> group_operation.Job:
-    return group_operation.Job(id=job.id, command=job.command, instance_id=job.instance_id, created=job.created)
+def _told(job: Job) -> calls.Job:
+    return calls.Job(id=job.id, command=job.command, instance_id=job.instance_id, created=job.created)

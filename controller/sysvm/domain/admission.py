@@ -19,8 +19,8 @@ from sysvm.api.window import AtEnd
 from sysvm.domain import gates
 from sysvm.domain.admission_rules import first_blocker, objection
 from sysvm.domain.budgets import budget_of, holding_slots
+from sysvm.domain.calls import is_call
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.group_operation import is_call
 from sysvm.domain.ledger import Lane, Ledger, RunningRollout, Unit, call_for, way
 from sysvm.domain.members import RolloutView, classify
 from sysvm.domain.planner import in_order, is_for_the_group

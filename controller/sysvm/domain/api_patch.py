@@ -14,11 +14,12 @@ from sysvm.api.observed import ApiPatchCall, ContentState
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
 from sysvm.api.systemvm import DriftKind
+from sysvm.domain.calls import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet
 from sysvm.domain.cloud import CloudVM, CloudVMState, CloudZone
 from sysvm.domain.drift import drift_of, is_converged
 from sysvm.domain.facts import Release, VMFacts
 from sysvm.domain.gate import Claim, ServerPayload, gate_of, unverified, would_install
-from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet, what_moves
+from sysvm.domain.group_operation import what_moves
 from sysvm.domain.lifecycle import Aim, rules_are_back
 from sysvm.domain.pairs import Trouble, primary_now
 from sysvm.domain.running import failed_services, router_of

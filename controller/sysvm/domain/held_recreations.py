@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from sysvm.api.methods import HostPayloadRule, Method
 from sysvm.api.rollout import Rollout
 from sysvm.api.systemvm import Blocker
+from sysvm.domain.calls import Standing
 from sysvm.domain.cloud import Snapshot
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.group_operation import Standing
 from sysvm.domain.lifecycle import same_payload
 from sysvm.domain.members import method_of
 from sysvm.domain.planner import Plan

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.rollout import GroupOperation, GroupPhase
+from sysvm.domain.calls import Job
 from sysvm.domain.cloud import CloudVM
 from sysvm.domain.facts import ZONE_TYPES
-from sysvm.domain.group_operation import Job
 from sysvm.domain.lifecycle import ROUTER_TYPES
 
 UNNAMED: Mapping[str, frozenset[SystemVMType]] = {

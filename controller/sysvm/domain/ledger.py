@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from sysvm.api.methods import Method, Route
 from sysvm.api.rollout import Rollout
 from sysvm.domain.budgets import Budget
+from sysvm.domain.calls import is_call
 from sysvm.domain.facts import VMFacts
-from sysvm.domain.group_operation import is_call
 from sysvm.domain.members import RolloutView, method_of, route_of
 from sysvm.domain.planner import Plan, is_for_the_group
 from sysvm.domain.rollout import NOTHING_NEW, Live

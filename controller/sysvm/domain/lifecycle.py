@@ -19,9 +19,9 @@ from sysvm.api.methods import Method
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation
 from sysvm.domain.beside import duplicate_sentence, duplicates, leftover_sentence, leftovers
+from sysvm.domain.calls import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState
 from sysvm.domain.facts import ZONE_TYPES, VMFacts
-from sysvm.domain.group_operation import HOLDS, Call, Command, Look, Standing, Verdict, broken, not_yet
 from sysvm.domain.pairs import Trouble, primary_now
 from sysvm.domain.room import no_room
 from sysvm.domain.rule_counts import missing_rules, not_compared

@@ -15,10 +15,10 @@ from sysvm.api.operation import OperationResult, OperationStatus
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import AppendedVM, GroupOperation, GroupPhase, Rollout
 from sysvm.api.strategy import Retry
+from sysvm.domain.calls import is_call
 from sysvm.domain.drift import is_converged
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.findings import Finding
-from sysvm.domain.group_operation import is_call
 from sysvm.domain.held_since import HeldSince
 from sysvm.domain.planner import Plan, Wave, digest_with, is_for_the_group, routers_of
 

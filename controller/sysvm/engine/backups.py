@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sysvm.api.operation import OperationOrder
 from sysvm.api.reasons import Reason
 from sysvm.api.systemvm import SystemVM
-from sysvm.domain.group_operation import NotMade, Refused
+from sysvm.domain.calls import NotMade, Refused
 from sysvm.engine.ports import SystemVMs
 from sysvm.engine.preparing import Preparing
 from sysvm.patching.errors import PatchingError

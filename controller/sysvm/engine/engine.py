@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from sysvm.api.window import MaintenanceWindow
-from sysvm.domain.group_operation import Event
+from sysvm.domain.calls import Event
 from sysvm.domain.image_status import ImagesSeen
 from sysvm.engine.admission import AdmissionReconciler
 from sysvm.engine.approval import ApprovalReconciler

@@ -32,9 +32,10 @@ from sysvm.api.template import SystemVMTemplate
 from sysvm.domain import api_patch as api_patches
 from sysvm.domain import group_operation as machine
 from sysvm.domain.api_patch import ApiPatch
+from sysvm.domain.calls import Command, Event, Judge, Looked, NotMade, NotTold, Refused, is_call
 from sysvm.domain.cloud import CloudVM, several_releases
 from sysvm.domain.facts import facts_of, release_of
-from sysvm.domain.group_operation import Event, Judge, Limits, Looked, NotMade, NotTold, Refused, Todo
+from sysvm.domain.group_operation import Limits, Todo
 from sysvm.domain.jobs_at_work import not_of_others
 from sysvm.domain.lifecycle import ROUTER_TYPES, Aim, aim_of, judge_of
 from sysvm.engine.backups import Backups
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 Leads = Callable[[], Awaitable[bool]]
 """Whether the Lease, as the server has it now, is still this process's with its epoch. Raises `KubeError`."""
 
-_OF_GROUPS = frozenset({machine.Command.RESTART_NETWORK, machine.Command.RESTART_VPC})
+_OF_GROUPS = frozenset({Command.RESTART_NETWORK, Command.RESTART_VPC})
 """Commands that change all routers of a network or VPC."""
 
 STALE = timedelta(seconds=15)
@@ -403,7 +404,7 @@ class GroupOperations:
             return True
         if identity is None:
             return False
-        if op.command == machine.Command.DESTROY_SYSTEM_VM:
+        if op.command == Command.DESTROY_SYSTEM_VM:
             old = {each.name for each in op.before}
             return bool(old) and identity.type is op.vm_type and identity.name not in old
         if op.command in _OF_GROUPS:
@@ -486,7 +487,7 @@ class GroupOperations:
 
 def is_group_order(order: OperationOrder) -> bool:
     """Whether the management server carries it out, not the VM."""
-    return machine.is_call(order.method, order.route)
+    return is_call(order.method, order.route)
 
 
 def rollout_of(step: Key) -> Key:

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from sysvm.api.images import Image
 from sysvm.api.rollout import GroupOperation
+from sysvm.domain.calls import Call, JobTold, Looked, NoAnswer, NotMade, NotTold, Refused, Submitted
 from sysvm.domain.cloud import CloudVM, CloudZone, Snapshot
-from sysvm.domain.group_operation import Call, JobTold, Looked, NoAnswer, NotMade, NotTold, Refused, Submitted
 from sysvm.domain.templates import Change, CloudTemplates
 from sysvm.kube.events import EventType
 from sysvm.kube.objects import Key, ObjectRef

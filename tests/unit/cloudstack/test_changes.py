@@ -23,7 +23,8 @@ from sysvm.cloudstack.errors import (
     TimedOut,
 )
 from sysvm.cloudstack.lifecycle import CloudJobs
-from sysvm.domain.group_operation import QUIET, Call, Command, NotMade
+from sysvm.domain.calls import Call, Command, NotMade
+from sysvm.domain.group_operation import QUIET
 
 NOW = datetime(2026, 11, 22, 15, 40, tzinfo=UTC)
 

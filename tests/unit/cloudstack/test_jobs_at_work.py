@@ -11,7 +11,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.cloudstack.lifecycle import CloudJobs
-from sysvm.domain.group_operation import Command, Job, Looked
+from sysvm.domain.calls import Command, Job, Looked
 from sysvm.domain.jobs_at_work import UNNAMED
 
 NOW = datetime(2026, 11, 22, 16, 0, tzinfo=UTC)

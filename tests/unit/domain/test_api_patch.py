@@ -15,21 +15,11 @@ from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.domain.api_patch import ApiPatch, aim_of
+from sysvm.domain.calls import Command, Job, Look, Looked, Standing, Verdict
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import VMFacts
 from sysvm.domain.gate import ServerPayload
-from sysvm.domain.group_operation import (
-    Command,
-    Job,
-    Limits,
-    Look,
-    Looked,
-    Standing,
-    Verdict,
-    after_restart,
-    apply,
-    begun,
-)
+from sysvm.domain.group_operation import Limits, after_restart, apply, begun
 from sysvm.domain.rule_counts import ListedRules
 
 from . import builders as b

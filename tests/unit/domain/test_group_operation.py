@@ -17,9 +17,7 @@ from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.domain import group_operation as machine
 from sysvm.domain.api_patch import LONGEST_PATCH
-from sysvm.domain.cloud import CloudVM, CloudVMState
-from sysvm.domain.facts import VMFacts
-from sysvm.domain.group_operation import (
+from sysvm.domain.calls import (
     HOLDS,
     Call,
     Command,
@@ -27,7 +25,6 @@ from sysvm.domain.group_operation import (
     Job,
     JobState,
     JobTold,
-    Limits,
     Look,
     Looked,
     NoAnswer,
@@ -35,11 +32,13 @@ from sysvm.domain.group_operation import (
     NotTold,
     Refused,
     Submitted,
-    Todo,
     Verdict,
     broken,
     not_yet,
 )
+from sysvm.domain.cloud import CloudVM, CloudVMState
+from sysvm.domain.facts import VMFacts
+from sysvm.domain.group_operation import Limits, Todo
 
 LIMITS = Limits(step=timedelta(minutes=10), vm=timedelta(minutes=30))
 CALL = Call(Command.RESTART_NETWORK, "n-1", ("cleanup",))

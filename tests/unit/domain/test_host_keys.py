@@ -13,7 +13,7 @@ from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.api.systemvm import HostKey
 from sysvm.domain import group_operation as machine
-from sysvm.domain.group_operation import (
+from sysvm.domain.calls import (
     Call,
     Command,
     Event,

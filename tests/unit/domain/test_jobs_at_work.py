@@ -10,8 +10,9 @@ from tests.unit.domain.builders import NOW
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM
+from sysvm.domain.calls import Call, Command, Job
 from sysvm.domain.cloud import CloudVM, CloudVMState
-from sysvm.domain.group_operation import Call, Command, Job, begun
+from sysvm.domain.group_operation import begun
 from sysvm.domain.jobs_at_work import may_be_at_work, not_of_others
 
 RESTART = Job(id="j-1", command="RestartNetworkCmd")

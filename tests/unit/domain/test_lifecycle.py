@@ -16,9 +16,10 @@ from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase
 from sysvm.domain import group_operation as machine
 from sysvm.domain.beside import duplicates, leftovers
+from sysvm.domain.calls import Call, Command, JobState, JobTold, Look, Looked, Standing, Submitted
 from sysvm.domain.cloud import CloudHost, CloudVM, CloudVMState, CloudZone
 from sysvm.domain.facts import Reach, VMFacts
-from sysvm.domain.group_operation import Call, Command, JobState, JobTold, Limits, Look, Looked, Standing, Submitted
+from sysvm.domain.group_operation import Limits
 from sysvm.domain.lifecycle import (
     RecreateRouters,
     RecreateSystemVM,

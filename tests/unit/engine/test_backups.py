@@ -9,7 +9,7 @@ import pytest
 from tests.unit.domain import builders as b
 
 from sysvm.api.reasons import Reason
-from sysvm.domain.group_operation import NotMade, Refused
+from sysvm.domain.calls import NotMade, Refused
 from sysvm.engine import operations
 from sysvm.engine.backups import Backups
 from sysvm.patching.errors import PatchingError, Unreachable

@@ -13,7 +13,7 @@ from sysvm.api.endpoint import Management
 from sysvm.cloudstack.client import CHANGE_EXPIRES, CloudStack, MayChange
 from sysvm.cloudstack.errors import ChangeRefused, Unavailable
 from sysvm.cloudstack.transport import Access, Credentials
-from sysvm.domain.group_operation import Call, Command, NotMade, Submitted
+from sysvm.domain.calls import Call, Command, NotMade, Submitted
 from sysvm.engine.cloud import RETIRED_FOR, ManagedClouds
 from sysvm.kube.objects import Key
 

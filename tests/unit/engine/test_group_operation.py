@@ -14,8 +14,8 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
 from sysvm.api.operation import OperationResult
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM, Rollout, RolloutStatus
+from sysvm.domain.calls import Call, Event, Job, Look, Looked, NotMade, Submitted
 from sysvm.domain.cloud import CloudVM, CloudVMState, Snapshot
-from sysvm.domain.group_operation import Call, Event, Job, Look, Looked, NotMade, Submitted
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
 from sysvm.engine.group_operation import Advanced, GroupOperations
