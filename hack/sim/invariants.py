@@ -15,7 +15,7 @@ from sim.loop import now
 from sim.server import Server
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.observed import RedundancyRole
-from sysvm.engine.resources import APPROVAL, POLICY, ROLLOUT, SYSTEM_VM
+from sysvm.engine.resources import APPROVAL, ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.objects import Key, Object, Resource
 
 _PER_ZONE = (SystemVMType.SECSTORAGE, SystemVMType.CONSOLEPROXY)
@@ -30,6 +30,8 @@ class Invariants:
     server: Server
     may_start: MayStart = lambda moment: True
     """The calendar, as the scenario knows it without the engine's algebra."""
+    epoch: Callable[[], int] = lambda: 0
+    """Which life it is."""
     violations: list[str] = field(default_factory=list)
     checks: int = 0
     orders: dict[str, Object] = field(default_factory=dict)
@@ -109,16 +111,26 @@ class Invariants:
         """A listener of the server."""
         if resource != SYSTEM_VM or after is None:
             return
-        order = after["spec"].get("operation")
-        if not order or order == (before or {"spec": {}})["spec"].get("operation"):
+        order, last = after["spec"].get("operation"), (before or {"spec": {}})["spec"].get("operation")
+        if order is None:
+            self._hold(
+                last is None or _told(after) != last["id"], f"{after['metadata']['name']} loses what it works at"
+            )
             return
-        self.orders[order["id"]] = order
         rollout = self.server.get(ROLLOUT, Key(after["metadata"]["namespace"], order["rollout"]))
-        self._ordered(after, order, rollout)
+        if order != last:
+            self.orders[order["id"]] = order
+            self._ordered(after, order, rollout)
+        elif _told(after) == order["id"] != _told(before or {}) and order["epoch"] < self.epoch():
+            self._may_be_given(after, order, rollout)  # what an earlier life ordered begins only in this one
 
     def _ordered(self, vm: Object, order: Mapping[str, Any], rollout: Object) -> None:
+        self._may_be_given(vm, order, rollout)
+        if not order.get("takesBack"):
+            self._counted(rollout, rollout["spec"]["snapshot"]["strategy"], vm["metadata"]["name"])
+
+    def _may_be_given(self, vm: Object, order: Mapping[str, Any], rollout: Object) -> None:
         name, moment = order["rollout"], now()
-        strategy = rollout["spec"]["snapshot"]["strategy"]
         self._hold(order["method"] in rollout["spec"]["snapshot"]["methods"], f"method {order['method']}: not allowed")
         if order.get("takesBack"):
             undone = self.orders.get(order["takesBack"], {})
@@ -132,7 +144,8 @@ class Invariants:
         self._hold(not policy["spec"].get("suspend"), f"{name} orders although its policy is suspended")
         hold = vm["spec"].get("hold") or {}
         self._hold(not hold or _over(hold, moment), f"{vm['metadata']['name']} is on hold and gets work")
-        self._counted(rollout, strategy, vm["metadata"]["name"])
+        endpoint = self.server.get(ENDPOINT, Key(vm["metadata"]["namespace"], vm["spec"]["endpointRef"]["name"]))
+        self._hold(endpoint["spec"]["management"] == "Full", f"{vm['metadata']['name']} gets work under Observe")
 
     def _counted(self, rollout: Object, strategy: Mapping[str, Any], vm: str) -> None:
         name = rollout["metadata"]["name"]
@@ -202,6 +215,11 @@ def _broken(machine: Machine, *, back: bool) -> bool:
         return False
     last = machine.operations[-1]
     return last.outcome is LOST or (last.outcome is BAD and last.undoes is None and not back)
+
+
+def _told(vm: Object) -> str:
+    """Id of the operation that the VM's status tells of, the last one that began."""
+    return str(((vm.get("status") or {}).get("operation") or {}).get("id", ""))
 
 
 def _over(hold: Mapping[str, Any], moment: datetime) -> bool:

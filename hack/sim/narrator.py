@@ -76,6 +76,8 @@ class Narrator:
             attempt = f", attempt {order['attempt']}" if order.get("attempt", 1) > 1 else ""
             what = "back to what it was" if order.get("takesBack") else f"{order['method']}{attempt}"
             self.say(name, f"<- {_short(order['rollout'])}: {what}")
+        if last and not order:
+            self.say(name, f"-> {_short(last['rollout'])}: withdrawn")
         operation, former = _status(after).get("operation") or {}, _status(before).get("operation") or {}
         if operation.get("result") and (operation.get("id"), operation.get("result")) != (
             former.get("id"),

@@ -467,6 +467,23 @@ async def operator_dies(world: World) -> None:
     await world.until(world.has_ended)
 
 
+async def stopped_before_it_began(world: World) -> None:
+    """An order stands, nobody has begun it, and a person takes the time while nobody leads to change his mind."""
+    begin(world)
+    await world.until(lambda: world.stands("prod-r-2-vm"))
+    world.narrator.say("somebody", "kills the operator")
+    world.kill()
+    world.narrator.say("operations", "allows no changes any more")
+    world.endpoint(management="Observe")
+    await world.wait(hours=1)
+    world.narrator.say("operations", "allows changes")
+    world.endpoint(management="Full")
+    await world.until(lambda: world.stands("prod-r-3-vm"))
+    world.narrator.say("somebody", "kills the operator")
+    world.kill()
+    await world.until(world.has_ended)
+
+
 def _now() -> datetime:
     from sim.loop import now
 
@@ -608,6 +625,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         without_pairs,
     ),
     Scenario("operator-dies", "The operator dies in the middle", routers, operator_dies),
+    Scenario("order-stands", "The operator dies between order and work", routers, stopped_before_it_began),
 )
 
 

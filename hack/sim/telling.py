@@ -56,7 +56,7 @@ def tell(scenario: Scenario, *, kill_at: tuple[int, ...] = (), kill_after: bool 
 async def _tell(scenario: Scenario, cache: Path, kill_at: tuple[int, ...], kill_after: bool) -> Told:
     machines = {machine.name: machine for machine in scenario.fleet()}
     world = World(cache, machines, guarded=scenario.guarded, scan=scenario.scan, kill_at=kill_at, kill_after=kill_after)
-    rules = Invariants(world.fleet, world.server, may_start=scenario.may_start)
+    rules = Invariants(world.fleet, world.server, may_start=scenario.may_start, epoch=lambda: world.epoch)
     await world.run(scenario.story)
     rules.at_the_end()
     return Told(

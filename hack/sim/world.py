@@ -343,6 +343,13 @@ class World:
         found = [one for one in self.rollouts(policy) if int(one["spec"]["number"]) == number]
         return bool(found) and "result" in found[0].get("status", {})
 
+    def stands(self, vm: str) -> bool:
+        """It has an order, and its status does not tell of it yet."""
+        found = next((each for each in self.server.all(SYSTEM_VM) if each["metadata"]["name"] == vm), None)
+        order = found["spec"].get("operation") if found is not None else None
+        told = ((found or {}).get("status") or {}).get("operation") or {}
+        return order is not None and told.get("id") != order["id"]
+
     @staticmethod
     def at(**duration: float) -> str:
         """The moment so far from now, as objects have it."""

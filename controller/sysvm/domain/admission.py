@@ -2,6 +2,10 @@
 
 It is made in one place so that maxUnavailable, perHost, the pair rule and "the last of a zone" cannot be broken by two
 rollouts. Four steps: classify, free the slots of what has finished, check the budgets, choose candidates.
+
+An order that a former leader handed out and never began is no more than a wish: hours may have passed, and a person may
+have stopped the operator to stop the work. It is decided about like a VM that waits, and stands only if the very same
+order would be given now.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,6 +49,8 @@ class EndpointState:
     rollouts: tuple[RunningRollout, ...]
     suspended: bool = False
     deleting: bool = False
+    called_for: frozenset[str] = frozenset()
+    """Ids of orders that an operation of the management server answers, in whatever rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,44 @@ class Admissions:
     seconds; nothing else unblocks the others."""
     next_change: datetime | None = None
     """When another decision is due although nothing happens: a VM may be tried again, or the calendar opens."""
+    confirmed: frozenset[str] = frozenset()
+    """Ids of orders of a former leader that would be given now, word for word: they may begin."""
+    withdrawn: tuple[VMFacts, ...] = ()
+    """VMs that have such an order and would get none now, with the others' reasons in `blocked`."""
 
 
 def admit(state: EndpointState) -> Admissions:
     """Who may begin now. Deterministic: the same state gives the same orders, with the same ids."""
+    left = {facts.name: facts for facts in state.vms if _was_never_begun(facts, state)}
+    vms = tuple(replace(facts, order=None) if facts.name in left else facts for facts in state.vms)
+    decided = _decided(replace(state, vms=vms) if left else state)
+    if not left:
+        return decided
+    confirmed = {admitted.vm.name for admitted in decided.admitted if _is_the_same(admitted, left)}
+    asked_for = {admitted.vm.name for admitted in decided.admitted}
+    return replace(
+        decided,
+        admitted=tuple(admitted for admitted in decided.admitted if admitted.vm.name not in confirmed),
+        confirmed=frozenset(order.id for name in confirmed if (order := left[name].order) is not None),
+        withdrawn=tuple(facts for name, facts in left.items() if name not in asked_for),
+    )
+
+
+def _was_never_begun(facts: VMFacts, state: EndpointState) -> bool:
+    """By a former leader. An operation is told before it begins: in the VM's status, or in the rollout's."""
+    order = facts.order
+    if order is None or order.epoch == state.epoch or order.id in state.called_for:
+        return False
+    return facts.operation is None or facts.operation.id != order.id
+
+
+def _is_the_same(admitted: Admission, left: Mapping[str, VMFacts]) -> bool:
+    facts = left.get(admitted.vm.name)
+    before = facts.order if facts is not None else None
+    return before is not None and before == admitted.order.model_copy(update={"epoch": before.epoch})
+
+
+def _decided(state: EndpointState) -> Admissions:
     lanes = _classified(state)
     ledger = _free_finished_slots(state, lanes)
     candidates, blocked = _check_budgets(state, lanes)
@@ -273,8 +313,10 @@ def _units(candidates: _Candidates) -> Iterator[Unit]:
 
 def _order(facts: VMFacts, lane: Lane, unit: Unit, epoch: int, *, back: bool) -> OperationOrder:
     rollout, opening = lane.rollout, lane.running.live.opening
-    earlier, done = facts.order, facts.operation
-    attempt = earlier.attempt + 1 if earlier is not None and earlier.rollout == lane.name else 1
+    done = facts.operation
+    # What was begun is told in the status: of an order that was withdrawn nothing is left but that.
+    earlier = [each.attempt for each in (facts.order, done) if each is not None and each.rollout == lane.name]
+    attempt = max(earlier, default=0) + 1
     # What the management server has begun cannot be called back.
     may_end = not unit.is_call and not back
     ends = opening is not None and opening.at_end is AtEnd.ROLL_BACK and may_end

@@ -5,6 +5,9 @@ Each order is one write that carries the VM's resourceVersion and brings the fin
 with an order and its finalizer, or without both. Before the first order the rollout gets its finalizer, so that the
 snapshot an order needs stays while a VM is in work; a restart that finds it there without any order goes on or takes
 it off.
+
+A restart that finds an order that was never begun decides about it anew. What still holds begins as it stands, without
+a write; what does not is withdrawn, finalizer included, in one write.
 """
 
 import logging
@@ -15,6 +18,7 @@ from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.rollout import Rollout
 from sysvm.domain import admission
 from sysvm.domain.admission import Admission, EndpointState
+from sysvm.domain.facts import VMFacts
 from sysvm.domain.ledger import RunningRollout
 from sysvm.engine.board import Board
 from sysvm.engine.listings import swept_facts
@@ -46,6 +50,7 @@ class AdmissionReconciler:
         board: Board,
         epoch: int,
         wake_vm: Callable[[Key], None],
+        wake_rollout: Callable[[Key], None],
         clock: Clock,
         *,
         guarded: bool,
@@ -57,6 +62,7 @@ class AdmissionReconciler:
         self._board = board
         self._epoch = epoch
         self._wake_vm = wake_vm
+        self._wake_rollout = wake_rollout
         self._clock = clock
         self._guarded = guarded
         self._snapshot_of = snapshot_of
@@ -73,6 +79,14 @@ class AdmissionReconciler:
         decided = admission.admit(state)
         for vm in self._board.post(key, decided.blocked, decided.look_at):
             self._wake_vm(vm)
+        if self._board.confirm(key, decided.confirmed):
+            for facts in state.vms:
+                if facts.order is not None and facts.order.id in decided.confirmed:
+                    self._wake_vm(Key(key.namespace, facts.name))
+                    self._wake_rollout(Key(key.namespace, facts.order.rollout))
+        for facts in decided.withdrawn:
+            if not await self._withdraw(key.namespace, facts):
+                return Again(CONFLICT_SECONDS)
         for admitted in decided.admitted:
             if not await self._hand_out(key.namespace, admitted):
                 return Again(CONFLICT_SECONDS)
@@ -86,7 +100,9 @@ class AdmissionReconciler:
         snapshot = self._snapshot_of(key)
         facts = {found.name: found for found in swept_facts(self._stores, key, snapshot, now)}
         running: list[RunningRollout] = []
+        called_for = set[str]()
         for rollout in self._stores.rollouts_on(key):
+            called_for |= {order for op in rollout.status.group_operations for order in op.orders}
             if rollout.status.result is not None:
                 continue
             try:
@@ -104,6 +120,7 @@ class AdmissionReconciler:
             rollouts=tuple(running),
             suspended=endpoint.spec.suspend,
             deleting=endpoint.metadata.deletion_timestamp is not None,
+            called_for=frozenset(called_for),
         )
 
     async def _hand_out(self, namespace: str, admitted: Admission) -> bool:
@@ -136,6 +153,32 @@ class AdmissionReconciler:
             "admitted %s",
             admitted.vm.vm,
             extra={"systemvm": f"{namespace}/{vm.metadata.name}", "rollout": order.rollout, "operation": order.id},
+        )
+        return True
+
+    async def _withdraw(self, namespace: str, facts: VMFacts) -> bool:
+        """Takes back an order that was never begun. False: the world changed in between, decide again."""
+        vm = self._stores.system_vms.get(Key(namespace, facts.name))
+        if vm is None or vm.metadata.uid != facts.uid or facts.order is None:
+            return False
+        finalizers = [name for name in vm.metadata.finalizers if name != OPERATION_FINALIZER]
+        try:
+            await self._cluster.merge_patch(
+                SYSTEM_VM,
+                namespace,
+                vm.metadata.name,
+                {"metadata": {"finalizers": finalizers or None}, "spec": {"operation": None}},
+                resource_version=vm.metadata.resource_version,
+            )
+        except (Conflict, NotFound):
+            return False
+        logger.info(
+            "withdrew an order of a former leader that nobody had begun: it would not be given now",
+            extra={
+                "systemvm": f"{namespace}/{facts.name}",
+                "rollout": facts.order.rollout,
+                "operation": facts.order.id,
+            },
         )
         return True
 

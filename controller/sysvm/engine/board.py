@@ -1,21 +1,24 @@
-"""What admission found out about VMs that only their own reconciler may write down: why they wait, and whom to look at.
+"""What admission found out about VMs that only their own reconciler may write down: why they wait, whom to look at,
+and whose order of a former leader still holds.
 
 In memory only: a restarted operator decides admission again and fills it anew.
 """
 
 from collections.abc import Iterable, Mapping
 
-from sysvm.api.systemvm import Blocker
+from sysvm.api.systemvm import Blocker, SystemVM
 from sysvm.kube.objects import Key
 
 
 class Board:
-    """By SystemVM."""
+    """By SystemVM. `epoch`: of the leader that this process is."""
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
         self._blockers: dict[Key, tuple[Blocker, ...]] = {}
         self._look_at: set[Key] = set()
         self._of: dict[Key, set[Key]] = {}
+        self._confirmed: dict[Key, frozenset[str]] = {}
 
     def blockers(self, endpoint: Key, vm: Key) -> tuple[Blocker, ...] | None:
         """None: admission has not decided for this endpoint since the process began, so what is written stands."""
@@ -24,6 +27,20 @@ class Board:
     def wants_look(self, vm: Key) -> bool:
         """Admission cannot decide before this VM was looked at again."""
         return vm in self._look_at
+
+    def confirm(self, endpoint: Key, orders: frozenset[str]) -> bool:
+        """These orders of a former leader are as they would be given now. True: one of them is new."""
+        before = self._confirmed.get(endpoint, frozenset())
+        self._confirmed[endpoint] = orders
+        return not orders <= before
+
+    def may_begin(self, endpoint: Key, vm: SystemVM) -> bool:
+        """Its order was handed out by this leader, or confirmed by it, or has begun."""
+        order, told = vm.spec.operation, vm.status.operation
+        if order is None:
+            return False
+        begun = told is not None and told.id == order.id
+        return begun or order.epoch == self._epoch or order.id in self._confirmed.get(endpoint, ())
 
     def ask(self, vms: Iterable[Key]) -> None:
         """Somebody else than admission waits for a look at these."""

@@ -102,7 +102,7 @@ class Engine:
             sizes.operations, lambda key, end: wake(Role.SYSTEM_VM, key)
         )
         self._steps: Pool[None, Event] = Pool(STEPS, lambda key, end: wake(Role.ROLLOUT, rollout_of(key)))
-        accounts, payloads, board, plans = Accounts(cluster), Payloads(), Board(), Plans(cluster)
+        accounts, payloads, board, plans = Accounts(cluster), Payloads(), Board(epoch), Plans(cluster)
         notices = Notices(recorder)
         managed = self._clouds = ManagedClouds(lambda key: wake(Role.ENDPOINT, key), clock, connect=connect)
         snapshot_of, clouds = snapshot_of or managed.snapshot, clouds or managed
@@ -177,6 +177,7 @@ class Engine:
             board,
             epoch,
             lambda key: wake(Role.SYSTEM_VM, key),
+            lambda key: wake(Role.ROLLOUT, key),
             clock,
             guarded=guarded,
             snapshot_of=snapshot_of,

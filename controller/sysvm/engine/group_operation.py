@@ -4,7 +4,8 @@ Nobody waits. A reconcile of the rollout takes the news of a step (a look, an an
 state, writes it into `Rollout.status.groupOperations` with everything else the rollout says of itself, and only then
 begins the step that follows, in a pool. The writes, and what a restart finds after each:
 
-1. orders on the VMs of the group (admission): no operation yet. It is begun when all stand.
+1. orders on the VMs of the group (admission): no operation yet. It is begun when there is room, and orders of a former
+   leader when admission has decided about them again.
 2. Preparing: nothing was asked. It looks again.
 3. Submitting, with the VMs as they are: then, before CloudStack's own patch, backups on the VMs (`backups`); then the
    call. A restart between this write and the next does not know whether the call was made, so it never makes it: it
@@ -204,7 +205,7 @@ class GroupOperations:
         begun: dict[str, GroupOperation] = {}
         room = self._room(rollout)
         for vm, order in self._open_orders(rollout):
-            if order.id in answered:
+            if order.id in answered or not self._board.may_begin(endpoint_of(vm), vm):
                 continue
             aim = self._aim(vm, order)
             if aim is None:
@@ -353,7 +354,9 @@ class GroupOperations:
     def _orders_for(self, rollout: Rollout, op: GroupOperation) -> list[str]:
         found = []
         for vm, order in self._open_orders(rollout):
-            aim = self._aim(vm, order) if order.id not in op.orders and order.method is op.method else None
+            if order.id in op.orders or order.method is not op.method or not self._board.may_begin(endpoint_of(vm), vm):
+                continue
+            aim = self._aim(vm, order)
             if aim is not None and aim.group == op.group:
                 found.append(order.id)
         return found

@@ -3,8 +3,9 @@
 Two kinds of long work run beside: a look (`looks`) and an operation (`operations`). A reconcile starts one, or takes
 note of how far it is, and returns.
 
-What a restart finds: an open order (spec.operation without an answer in status.operation) is taken up again by its id,
-and the VM says how far it is. A result that was written and a finalizer that was not yet taken off: it is taken off.
+What a restart finds: an order that was begun (status.operation has its id, and no result) is taken up again by that id,
+and the VM says how far it is. One that was never begun waits until admission has decided about it again. A result that
+was written and a finalizer that was not yet taken off: it is taken off.
 """
 
 from collections.abc import Callable
@@ -272,6 +273,9 @@ class SystemVMReconciler:
                 return await self._orphaned(key, vm, now)
             status = vm.status.operation
             fresh = status is None or status.id != order.id
+            if fresh and not self._board.may_begin(endpoint_of(vm), vm):
+                self._wake_admission(endpoint_of(vm))
+                return None
             if fresh and not await self._mirror(key, vm, operations.begun(order, now), now):
                 return Again(0.1)
             if fresh:
@@ -307,24 +311,33 @@ class SystemVMReconciler:
             return await self._orphaned(key, vm, now)
         rollout = self._stores.rollouts.get(Key(key.namespace, order.rollout))
         group = self._groups.of(rollout, order)
-        current = vm.status.operation
-        if current is None or current.id != order.id:
-            current = operations.begun(order, now)
-            what = f"{order.method} by the management server begins ({order.id})"
-            self._notices.tell(
-                SYSTEM_VM, vm.metadata, EventReason.PATCH_STARTED, str(order.method), what,
-                rollout=order.rollout, operation=order.id,
-            )  # fmt: skip
+        told = vm.status.operation
+        fresh = told is None or told.id != order.id
+        current = operations.begun(order, now) if told is None or fresh else told
         never = self._groups.why_never(vm, order) if group is None else None
         if rollout is None:
             never = Reason.INTERRUPTED, f"rollout {order.rollout} was removed by force: look at the VM in CloudStack"
         if never is not None:
             return await self._end_group_order(key, vm, operations.given_up(current, *never, now), now)
-        if group is not None and group.result is not None:
+        if group is None:
+            return await self._wait_for_group(key, vm, endpoint)
+        if fresh:
+            what = f"{order.method} by the management server begins ({order.id})"
+            self._notices.tell(
+                SYSTEM_VM, vm.metadata, EventReason.PATCH_STARTED, str(order.method), what,
+                rollout=order.rollout, operation=order.id,
+            )  # fmt: skip
+        if group.result is not None:
             return await self._end_group_order(key, vm, operations.of_group(current, group), now)
-        mirror = operations.of_group(current, group) if group is not None else current
-        again = await self._observe(key, vm, endpoint, mirror)
-        return Again(min(5.0, again.after_seconds)) if again is not None and group is None else again
+        return await self._observe(key, vm, endpoint, operations.of_group(current, group))
+
+    async def _wait_for_group(self, key: Key, vm: SystemVM, endpoint: CloudStackEndpoint) -> Again:
+        """The operation on its group is begun by the rollout, once there is room for one more. Until then nothing has
+        begun on the VM, and nothing is written that says so."""
+        if not self._board.may_begin(key_of(endpoint), vm):
+            self._wake_admission(key_of(endpoint))
+        again = await self._observe(key, vm, endpoint)
+        return Again(min(5.0, again.after_seconds) if again is not None else 5.0)
 
     async def _end_group_order(self, key: Key, vm: SystemVM, final: OperationStatus, now: datetime) -> Again | None:
         self._looks.after_operation(key, vm, now)

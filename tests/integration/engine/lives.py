@@ -25,7 +25,7 @@ from lab.controlplane import ControlPlane
 from sysvm.kube.client import Cluster
 
 LEASE_SECONDS = 30
-"""Of lives whose lease the test deletes: long, so that a busy machine costs nobody the lead."""
+"""Of lives whose lease the test releases: long, so that a busy machine costs nobody the lead."""
 ROOT = Path(__file__).resolve().parents[3]
 _BIRTH_SECONDS = 120.0
 

@@ -143,7 +143,7 @@ class Teller:
             self._check(story)
             ending = await _ending(story)
         await self.namespace.clear()
-        await self.namespace.forget_lease()
+        await self.namespace.release_lease()
         return Told(trial, ending, story.deaths, int(counted), time.monotonic() - begun)
 
     @property

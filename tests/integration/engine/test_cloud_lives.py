@@ -73,7 +73,7 @@ async def test_a_restart_over_an_unchanged_cloud_writes_nothing(story: Story, im
     await looked(story)
     await until_idle(port)
     await nursery.kill()
-    await story.namespace.forget_lease()
+    await story.namespace.release_lease()
     before, port = await everything(story), free_port()
     await nursery.start(fleet, SYSVM_HTTP_PORT=str(port))
     await until_ready(port)
@@ -91,7 +91,7 @@ async def test_lives_of_two_writes_each_get_to_a_rollout(story: Story) -> None:
         await nursery.start(story.cloud.fleet, **{QUIET: "2", VARIABLE: "2:after"})
         async with asyncio.timeout(60):
             assert await nursery.wait() == -9, nursery.story()
-        await story.namespace.forget_lease()
+        await story.namespace.release_lease()
         if await story.namespace.all(ROLLOUT):
             return
     raise AssertionError(f"{LIVES_AT_MOST} lives and no rollout\n{await story.picture()}")
@@ -110,7 +110,7 @@ async def test_a_restart_gives_the_cloud_to_nobody_else(story: Story) -> None:
         await story.namespace.create(younger)
         await story.until(lambda: _says(story, "younger", "Conflict"), "the younger yields")
         await story.lane.nursery.kill()
-        await story.namespace.forget_lease()
+        await story.namespace.release_lease()
         before, port = await everything(story), free_port()
         asked = len(cloud.world.calls)
         cloud.server.stop_answering()

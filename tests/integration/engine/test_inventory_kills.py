@@ -47,7 +47,7 @@ async def test_a_hold_is_never_lost_between_two_writes(
             await here.namespace.edit(SYSTEM_VM, f"prod-{router.name.lower()}", hold)
             for number, death in enumerate(DEATHS):
                 await here.nursery.kill()
-                await here.namespace.forget_lease()
+                await here.namespace.release_lease()
                 old, router = router, world.add_router(network=network)
                 router.created = old.created + timedelta(days=1)
                 del world.vms[old.id]
@@ -76,7 +76,7 @@ async def only(here: Lane, fleet: Fleet, vm: VM, number: int) -> bool:
     """It has the hold, and the old object has gone. At no moment does nobody have it. Who died is followed by another
     life, which is not killed."""
     if not here.nursery.alive:
-        await here.namespace.forget_lease()
+        await here.namespace.release_lease()
         await here.nursery.start(fleet)
     found = await here.namespace.all(SYSTEM_VM)
     held = [one for one in found if "hold" in one["spec"]]

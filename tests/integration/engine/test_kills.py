@@ -93,7 +93,7 @@ class Teller(Lane):
         await self.nursery.kill()
         await self._check(fleet, told)
         await self.namespace.clear()
-        await self.namespace.forget_lease()
+        await self.namespace.release_lease()
         told.seconds = time.monotonic() - begun
         return told
 
@@ -104,7 +104,7 @@ class Teller(Lane):
             code = await self.nursery.wait()
             assert code == -9, f"{told.trial}: it ended by itself with {code}\n{self.nursery.story()}"
             told.was_killed = True
-            await self.namespace.forget_lease()
+            await self.namespace.release_lease()
         await self.nursery.start(fleet, **{VARIABLE: told.trial.death(told.lives)})
         told.lives += 1
 
@@ -123,7 +123,7 @@ class Teller(Lane):
         if told.trial.again or not self.nursery.alive:
             if self.nursery.alive:
                 await self.nursery.kill()
-            await self.namespace.forget_lease()
+            await self.namespace.release_lease()
             await self.nursery.start(Fleet(self.folder / f"fleet-{self.stories}.json"), **{VARIABLE: ""})
             told.lives += 1
 

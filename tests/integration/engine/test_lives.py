@@ -15,9 +15,10 @@ from tests.integration.engine.lives import Lane, Nursery, ask, free_port, lane, 
 from tests.integration.engine.simulated_vms import Fleet
 
 from lab.controlplane import ControlPlane
-from sysvm.engine.resources import POLICY, ROLLOUT, SYSTEM_VM
+from sysvm.engine.resources import ENDPOINT, POLICY, ROLLOUT, SYSTEM_VM
 from sysvm.kube.client import Cluster
 from sysvm.kube.lease import LEASE
+from sysvm.operator.killer import VARIABLE
 
 IDLE_SECONDS = 5.0
 SHORT_LEASE_SECONDS = 8
@@ -122,7 +123,7 @@ async def test_a_restart_finds_everything_as_it_was_and_writes_nothing(here: Lan
     await here.nursery.start(fleet)
     await until_converged(here)
     await here.nursery.kill()
-    await here.namespace.forget_lease()
+    await here.namespace.release_lease()
     looks, port = [fleet.looks(vm) for vm in VMS], free_port()
     await here.nursery.start(fleet, SYSVM_HTTP_PORT=str(port))
 
@@ -148,7 +149,7 @@ async def test_a_restart_while_vms_wait_keeps_what_they_wait_for(here: Lane, fle
     before = await here.namespace.get(SYSTEM_VM, "here-r-2-vm")
     assert before["status"]["plan"]["services"], "what it would cost is in the plan"
     await here.nursery.kill()
-    await here.namespace.forget_lease()
+    await here.namespace.release_lease()
     looks, port = fleet.looks("r-2-VM"), free_port()
     await here.nursery.start(fleet, SYSVM_HTTP_PORT=str(port))
 
@@ -181,7 +182,7 @@ async def test_a_vm_in_work_is_attached_to_after_a_crash(here: Lane, fleet: Flee
     await here.nursery.start(fleet)
     await until_in_work(here, fleet)
     await here.nursery.kill()
-    await here.namespace.forget_lease()
+    await here.namespace.release_lease()
     await here.nursery.start(fleet)
     calls = fleet.patch_calls()
 
@@ -193,6 +194,41 @@ async def test_a_vm_in_work_is_attached_to_after_a_crash(here: Lane, fleet: Flee
     fleet.end("r-1-VM")
     await until_converged(here)
     assert [patch.vm for patch in fleet.patches()] == ["r-1-VM", "r-2-VM"]
+
+
+async def test_what_was_ordered_and_not_begun_is_withdrawn_where_nothing_may_change_any_more(
+    here: Lane, fleet: Fleet
+) -> None:
+    await declare(here, strategy={"maxUnavailable": 1})
+    lives = 0
+    while not await standing(here):
+        await here.nursery.start(fleet, **{VARIABLE: "1:after"})
+        assert await here.nursery.wait() == -9, here.nursery.story()
+        await here.namespace.release_lease()
+        lives += 1
+        assert lives < 40, await here.picture()
+    await here.namespace.edit(ENDPOINT, "here", {"management": "Observe"})
+    await here.nursery.start(fleet, **{VARIABLE: ""})
+
+    async def withdrawn() -> bool:
+        vms = await here.namespace.all(SYSTEM_VM)
+        assert len(vms) == len(VMS)
+        return not any(vm["spec"].get("operation") or vm["metadata"].get("finalizers") for vm in vms)
+
+    await until(withdrawn, "the order is withdrawn, finalizer and all", story=here.picture)
+    assert fleet.patch_calls() == 0, "and no VM was asked for anything"
+    await here.namespace.edit(ENDPOINT, "here", {"management": "Full"})
+    await until_converged(here)
+    assert sorted(patch.vm for patch in fleet.patches()) == sorted(VMS)
+
+
+async def standing(here: Lane) -> bool:
+    """A VM has an order that no status tells of."""
+    for vm in await here.namespace.all(SYSTEM_VM):
+        order, told = vm["spec"].get("operation"), (vm.get("status") or {}).get("operation") or {}
+        if order is not None and order["id"] != told.get("id"):
+            return True
+    return False
 
 
 async def test_a_second_operator_waits_and_takes_over_when_the_first_is_lost(

@@ -244,7 +244,15 @@ async def test_a_stale_cache_hands_out_no_work_twice(journey: Journey, refused_a
     attempts = Attempts()
     async with await Cluster.connect(kubeconfig=journey.world.control_plane.kubeconfig, writes=attempts) as cluster:
         admission = AdmissionReconciler(
-            cluster, stale, Plans(cluster), Board(), 1, lambda _: None, lambda: datetime.now(UTC), guarded=False
+            cluster,
+            stale,
+            Plans(cluster),
+            Board(1),
+            1,
+            lambda _: None,
+            lambda _: None,
+            lambda: datetime.now(UTC),
+            guarded=False,
         )
         for _ in range(3):
             assert await admission.reconcile(Key(namespace.name, journey.name)) == Again(CONFLICT_SECONDS)

@@ -73,7 +73,7 @@ async def test_a_release_is_what_was_pinned_and_nothing_is_used_before(
             assert await here.nursery.wait() == -9, here.nursery.story()
             pinned = (await status()).get("pinned")
             put(held, "second")
-            await here.namespace.forget_lease()
+            await here.namespace.release_lease()
             await here.nursery.start(fleet, **{VARIABLE: "", MACHINES: str(held)})
             found = await until(ready, f"{death}: ready", story=here.picture)
             told[death] = next(word for word, revision in REVISIONS.items() if revision == found["revision"])
@@ -81,7 +81,7 @@ async def test_a_release_is_what_was_pinned_and_nothing_is_used_before(
             assert pinned in (None, found["pinned"]), death
             await here.nursery.kill()
             await here.namespace.clear()
-            await here.namespace.forget_lease()
+            await here.namespace.release_lease()
     assert told == {"1:before": "second", "1:after": "second", "2:before": "second", "2:after": "first"}
 
 

@@ -81,7 +81,7 @@ class Story:
             code, doom = await nursery.wait(), self.trial.death(self.lives - 1)
             assert code == -9 and doom, f"it ended by itself with {code}\n{nursery.story()}"
             self.deaths.append(await self._death(doom))
-            await self.namespace.forget_lease()
+            await self.namespace.release_lease()
         await nursery.start(
             self.cloud.fleet, **{QUIET: "2", VARIABLE: self.trial.death(self.lives)}, **self.environment
         )

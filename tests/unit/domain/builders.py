@@ -143,11 +143,13 @@ def facts(name: str = "r-101-VM", **kwargs: Any) -> VMFacts:
 
 UNREACHABLE = Reach(False, Reason.SSH_TIMEOUT, "no answer within 10 s")
 HOLD = Hold(reason="INC-77")
+EPOCH = 7
+"""Of the leader that decides."""
 
 
 def order(rollout: str = "routers-1", *, id: str = "op-1", revision: str = NEW, attempt: int = 1) -> OperationOrder:  # noqa: A002
     return OperationOrder(
-        id=id, rollout=rollout, method="LivePatch", revision=revision, template="t", attempt=attempt, epoch=1
+        id=id, rollout=rollout, method="LivePatch", revision=revision, template="t", attempt=attempt, epoch=EPOCH
     )
 
 

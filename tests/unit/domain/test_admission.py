@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysvm.api.endpoint import Management, SystemVMType
+from sysvm.api.methods import Method
 from sysvm.api.observed import ContentState, RedundancyRole
 from sysvm.api.operation import OperationResult
 from sysvm.api.reasons import Reason
@@ -27,7 +28,7 @@ WAITING = b.facts  # reachable, compared, outdated
 
 
 def endpoint_state(*vms: VMFacts, rollouts: tuple[RunningRollout, ...] = (), **kwargs: Any) -> EndpointState:
-    values: dict[str, Any] = {"now": b.NOW, "management": Management.FULL, "epoch": 7, **kwargs}
+    values: dict[str, Any] = {"now": b.NOW, "management": Management.FULL, "epoch": b.EPOCH, **kwargs}
     return EndpointState(endpoint=b.ENDPOINT, vms=vms, rollouts=rollouts, **values)
 
 
@@ -78,6 +79,89 @@ def at_work(**kwargs: Any) -> dict[str, Any]:
     return {"order": b.order(**kwargs)}
 
 
+# Orders of a former leader that were never begun
+
+
+def left_standing(name: str = "r-101-VM", **kwargs: Any) -> VMFacts:
+    """As the leader before this one ordered it, and then died."""
+    (before,) = decided(b.facts(name, **kwargs)).admitted
+    return b.facts(name, order=before.order.model_copy(update={"epoch": b.EPOCH - 1}), **kwargs)
+
+
+def test_an_order_that_would_be_given_again_word_for_word_may_begin() -> None:
+    vm = left_standing()
+    outcome = decided(vm)
+    assert vm.order is not None
+    assert (outcome.confirmed, outcome.admitted, outcome.withdrawn) == ({vm.order.id}, (), ())
+
+
+def test_so_is_the_next_try_of_a_vm_that_failed() -> None:
+    """Its id, which names the journal on the VM, is not the one of the try before."""
+    retry = {"retry": {"limit": 3, "backoff": "1s", "reasons": ["SSHTimeout"]}}
+    ended = b.operation(OperationResult.FAILED, id="first").model_copy(update={"reason": "SSHTimeout"})
+    failed_once = b.facts(order=b.order(id="first"), operation=ended)
+    (second,) = decided(failed_once, strategy=retry).admitted
+    vm = replace(failed_once, order=second.order.model_copy(update={"epoch": b.EPOCH - 1}))
+    assert second.order.attempt == 2
+    assert decided(vm, strategy=retry).confirmed == {second.order.id}
+    (again,) = decided(replace(vm, order=None), strategy=retry).admitted
+    assert again.order == second.order, "also once it was withdrawn"
+
+
+@pytest.mark.parametrize(
+    ("why", "kwargs"),
+    [
+        (Reason.OBSERVE_ONLY, {"management": Management.OBSERVE}),
+        (Reason.SUSPENDED, {"endpoint_suspended": True}),
+        (Reason.DELETING, {"deleting": True}),
+    ],
+)
+def test_an_order_that_would_not_be_given_now_is_withdrawn(why: Reason, kwargs: dict[str, Any]) -> None:
+    vm = left_standing()
+    outcome = decided(vm, **kwargs)
+    assert [facts.name for facts in outcome.withdrawn] == [vm.name]
+    assert (outcome.confirmed, outcome.admitted, reasons(outcome)) == (frozenset(), (), {"r-101-vm": why})
+
+
+def test_so_is_one_whose_rollout_is_no_more() -> None:
+    vm = left_standing()
+    outcome = admit(endpoint_state(vm))
+    assert (outcome.withdrawn, outcome.admitted) == ((vm,), ())
+
+
+def test_an_order_for_something_else_is_given_anew() -> None:
+    vm = left_standing()
+    assert vm.order is not None
+    other = replace(vm, order=vm.order.model_copy(update={"deadline": b.NOW}))
+    (admitted,) = (outcome := decided(other)).admitted
+    assert (outcome.confirmed, outcome.withdrawn) == (frozenset(), ())
+    assert (admitted.order.id, admitted.order.deadline, admitted.order.epoch) == (vm.order.id, None, b.EPOCH)
+
+
+def test_what_has_begun_goes_on_whatever_would_be_decided_now() -> None:
+    vm = left_standing()
+    assert vm.order is not None
+    vm = replace(vm, operation=b.operation(None, id=vm.order.id))
+    outcome = decided(vm, management=Management.OBSERVE)
+    assert (outcome.confirmed, outcome.withdrawn, outcome.admitted) == (frozenset(), (), ())
+
+
+def test_so_does_a_call_that_the_rollout_tells_of_and_the_vm_does_not_yet() -> None:
+    vm = left_standing()
+    assert vm.order is not None
+    vm = replace(vm, order=vm.order.model_copy(update={"method": Method.RECREATE}))
+    assert decided(vm, management=Management.OBSERVE).withdrawn == (vm,)
+    told = endpoint_state(vm, management=Management.OBSERVE, called_for=frozenset({vm.order.id}))
+    assert admit(told).withdrawn == ()
+
+
+def test_no_more_begin_than_would_be_given() -> None:
+    """The budget has become smaller while nobody led."""
+    vms = [left_standing(f"r-{n}-VM") for n in range(4)]
+    outcome = decided(*vms, strategy={"maxUnavailable": 1})
+    assert (len(outcome.confirmed), len(outcome.withdrawn), outcome.admitted) == (1, 3, ())
+
+
 # One rule after the other
 
 
@@ -88,7 +172,7 @@ def test_an_order_says_everything_and_is_the_same_when_decided_again() -> None:
     assert admission.order.rollout == "routers-1"
     assert admission.order.revision == b.NEW
     assert admission.order.template == "systemvm-4.20.2"
-    assert (admission.order.attempt, admission.order.epoch) == (1, 7)
+    assert (admission.order.attempt, admission.order.epoch) == (1, b.EPOCH)
     again = decided(
         b.facts(
             order=b.order("routers-0", id="op-0"), operation=b.operation(OperationResult.FAILED, "routers-0", id="op-0")

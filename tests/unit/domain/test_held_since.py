@@ -98,7 +98,7 @@ def running(
 def admitted(rollout: Rollout, made: Plan, *vms: VMFacts, live: Live = NOTHING_NEW) -> Admissions:
     return admit(
         EndpointState(
-            endpoint=b.ENDPOINT, now=b.NOW, management=Management.FULL, epoch=7, vms=vms,
+            endpoint=b.ENDPOINT, now=b.NOW, management=Management.FULL, epoch=b.EPOCH, vms=vms,
             rollouts=(RunningRollout(rollout, made, live),),
         )
     )  # fmt: skip
@@ -128,7 +128,7 @@ def ended(
 ) -> VMFacts:
     """Its operation of this rollout has ended, before it was looked at."""
     order = OperationOrder(
-        id=f"op-{vm.name}", rollout="routers-1", method=method, revision=b.NEW, template="t", epoch=1
+        id=f"op-{vm.name}", rollout="routers-1", method=method, revision=b.NEW, template="t", epoch=b.EPOCH
     )
     status = OperationStatus(
         id=order.id, rollout="routers-1", method=method, revision=b.NEW, result=result,

@@ -93,7 +93,7 @@ def ordered(vm: VMFacts, method: Method, rollout_name: str = "routers-1") -> VMF
     return replace(
         vm,
         order=OperationOrder(id=f"op-{vm.name}", rollout=rollout_name, method=method, revision=REQUIRED.revision,
-                             template="t", epoch=1),
+                             template="t", epoch=7),
     )  # fmt: skip
 
 

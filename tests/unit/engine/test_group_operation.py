@@ -21,7 +21,7 @@ from sysvm.engine.books import Books
 from sysvm.engine.group_operation import Advanced, GroupOperations
 from sysvm.engine.notices import Notices
 from sysvm.engine.resources import ENDPOINT, ROLLOUT, SYSTEM_VM
-from sysvm.engine.stores import Stores
+from sysvm.engine.stores import Stores, endpoint_of
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.client import Cluster
 from sysvm.kube.objects import Key, Object, Resource
@@ -104,6 +104,7 @@ class Driver:
         return found[kind].to_dict()
 
     def __post_init__(self) -> None:
+        self.board = Board(builders.EPOCH)
         self.rollout = builders.rollout(builders.plan_for(builders.facts()))
         vm = builders.system_vm("r-1-VM").to_dict()
         vm["metadata"] |= {"namespace": "ns", "resourceVersion": "1"}
@@ -115,7 +116,7 @@ class Driver:
             taken_at=NOW, server_version="4.21", zones={}, hosts={}, vms={"id-1": VM}, networks={}, vpcs={}
         )
         self.driver = GroupOperations(
-            cast("Cluster", self), self.stores, cast("Any", self.clouds), lambda key: snapshot, Board(),
+            cast("Cluster", self), self.stores, cast("Any", self.clouds), lambda key: snapshot, self.board,
             cast("Pool[None, Event]", self.steps), Notices(cast("Any", Recorder())), lambda key: None,
             self.leads, Books(self.stores, lambda key: snapshot), cast("Any", None), lambda: self.now,
         )  # fmt: skip
@@ -158,6 +159,21 @@ def test_an_order_begins_an_operation_that_looks_first() -> None:
         GroupPhase.PREPARING, "n-1", "restartNetwork", ("op-1",),
     )  # fmt: skip
     assert driver.steps.started == ["Preparing 0 "]
+
+
+def test_an_order_of_a_former_leader_waits_until_admission_has_confirmed_it() -> None:
+    driver = Driver()
+    vm = driver.stores.system_vms.get(Key("ns", "prod-r-1-vm"))
+    assert vm is not None
+    assert vm.spec.operation is not None
+    former = vm.spec.operation.model_copy(update={"epoch": builders.EPOCH - 1})
+    old = vm.model_copy(update={"spec": vm.spec.model_copy(update={"operation": former})})
+    newer = old.to_dict() | {"metadata": old.metadata.to_dict() | {"resourceVersion": "2"}}
+    driver.stores.system_vms.put({"apiVersion": SYSTEM_VM.api_version, "kind": "SystemVM", **newer})
+    assert driver.driver.advance(driver.rollout, NOW).operations == ()
+    assert driver.board.confirm(endpoint_of(vm), frozenset({former.id}))
+    assert not driver.board.confirm(endpoint_of(vm), frozenset({former.id})), "nothing new"
+    assert driver.reconcile().orders == (former.id,)
 
 
 def test_submitting_that_is_found_is_not_made_again() -> None:

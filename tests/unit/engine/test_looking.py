@@ -78,7 +78,7 @@ def endpoint() -> CloudStackEndpoint:
 
 def looks(told: Told) -> Looks:
     return Looks(
-        Stores(), Board(), cast("Any", None), cast("Any", OneLook()), Notices(cast("Any", told)),
+        Stores(), Board(1), cast("Any", None), cast("Any", OneLook()), Notices(cast("Any", told)),
         cast("Any", Observer()),
     )  # fmt: skip
 
@@ -171,7 +171,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.looks = Looks(
-            Stores(), Board(), cast("Any", None), cast("Any", self.pool), Notices(cast("Any", self.told)),
+            Stores(), Board(1), cast("Any", None), cast("Any", self.pool), Notices(cast("Any", self.told)),
             cast("Any", Observer()),
         )  # fmt: skip
 
