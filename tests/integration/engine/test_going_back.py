@@ -5,6 +5,8 @@ What `docs/going-back.md` promises, on the real API server with simulated VMs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.integration.engine import objects
 from tests.integration.engine.cluster import condition
@@ -37,7 +39,7 @@ async def at(journey: Journey, revision: str) -> None:
     await journey.ended("Succeeded")
 
 
-async def brought_to_the_second(journey: Journey, entries: list[Manifest], **policy: object) -> None:
+async def brought_to_the_second(journey: Journey, entries: list[Manifest], **policy: Any) -> None:
     await journey.declare(entries, **policy)
     await at(journey, FIRST)
     await journey.release("second")

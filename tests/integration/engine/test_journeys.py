@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from typing import Any
 
 import pytest
 from tests.integration.engine import objects
@@ -144,7 +145,7 @@ async def test_observe_changes_nothing_and_says_so(journey: Journey) -> None:
 
 @pytest.mark.parametrize("resource", [POLICY, ENDPOINT], ids=lambda resource: resource.kind)
 async def test_what_is_suspended_waits(journey: Journey, resource: object) -> None:
-    suspended = {"suspend": True}
+    suspended: dict[str, Any] = {"suspend": True}
     if resource is POLICY:
         await journey.declare(journey.add("a"), **suspended)
     else:

@@ -231,7 +231,7 @@ async def test_a_router_that_comes_up_after_its_reboot_was_given_up_is_known_by_
     async def reached() -> bool:
         vm = (await story.vms())[name]
         await story.namespace.annotate(SYSTEM_VM, vm["metadata"]["name"], REQUESTED_AT_ANNOTATION, str(time.time()))
-        return vm["status"]["hostKey"]["publicKey"] != old
+        return bool(vm["status"]["hostKey"]["publicKey"] != old)
 
     await story.until(reached, "its new key is taken")
     found = {one["type"]: one for one in (await story.vms())[name]["status"]["conditions"]}

@@ -81,7 +81,7 @@ async def test_a_freeze_stops_a_rollout_that_runs_and_its_end_lets_it_go_on(jour
     journey.fleet.end(first)
 
     async def finished() -> bool:
-        return (await journey.vm(first))["status"]["operation"].get("result") == "Succeeded"
+        return bool((await journey.vm(first))["status"]["operation"].get("result") == "Succeeded")
 
     await journey.until(finished, f"{first} is finished, because a freeze lets work finish")
     await journey.looked(second)

@@ -57,7 +57,7 @@ def running(*vms: VMFacts, name: str = "routers-1", **kwargs: Any) -> RunningRol
 def decided(*vms: VMFacts, others: tuple[VMFacts, ...] = (), **kwargs: Any) -> Admissions:
     """One rollout over `vms`; `others` are not in it."""
     strategy = {"maxUnavailable": 10, "perHost": 100, **kwargs.pop("strategy", {})}
-    state = {key: kwargs.pop(key) for key in ("management", "deleting") if key in kwargs}
+    state: dict[str, Any] = {key: kwargs.pop(key) for key in ("management", "deleting") if key in kwargs}
     if "endpoint_suspended" in kwargs:
         state["suspended"] = kwargs.pop("endpoint_suspended")
     return admit(endpoint_state(*vms, *others, rollouts=(running(*vms, strategy=strategy, **kwargs),), **state))
@@ -92,7 +92,7 @@ def test_an_order_that_would_be_given_again_word_for_word_may_begin() -> None:
     vm = left_standing()
     outcome = decided(vm)
     assert vm.order is not None
-    assert (outcome.confirmed, outcome.admitted, outcome.withdrawn) == ({vm.order.id}, (), ())
+    assert (outcome.confirmed, outcome.admitted, outcome.withdrawn) == (frozenset({vm.order.id}), (), ())
 
 
 def test_so_is_the_next_try_of_a_vm_that_failed() -> None:
@@ -149,9 +149,10 @@ def test_what_has_begun_goes_on_whatever_would_be_decided_now() -> None:
 def test_so_does_a_call_that_the_rollout_tells_of_and_the_vm_does_not_yet() -> None:
     vm = left_standing()
     assert vm.order is not None
-    vm = replace(vm, order=vm.order.model_copy(update={"method": Method.RECREATE}))
+    order = vm.order.model_copy(update={"method": Method.RECREATE})
+    vm = replace(vm, order=order)
     assert decided(vm, management=Management.OBSERVE).withdrawn == (vm,)
-    told = endpoint_state(vm, management=Management.OBSERVE, called_for=frozenset({vm.order.id}))
+    told = endpoint_state(vm, management=Management.OBSERVE, called_for=frozenset({order.id}))
     assert admit(told).withdrawn == ()
 
 
@@ -530,7 +531,8 @@ def test_a_healthy_fleet_ends_patched_with_every_primary_after_its_backup(roles:
         moment += timedelta(seconds=2)
         for name, facts in fleet.items():
             seen = b.up_to_date(at=moment) if facts.operation else b.observed(at=moment)
-            fleet[name] = replace(facts, observed=seen, redundancy=facts.role and b.redundancy(facts.role, moment))
+            pair = b.redundancy(facts.role, moment) if facts.role else None
+            fleet[name] = replace(facts, observed=seen, redundancy=pair)
     assert sorted(order) == sorted(fleet)
     for name in order:
         if name.endswith("p-vm"):
