@@ -216,6 +216,9 @@ class SimulatedVMs:
         self.fleet.begin_back(machine, order, operation_id)
         return await self._follow(machine, order, progress)
 
+    async def back_up(self, target: Target, payload: Payload, order: Order) -> OperationReport:
+        raise NotImplementedError("no management server is asked here")
+
     async def _follow(self, machine: Machine, order: Order, progress: Progress) -> OperationReport:
         told: JournalPhase | None = None
         while True:
