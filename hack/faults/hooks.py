@@ -8,19 +8,25 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
+
+from typing_extensions import Buffer
 
 from sysvm.patching.remote import files
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 KILLED = 137
 REMOTE = os.path.dirname(files.__file__)
 Act = Callable[[str], None]
 
 
-class Hook(files.Faults):  # type: ignore[misc]
+class Hook(files.Faults):
     """Takes the place of the program's own `Faults`: does something before or after the n-th change."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # the program for the VM has no annotations
         self.names: list[str] = []
         self._before: Act | None = None
         self._after: Act | None = None
@@ -95,19 +101,24 @@ def tear_writes(number: int) -> None:
         seen += 1
         return seen == number
 
-    def torn_write(descriptor: int, content: bytes | memoryview) -> int:
+    def torn_write(descriptor: int, content: Buffer) -> int:
         if due():
-            write(descriptor, bytes(content)[: len(content) // 2])
+            write(descriptor, _half(content))
             die()
         return write(descriptor, content)
 
-    def torn_pwrite(descriptor: int, content: bytes, offset: int) -> int:
+    def torn_pwrite(descriptor: int, content: Buffer, offset: int) -> int:
         if due():
-            pwrite(descriptor, content[: len(content) // 2], offset)
+            pwrite(descriptor, _half(content), offset)
             die()
         return pwrite(descriptor, content, offset)
 
     os.write, os.pwrite = torn_write, torn_pwrite
+
+
+def _half(content: Buffer) -> bytes:
+    whole = bytes(content)
+    return whole[: len(whole) // 2]
 
 
 _GET_FLAGS, _SET_FLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
@@ -155,14 +166,14 @@ class Instructions:
     def stop(self) -> None:
         sys.settrace(None)
 
-    def _call(self, frame: FrameType, _event: str, _argument: object) -> Callable[..., object] | None:
+    def _call(self, frame: FrameType, _event: str, _argument: object) -> TraceFunction | None:
         if not frame.f_code.co_filename.startswith(REMOTE):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return self._instruction
 
-    def _instruction(self, _frame: FrameType, event: str, _argument: object) -> Callable[..., object]:
+    def _instruction(self, _frame: FrameType, event: str, _argument: object) -> TraceFunction:
         if event == "opcode":
             self.count += 1
             if self.count == self._last:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.remote import systemd
 from tests.remote.vm import (
@@ -153,12 +154,12 @@ def _cloudstack(scene: Scene, at: list[int], turn: int) -> Verdict:
                 left.write_text(str(len(todo)))
 
         left.write_text(str(len(todo)))
-        FakeHost.wait = wait
         hook = Hook.arm_here(1, before=act, last=1 << 30)
-        try:
-            scene.work()
-        except (OSError, Failure):
-            pass
+        with patch.object(FakeHost, "wait", wait):
+            try:
+                scene.work()
+            except (OSError, Failure):
+                pass
 
     if code := in_child(child):
         return End.NEITHER, f"the process ended with {code}"

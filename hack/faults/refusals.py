@@ -60,7 +60,7 @@ def _refused(scene: Scene, arm: partial[Hook], turn: int) -> Verdict:
 
     def child() -> None:
         # What is waited for happens here with the next change.
-        transaction.BACK_AGAIN_SECONDS = (0.0,) * len(transaction.BACK_AGAIN_SECONDS)
+        transaction.BACK_AGAIN_SECONDS = (0.0, 0.0, 0.0)
         arm()
         try:
             scene.work()

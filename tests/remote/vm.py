@@ -80,7 +80,10 @@ def write(path: Path, content: bytes, mode: int = 0o644, age: float = 3600.0) ->
 class FakeHost(Host):
     """The machine with a systemd made of files; a service action is a change that a fault can hit."""
 
-    def run(self, argv, timeout, folder="/", merged=True):
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+
+    def run(self, argv: list[str], timeout: float, folder: str = "/", merged: bool = True) -> Outcome:
         if argv[0] == "systemctl":
             acts = argv[1] not in ("show", "reset-failed")
             if acts:
