@@ -11,7 +11,7 @@ from tests.remote import systemd
 
 from sysvm.patching.remote import files
 
-BAGS = {
+BAGS: dict[str, dict] = {
     "cmdline": {"id": "cmdline", "config": {"type": "router", "name": "r-4-VM"}},
     "ips": {"id": "ips", "eth0": [{"public_ip": "10.1.1.1"}], "eth2": [{"public_ip": "192.0.2.4"}]},
     "loadbalancer": {"id": "loadbalancer", "config": [{"configuration": ["listen web"]}]},

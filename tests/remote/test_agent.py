@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tests.remote.judging import MODES, Judge, count_changes, killed_at
@@ -17,7 +18,7 @@ LINES = ["guid=", "workers=5", "new.key=1", "other:2"]
 MERGED = WRITTEN + b"new.key=1\nother:2\n"
 
 
-def order(**more: object) -> dict:
+def order(**more: Any) -> dict:
     made = make_order(**more)
     tree = made["trees"][0]
     tree["properties"] = [{"path": "conf/agent.properties", "lines": LINES}]

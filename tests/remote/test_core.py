@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def kernel(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return made
 
 
-def patched(vm: VM, monkeypatch: pytest.MonkeyPatch, work: object = None) -> dict:
+def patched(vm: VM, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None] | None = None) -> dict:
     """One patch; `work` is done once while the services settle."""
     plain, left = Host.wait, [work] if work else []
 
@@ -170,7 +171,8 @@ def test_a_rule_in_addition_is_told_and_fails_nothing(vm: VM, kernel: Kernel, mo
 
 def test_a_chain_that_is_filled_again_is_no_loss(vm: VM, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "AGAIN_SECONDS", 5.0)
-    plain, emptied = core.look, []
+    plain = core.look
+    emptied: list[bool] = []
 
     def look(host: FakeHost) -> core.Core | None:
         kernel.say(RULES.replace(EGRESS, "") if len(emptied) == 1 else RULES)

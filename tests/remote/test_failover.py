@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,7 @@ def leave_lock(root: Path) -> None:
 
 
 @pytest.fixture
-def primary(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+def primary(vm: VM, monkeypatch: pytest.MonkeyPatch) -> Pair:
     pair = Pair(vm.root, primary=True)
     for unit in ("keepalived", "conntrackd", "dnsmasq"):
         systemd.install(str(vm.root), unit, active=True)

@@ -258,7 +258,7 @@ def phase(vm) -> str:
 @pytest.mark.parametrize("name", ["record", "exchange", "rename", "fsync"])
 def test_what_the_system_refuses_for_a_moment_on_the_way_back_is_tried_again(vm, monkeypatch, code, name):
     monkeypatch.setattr(transaction, "BACK_AGAIN_SECONDS", (0.0, 0.0, 0.0))
-    refused = []
+    refused: list[str] = []
 
     def refuse(change):
         if change == name and len(refused) < 3 and phase(vm) == "RollingBack":
@@ -331,7 +331,7 @@ def test_a_boot_that_meets_an_error_recovers_all_the_same(vm, monkeypatch):
     before = vm.state()
     vm.prepare(make_order())
     killed_at(lambda: vm.run("op-1"), "kill-after", 60)
-    refused = []
+    refused: list[str] = []
 
     def refuse(change):
         if not refused:

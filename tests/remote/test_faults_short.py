@@ -8,7 +8,8 @@ from tests.remote.vm import NEW_SIGNATURE, SIGNATURE, make_order, with_file
 from faults import running
 from faults.hooks import Hook
 from faults.table import End
-from sysvm.patching.remote import files, worker
+from sysvm.patching.remote import files
+from sysvm.patching.remote.transaction import Transaction, recover_all
 
 AT_MOST = 8
 """Trials a row."""
@@ -36,13 +37,13 @@ def test_taking_back_needs_no_space(vm):
     before = vm.state()
     vm.prepare(make_order())
     vm.run("op-1")
-    transaction = worker.Transaction(vm.host(), vm.store(), vm.store().operation("op-1"))
+    transaction = Transaction(vm.host(), vm.store(), vm.store().operation("op-1"))
     files.FAULTS.arm("disk-full:1")
     transaction.go_back(None, "taken back on a full disk")
     files.FAULTS.mode = None
     transaction.close()
     assert vm.report("op-1")["phase"] == "RolledBack", vm.report("op-1")["message"]
-    worker.recover_all(vm.host(), vm.store(), False)
+    recover_all(vm.host(), vm.store(), False)
     assert vm.state() == before
 
 
@@ -50,7 +51,7 @@ def test_a_signature_that_somebody_writes_at_the_last_moment_is_seen_and_judged(
     """Between the last look and the last rename: this one speaks of no archive, so what was verified is committed."""
     vm.prepare(make_order())
     live = vm.root / SIGNATURE
-    written = []
+    written: list[int] = []
 
     def write(_name):
         if not written and vm.report("op-1")["phase"] == "Committing":

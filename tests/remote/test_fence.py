@@ -42,7 +42,7 @@ def seen(vm, monkeypatch):
     return found
 
 
-def test_during_every_move_the_lock_is_ours_and_new_connections_wait_and_afterwards_neither(vm, seen):
+def test_during_every_move_the_lock_is_ours_and_new_connections_wait_and_afterwards_neither(vm, seen, monkeypatch):
     write(vm.root / "etc/ssh/sshd_config", b"# Port 22\nPort 3922\nMatch User x\n  Port 5\n")
     rules = []
     vm.prepare(make_order())
@@ -52,11 +52,8 @@ def test_during_every_move_the_lock_is_ours_and_new_connections_wait_and_afterwa
         rules.append(((vm.root / NFT).exists(), locks(vm)))
         run(self)
 
-    fence.Fence.straddled = straddled
-    try:
-        report = vm.run("op-1")
-    finally:
-        fence.Fence.straddled = run
+    monkeypatch.setattr(fence.Fence, "straddled", straddled)
+    report = vm.run("op-1")
     assert report["phase"] == "Committed"
     assert len(seen) > 3
     assert all(len(names) == 1 and names[0].split("-")[1] == str(os.getpid()) and held for names, held in seen)

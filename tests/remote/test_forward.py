@@ -17,7 +17,7 @@ from tests.remote.vm import (
     with_file,
 )
 
-from sysvm.patching.remote import build, worker
+from sysvm.patching.remote import files, worker
 
 
 def test_a_committed_patch_has_every_file_of_the_order_and_the_new_signature(vm):
@@ -134,7 +134,7 @@ def test_without_exchange_files_are_renamed_one_by_one_there_and_back(vm, monkey
     def refuse(one, other):
         raise OSError(18, "Invalid cross-device link", one, None, other)
 
-    monkeypatch.setattr(build.files, "exchange", refuse)
+    monkeypatch.setattr(files, "exchange", refuse)
     vm.prepare(make_order())
     report = vm.run("op-1")
     assert report["phase"] == "Committed"

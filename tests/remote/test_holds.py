@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.remote import systemd
@@ -96,7 +97,7 @@ def _iptables(table: Path, words: list[str]) -> tuple[int, str]:
     return 0, ""
 
 
-def held_order(**more: object) -> dict:
+def held_order(**more: Any) -> dict:
     return make_order(services=[service("haproxy", "held-restart", hold=DNS)], **more)
 
 
@@ -516,7 +517,7 @@ class Dns:
                 self.socket.sendto(question[:2] + b"\x80" + question[3:], sender)
 
 
-def settled(vm: VM, check: dict, **more: object) -> dict:
+def settled(vm: VM, check: dict, **more: Any) -> dict:
     vm.prepare(make_order(services=[service("haproxy", "none", serving=[check])], settle_seconds=0, **more))
     return vm.run("op-1")
 

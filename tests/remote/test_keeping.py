@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.remote import systemd
@@ -84,7 +85,7 @@ def vm(vm: VM) -> VM:
     return vm
 
 
-def kept(vm: VM, **more: object) -> dict:
+def kept(vm: VM, **more: Any) -> dict:
     return keep(vm, paths=vm.all_paths, **more)  # type: ignore[attr-defined]
 
 

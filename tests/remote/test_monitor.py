@@ -6,6 +6,7 @@ import pytest
 from tests.remote import systemd
 from tests.remote.vm import VM, FakeHost, make_order, service, write
 
+from sysvm.patching import protocol
 from sysvm.patching.observing import operation_report
 from sysvm.patching.remote import monitor
 from sysvm.patching.remote.host import Outcome
@@ -73,7 +74,7 @@ def test_a_restart_that_the_monitoring_took_over_is_told_and_no_failure(vm: VM, 
     vm.prepare(order)
     report = vm.run("op-1")
     assert report["phase"] == "Committed", report["message"]
-    assert "RestartedByMonitor: haproxy" in operation_report(report).message
+    assert "RestartedByMonitor: haproxy" in operation_report(protocol.parse(protocol.Report, report)).message
 
 
 def test_a_restart_between_our_action_and_the_settle_time_is_told(vm: VM, monkeypatch) -> None:
@@ -115,4 +116,7 @@ def test_what_was_restarted_by_others_is_part_of_the_message_of_a_failure_too(vm
     vm.prepare(order)
     report = vm.run("op-1")
     report.update(message="Services failed: it died", notes=["nothing of note", f"{monitor.WORD}: haproxy"])
-    assert operation_report(report).message == "Services failed: it died; RestartedByMonitor: haproxy"
+    assert (
+        operation_report(protocol.parse(protocol.Report, report)).message
+        == "Services failed: it died; RestartedByMonitor: haproxy"
+    )

@@ -19,7 +19,7 @@ from tests.remote.judging import Judge, count_changes, judge_of, killed_at, reco
 from tests.remote.vm import NEW_SIGNATURE, OLD_SIGNATURE, VM, in_child, with_file
 from tests.unit.patching.made_packages import netaddr_deb, small_deb
 
-from sysvm.patching.remote import files, look, worker
+from sysvm.patching.remote import files, worker
 from sysvm.patching.remote import packages as remote_packages
 from sysvm.patching.remote.failures import Failure
 
@@ -352,9 +352,8 @@ def test_the_vm_tells_what_dpkg_knows_and_what_a_package_owns(router):
 
 def test_a_vm_without_dpkg_has_no_packages(vm):
     assert remote_packages.facts(vm.host(), ["python3-netaddr"]) == []
-    assert look.digest  # asked beside files: see `do_digest`
     session = vm.session()
-    asked = {"paths": [], "roots": [], "exclude": []}
+    asked: dict[str, list[str]] = {"paths": [], "roots": [], "exclude": []}
     assert "packages" not in session.do_digest(1, asked)
     assert session.do_digest(1, {**asked, "packages": ["python3-netaddr"]})["packages"] == []
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ class Client:
             stderr=subprocess.PIPE,
             env={"PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin"},
         )
+        stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        assert stdin is not None and stdout is not None and stderr is not None
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self.decoder = framing.Decoder()
         self.waiting: list[framing.Frame] = []
         self.events: list[protocol.Event] = []
@@ -55,17 +59,17 @@ class Client:
         self.hello = protocol.parse(protocol.Hello, self.frame().value)
 
     def write(self, content: bytes) -> None:
-        self.process.stdin.write(content)
-        self.process.stdin.flush()
+        self.stdin.write(content)
+        self.stdin.flush()
 
     def frame(self):
         while not self.waiting:
-            chunk = os.read(self.process.stdout.fileno(), 65536)
-            assert chunk, self.process.stderr.read().decode()
+            chunk = os.read(self.stdout.fileno(), 65536)
+            assert chunk, self.stderr.read().decode()
             self.waiting += self.decoder.feed(chunk)
         return self.waiting.pop(0)
 
-    def ask(self, verb: str, args: dict, content: list[bytes] = ()):
+    def ask(self, verb: str, args: dict, content: Sequence[bytes] = ()):
         self.number += 1
         self.write(framing.encode_json({"id": self.number, "verb": verb, "args": args}))
         for body in content:
@@ -80,7 +84,7 @@ class Client:
             assert answer["id"] == self.number
             return answer
 
-    def get(self, kind, verb: str, args: dict, content: list[bytes] = ()):
+    def get(self, kind, verb: str, args: dict, content: Sequence[bytes] = ()):
         answer = self.ask(verb, args, content)
         assert "error" not in answer, answer["error"]
         return protocol.parse(kind, answer["result"])
@@ -96,10 +100,10 @@ class Client:
         self.get(protocol.BuildResult, "build", {})
 
     def close(self) -> None:
-        self.process.stdin.close()
-        assert self.process.wait(10) == 0, self.process.stderr.read().decode()
-        self.process.stdout.close()
-        self.process.stderr.close()
+        self.stdin.close()
+        assert self.process.wait(10) == 0, self.stderr.read().decode()
+        self.stdout.close()
+        self.stderr.close()
 
 
 @pytest.fixture
@@ -248,7 +252,7 @@ def test_a_probe_tells_facts_and_changes_nothing(vm, client):
 
 
 def test_a_probe_counts_the_data_bags_that_the_management_server_filled(vm, client):
-    asked = {"units": [], "paths": []}
+    asked: dict[str, list[str]] = {"units": [], "paths": []}
     one = client()
     assert one.get(protocol.ProbeResult, "probe", asked)["data_bags"] == 0
     folder = vm.root / "etc/cloudstack"
@@ -270,13 +274,13 @@ def test_a_probe_counts_the_data_bags_that_the_management_server_filled(vm, clie
 
 
 def test_a_probe_counts_the_rules_of_tenants_by_kind(vm, client):
-    asked = {"units": [], "paths": []}
+    asked: dict[str, list[str]] = {"units": [], "paths": []}
     one = client()
     kinds = ("Egress", "Firewall", "LoadBalancer", "NetworkACL", "PortForwarding", "StaticNat", "VpnUser")
     assert one.get(protocol.ProbeResult, "probe", asked)["rules"] == dict.fromkeys(kinds, 0)
     folder = vm.root / "etc/cloudstack"
     folder.mkdir()
-    bags = {
+    bags: dict[str, dict] = {
         "firewallrules": {
             "0": {"traffic_type": "Egress", "type": "System"},
             "4": {"traffic_type": "Egress"},

@@ -147,17 +147,19 @@ def test_the_head_names_program_python_and_content(tmp_path):
 
 def test_what_travels_is_the_program_without_its_words():
     def spoken(tree: ast.Module) -> list[str]:
-        return [node.value.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and words(node)]
+        return [text for node in ast.walk(tree) if (text := words(node)) is not None]
 
-    def words(node: ast.stmt) -> bool:
-        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    def words(node: ast.AST) -> str | None:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return node.value.value
+        return None
 
     def said(tree: ast.Module) -> list[tuple[int, str]]:
         """Every statement with its line, docstrings apart."""
-        kept = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and not words(node)]
+        kept = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and words(node) is None]
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                node.body = [one for one in node.body if not words(one)] or [ast.Pass(lineno=1, col_offset=0)]
+                node.body = [one for one in node.body if words(one) is None] or [ast.Pass(lineno=1, col_offset=0)]
         return [(node.lineno, ast.dump(node)) for node in kept if not isinstance(node, ast.Pass)]
 
     with zipfile.ZipFile(io.BytesIO(bundle().content)) as archive:

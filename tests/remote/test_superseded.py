@@ -56,7 +56,7 @@ def overtaken(vm, order, act, at=("systemctl", "reload")) -> dict:
     vm.prepare(order)
     host = vm.host()
     run = host.run
-    done = []
+    done: list[bool] = []
 
     def interfere(argv, *rest, **named):
         if tuple(argv[:2]) == at and not done:

@@ -46,7 +46,7 @@ def by_the_vm(sent: list) -> bytes:
 def test_the_operator_reads_what_the_vm_writes_however_it_is_cut(sent, noise, data):
     stream = noise.replace(b"\0", b"") + by_the_vm(sent)
     decoder = framing.Decoder()
-    got = []
+    got: list[framing.Frame] = []
     while stream:
         cut = data.draw(st.integers(1, len(stream)))
         got += decoder.feed(stream[:cut])
@@ -110,6 +110,9 @@ def test_long_answers_travel_compressed_and_arrive_whole():
     stream = by_the_vm([answer, b"bytes", {"short": "one"}])
     assert len(stream) < len(framing.encode_json(answer)) / 4
     first, second, third = framing.Decoder().feed(stream)
+    assert isinstance(first, framing.JSONFrame)
+    assert isinstance(second, framing.BytesFrame)
+    assert isinstance(third, framing.JSONFrame)
     assert (first.value, first.size) == (answer, len(framing.encode_json(answer)) - 5)
     assert (second.content, third.value) == (b"bytes", {"short": "one"})
 
@@ -153,8 +156,8 @@ def test_every_reason_that_the_program_says_is_one_of_the_operators():
     said = set()
     for path in Path(wire.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            failure = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Failure" and node.args
-            if failure and isinstance(node.args[0], ast.Constant):
-                said.add(node.args[0].value)
+            match node:
+                case ast.Call(func=ast.Name(id="Failure"), args=[ast.Constant(value=word), *_]):
+                    said.add(word)
     assert len(said) > 10
     assert said <= known
