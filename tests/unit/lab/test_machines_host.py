@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lab import LabUnavailable, SystemVMType, VMSpec, images, preflight
+from lab import LabUnavailable, SystemVMType, VMSpec, preflight
 from lab.cli import main
 from lab.images import Images, Recipe
 from lab.limits import InotifyLimits
@@ -90,7 +90,7 @@ class Builder:
             # The namespace of its own needs root and is none of this test's business.
             return run([word for word in argv if str(word) not in _UNSHARE], **options)  # type: ignore[call-overload]
 
-        monkeypatch.setattr(images.subprocess, "run", without_mounts)
+        monkeypatch.setattr(subprocess, "run", without_mounts)
 
     def does(self, script: str) -> None:
         self.program.write_text(f"#!/bin/sh\nfor out; do :; done\n{script}\n")
@@ -159,8 +159,8 @@ def test_down_takes_every_folder_of_the_lab_and_nothing_that_is_not_its_own(
         for name in ("machines/vms/r-9-VM", "operator/cache", "payloads/old", "control-plane/etcd"):
             (run_dir / name).mkdir(parents=True)
     (tmp_path / "home" / "letter").write_text("dear")
-    for run_dir in ("lab", "home"):
-        done = CliRunner().invoke(main, ["--dir", str(tmp_path / run_dir), "down"])
+    for lab in ("lab", "home"):
+        done = CliRunner().invoke(main, ["--dir", str(tmp_path / lab), "down"])
         assert done.exit_code == 0
         assert "removed 1 VM (r-9-VM)" in done.output
     assert not (tmp_path / "lab").exists()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from lab import operator
 from lab.controlplane import Unavailable
 from lab.operator import OperatorProcess
 
@@ -28,7 +27,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     environment.mkdir(parents=True)
     (environment / "python").symlink_to(sys.executable)
     (environment / "sysvm-operator").write_text(PROGRAM)
-    monkeypatch.setattr(operator.sys, "executable", str(environment / "python"))
+    monkeypatch.setattr(sys, "executable", str(environment / "python"))
     return environment / "sysvm-operator"
 
 
