@@ -221,7 +221,7 @@ def test_fields_of_a_later_release_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("kind", ["consoleproxyplus", 4])
-def test_a_system_vm_of_a_kind_that_is_not_known_is_an_error(kind: object) -> None:
+def test_a_system_vm_of_a_kind_that_is_not_known_is_an_error(kind: str | int) -> None:
     with pytest.raises(AnswerInvalid, match="systemvmtype"):
         answers.system_vm({**entries("listSystemVms", "systemvm")[0], "systemvmtype": kind})
 

@@ -93,9 +93,9 @@ def test_no_value_shows_its_keys() -> None:
 
 @pytest.mark.parametrize("bad", ["", "a key", "key\n", "schlüssel", "tab\tkey"])
 def test_a_key_that_cannot_be_one_is_refused_without_being_shown(bad: str) -> None:
-    for make in (lambda: Credentials(bad, "s"), lambda: Credentials("k", bad)):
+    for keys in ((bad, "s"), ("k", bad)):
         with pytest.raises(AccessInvalid) as caught:
-            make()
+            Credentials(*keys)
         assert not bad or bad not in str(caught.value)
 
 

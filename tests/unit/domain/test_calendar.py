@@ -294,5 +294,6 @@ SELECTORS: dict[str, tuple[dict[str, Any] | None, bool]] = {
 @pytest.mark.parametrize("case", SELECTORS)
 def test_a_freeze_selects_policies_by_their_labels(case: str) -> None:
     selector, expected = SELECTORS[case]
-    frozen = freeze(**({} if selector is None else {"policySelector": selector}))
+    more: dict[str, Any] = {} if selector is None else {"policySelector": selector}
+    frozen = freeze(**more)
     assert freezes_for(LABELS, [allow(), frozen]) == ((frozen,) if expected else ())

@@ -1,5 +1,6 @@
 """One table a checker: what is seen on the VM, and what is decided."""
 
+from collections.abc import Set
 from datetime import timedelta
 from typing import Any
 
@@ -46,7 +47,7 @@ SCRIPTS, CONTENT = {DriftKind.SCRIPTS}, {DriftKind.CONTENT}
     ],
 )
 def test_content_decides_and_the_signature_is_compared_with_it(
-    seen: Any, kinds: set[DriftKind], notes: set[Reason], *, converged: bool
+    seen: Any, kinds: Set[DriftKind], notes: Set[Reason], *, converged: bool
 ) -> None:
     drift = drift_of(b.facts(observed=seen), b.release())
     assert (drift.kinds, drift.notes, drift.converged) == (kinds, notes, converged)
@@ -184,7 +185,7 @@ def past(*results: str | None, hours: float = 1) -> tuple[HistoryEntry, ...]:
     return tuple(reversed(entries))
 
 
-DRIFTED_VM = {"observed": b.observed(signature=b.NEW_SIGNATURE)}
+DRIFTED = b.observed(signature=b.NEW_SIGNATURE)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ DRIFTED_VM = {"observed": b.observed(signature=b.NEW_SIGNATURE)}
     ],
 )
 def test_a_vm_is_put_back_but_not_fought_over(history: tuple[HistoryEntry, ...], reason: Reason) -> None:
-    decision = decide(b.facts(history=history, **DRIFTED_VM), b.release(), heal=True)
+    decision = decide(b.facts(history=history, observed=DRIFTED), b.release(), heal=True)
     assert decision.reason == reason
     assert decision.method is (Method.HOLD if reason is Reason.HEAL_LOOP else Method.LIVE_PATCH)
 

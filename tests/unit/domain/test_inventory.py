@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.reasons import EventReason
 from sysvm.domain.cloud import CloudHost, CloudNetwork, CloudVM, CloudVMState, CloudVPC, CloudZone, Snapshot
-from sysvm.domain.inventory import Known, address_of, delta_of, group_of, identity_of, judge, news, objects_of
+from sysvm.domain.inventory import (
+    Heir,
+    Known,
+    Newcomer,
+    address_of,
+    delta_of,
+    group_of,
+    identity_of,
+    judge,
+    news,
+    objects_of,
+)
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -211,7 +222,8 @@ def test_nobody_who_is_there_is_given_up_and_no_wish_is_lost(
     gone = {one.name for one in verdict.gone}
     assert gone.isdisjoint(f"prod-r-{number}-vm" for number in there)
     assert not gone or missed >= 1
-    heirs = {one.predecessor.name for one in (*verdict.newcomers, *verdict.heirs) if one.predecessor is not None}
+    followers: list[Newcomer | Heir] = [*verdict.newcomers, *verdict.heirs]
+    heirs = {one.predecessor.name for one in followers if one.predecessor is not None}
     lost = {one.name for one in verdict.gone if one.has_wishes} - heirs
     assert not lost, "its network is there"
     created = {one.name for one in verdict.newcomers}

@@ -66,7 +66,7 @@ async def test_every_vm_keeps_its_own_under_the_id_of_its_order() -> None:
     ],
 )
 async def test_one_without_a_backup_stops_the_call_for_all(
-    answers: dict[str, PatchingError | JournalPhase], expected: type
+    answers: dict[str, PatchingError | JournalPhase], expected: type[Refused | NotMade]
 ) -> None:
     found = await VMs(answers).taken()
     assert isinstance(found, expected)

@@ -31,7 +31,7 @@ def _raise_instead(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (pid, number) == (os.getpid(), signal.SIGKILL)
         raise Dead
 
-    monkeypatch.setattr(killer.os, "kill", strike)
+    monkeypatch.setattr(os, "kill", strike)
 
 
 def a_write() -> Write:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import gzip
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,7 +90,7 @@ class FakeCluster:
         self.statuses: list[Mapping[str, Any]] = []
         self.conflicts = 0
         self.in_use_at_write: list[bool] = []
-        self.in_use = lambda: False
+        self.in_use: Callable[[], bool] = lambda: False
         self.objects: dict[tuple[str, str], Object] = {}
 
     async def merge_patch(self, resource: Resource, namespace: str, name: str, patch: Object, **_: object) -> Object:

@@ -122,7 +122,9 @@ def test_indices_follow_every_change(store: Store[str]) -> None:
 
 def test_listeners_hear_of_news_and_of_nothing_else(store: Store[str]) -> None:
     seen: list[tuple[str | None, str | None]] = []
-    store.subscribe(lambda change: seen.append((change.old and change.old.value, change.new and change.new.value)))
+    store.subscribe(
+        lambda change: seen.append((change.old.value if change.old else None, change.new.value if change.new else None))
+    )
     store.put(widget(5))
     store.put(widget(5))
     store.put(widget(4))

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -33,7 +34,7 @@ class Server:
     def __init__(self, *answers: web.Response | Answer) -> None:
         self.answers = list(answers)
         self.requests: list[web.Request] = []
-        self.bodies: list[Object] = []
+        self.bodies: list[Any] = []
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)

@@ -10,7 +10,7 @@ from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Databags
 from sysvm.api.systemvm import PlannedAction
 from sysvm.domain.system_vm_status import AT_NEXT_COMMAND, RERUN, as_allowed
-from sysvm.patching.databags import DATABAGS, databag_order, databags_for
+from sysvm.patching.databags import DATABAGS, Databag, databag_order, databags_for
 from sysvm.patching.diff import compare
 from sysvm.patching.ownership import is_forbidden, known_paths
 from sysvm.patching.payload import read_payload
@@ -40,7 +40,7 @@ def test_a_type_without_the_configuration_is_not_acted_on() -> None:
 
 
 @pytest.mark.parametrize("bag", DATABAGS, ids=lambda bag: bag.name)
-def test_the_table_fits_the_payload_the_plan_and_the_program(bag) -> None:
+def test_the_table_fits_the_payload_the_plan_and_the_program(bag: Databag) -> None:
     assert set(bag.made_by) <= known_paths()
     assert not any(is_forbidden(path.lstrip("/")) for path in bag.generated)
     PlannedAction(name=bag.title, action=RERUN, expected_loss=bag.expected_loss)

@@ -10,8 +10,9 @@ import pytest
 
 from lab.content import payloads, releases
 from sysvm.patching import observing
+from sysvm.patching.diff import Previous
 from sysvm.patching.errors import Unreachable
-from sysvm.patching.observing import Previous, PreviousPayloads
+from sysvm.patching.observing import PreviousPayloads
 from sysvm.patching.session import Session
 
 PACKED = payloads.build_scripts(releases.old())

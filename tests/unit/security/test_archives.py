@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from typing_extensions import Buffer
 
 from fuzz import promises
 from sysvm.api.reasons import Reason
@@ -281,12 +282,12 @@ def test_a_member_with_a_data_descriptor_is_read_and_can_be_sent() -> None:
         def writable(self) -> bool:
             return True
 
-        def write(self, content: object) -> int:
-            self.sent += bytes(content)  # type: ignore[call-overload]
-            return len(bytes(content))  # type: ignore[call-overload]
+        def write(self, content: Buffer) -> int:
+            self.sent += bytes(content)
+            return len(bytes(content))
 
     pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("_run.sh", b"#!/bin/sh\n")
     assert [entry.size for entry in read_agent(pipe.sent).files] == [10]
     assert sent(pipe.sent, "_run.sh") == b"#!/bin/sh\n"

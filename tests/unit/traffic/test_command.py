@@ -12,6 +12,7 @@ from lab import LabUnavailable
 from lab.tenants import Kind, Tally
 from lab.tenants.kinds import ROUTER_KINDS
 from traffic import __main__ as command
+from traffic import measuring
 from traffic.measuring import Measurement
 from traffic.scenarios import Scenario
 from traffic.ways import Account, Way
@@ -57,8 +58,8 @@ class Measured:
 def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[Measured]:
     made = Measured()
     monkeypatch.setattr(command, "borrowed", lambda: contextlib.nullcontext(Lab()))
-    monkeypatch.setattr(command.measuring, "measure", made.measure)
-    monkeypatch.setattr(command.measuring, "baseline", made.baseline)
+    monkeypatch.setattr(measuring, "measure", made.measure)
+    monkeypatch.setattr(measuring, "baseline", made.baseline)
     yield made
 
 
