@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     """Real machines one after the other in one process, and in the others everything else, a file at a time."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class SystemApart(LoadScopeScheduling):
+    class SystemApart(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             return SYSTEM if nodeid.startswith(SYSTEM) else nodeid.partition("::")[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def guarded(control_plane: ControlPlane, crds: list[str], namespace: str) -> Ite
     control_plane.kubectl("create", "-f", "-", stdin=json.dumps(the_rollout(namespace)), kubeconfig=found.operator)
     # A policy takes effect a moment after it was made, each by itself.
     deadline = time.monotonic() + EFFECTIVE_SECONDS
-    open_doors = {
+    open_doors: dict[str, Callable[[], bool]] = {
         "rollout": lambda: not found.tried("create", the_rollout(namespace, "by-hand")),
         "approver": lambda: "your own user name" not in found.tried("create", found.approval("someone-else")),
         "approval": lambda: "PatchPolicy" not in found.tried("create", found.approval("guest"), user="guest"),

@@ -228,7 +228,9 @@ class TestValues:
     def test_every_value_says_what_it_is(self) -> None:
         text = (chart.CHART / "values.yaml").read_text()
         lines = text.splitlines()
-        silent = [path for path, line in positions(yaml.compose(text)) if not lines[line - 1].lstrip().startswith("#")]
+        root = yaml.compose(text)
+        assert root is not None
+        silent = [path for path, line in positions(root) if not lines[line - 1].lstrip().startswith("#")]
         assert not silent
 
 

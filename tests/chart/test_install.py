@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, AuthorizationV1Api
+from kubernetes.aio.client import (
+    ApiClient,
+    AuthorizationV1Api,
+    V1ResourceAttributes,
+    V1SelfSubjectAccessReview,
+    V1SelfSubjectAccessReviewSpec,
+)
 
 from lab import chart
 from lab.controlplane import ControlPlane, KubectlError
@@ -52,14 +58,14 @@ class Ask:
     subresource: str = ""
     elsewhere: bool = False
 
-    def attributes(self, namespace: str) -> dict[str, str]:
-        return {
-            "verb": self.verb,
-            "group": self.group,
-            "resource": self.resource,
-            "subresource": self.subresource,
-            "namespace": "kube-system" if self.elsewhere else namespace,
-        }
+    def attributes(self, namespace: str) -> V1ResourceAttributes:
+        return V1ResourceAttributes(
+            verb=self.verb,
+            group=self.group,
+            resource=self.resource,
+            subresource=self.subresource,
+            namespace="kube-system" if self.elsewhere else namespace,
+        )
 
 
 NEEDED = [
@@ -101,14 +107,21 @@ async def answers(client: ApiClient, questions: list[Ask], namespace: str) -> di
     api = AuthorizationV1Api(client)
     found = {}
     for question in questions:
-        body = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": question.attributes(namespace)},
-        }
-        review: Any = await api.create_self_subject_access_review(body)
+        asked = V1SelfSubjectAccessReview(
+            api_version="authorization.k8s.io/v1",
+            kind="SelfSubjectAccessReview",
+            spec=V1SelfSubjectAccessReviewSpec(resource_attributes=question.attributes(namespace)),
+        )
+        review: Any = await api.create_self_subject_access_review(asked)
         found[question] = bool(review.status.allowed)
     return found
+
+
+async def client_of(kubeconfig: Path) -> ApiClient:
+    made: ApiClient = await config.new_client_from_config(  # type: ignore[no-untyped-call]  # typed in part only
+        str(kubeconfig)
+    )
+    return made
 
 
 def system_vm(namespace: str, **spec: Any) -> dict[str, Any]:
@@ -151,7 +164,7 @@ def installed(control_plane: ControlPlane, crds: list[str], namespace: str) -> I
 @pytest_asyncio.fixture
 async def account(installed: tuple[chart.Rendered, Path]) -> AsyncIterator[ApiClient]:
     """A client with the token of the release's account."""
-    async with await config.new_client_from_config(str(installed[1])) as client:
+    async with await client_of(installed[1]) as client:
         yield client
 
 
@@ -191,7 +204,7 @@ class TestPermissions:
         self, control_plane: ControlPlane, crds: list[str], namespace: str
     ) -> None:
         kubeconfig = chart.install_identity(control_plane, one_namespace(namespace))
-        async with await config.new_client_from_config(str(kubeconfig)) as client:
+        async with await client_of(kubeconfig) as client:
             here = await answers(client, NEEDED + LEASE, namespace)
             there = await answers(client, NEEDED, "default")
         assert [question for question, allowed in here.items() if not allowed] == []

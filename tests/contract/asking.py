@@ -89,7 +89,7 @@ class Live:
             assert response.content_type == "application/json", f"{self.url} is no API: {response.content_type}"
             return Reply.of(response.status, json.loads(await response.text()))
 
-    async def job(self, command: str, **parameters: str) -> Reply:
+    async def job(self, command: str, **parameters: Any) -> Reply:
         """Submits and polls until the job ends: the answer of queryAsyncJobResult then."""
         submitted = await self.call(command, **parameters)
         assert submitted.status == 200, submitted
@@ -104,7 +104,7 @@ class Live:
                 await asyncio.sleep(self.poll_seconds)
 
     async def pick(
-        self, command: str, key: str, which: Callable[[dict[str, Any]], bool] = lambda _: True, **parameters: str
+        self, command: str, key: str, which: Callable[[dict[str, Any]], bool] = lambda _: True, **parameters: Any
     ) -> dict[str, Any]:
         """The first of a list that fits; the test is skipped where this cloud has none."""
         listed = (await self.call(command, **parameters)).inner.get(key, [])

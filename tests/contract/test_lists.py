@@ -10,13 +10,26 @@ from tests.contract.asking import Answers, Live, Reply, Situation, at, situation
 Kinds = dict[str, type]
 
 ZONE: Kinds = {"id": str, "name": str, "networktype": str, "allocationstate": str}
-HOST: Kinds = {"id": str, "name": str, "state": str, "type": str, "ipaddress": str, "zoneid": str, "version": str} | {
+HOST: Kinds = {
+    "id": str,
+    "name": str,
+    "state": str,
+    "type": str,
+    "ipaddress": str,
+    "zoneid": str,
+    "version": str,
     "hypervisor": str,
     "clustername": str,
     "resourcestate": str,
     "arch": str,
 }
-VM: Kinds = {"id": str, "name": str, "state": str, "zoneid": str, "zonename": str, "podname": str} | {
+VM: Kinds = {
+    "id": str,
+    "name": str,
+    "state": str,
+    "zoneid": str,
+    "zonename": str,
+    "podname": str,
     "templateid": str,
     "templatename": str,
     "created": str,

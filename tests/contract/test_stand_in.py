@@ -53,7 +53,7 @@ def entries(key: str) -> list[dict[str, Any]]:
         ("listEvents", "event", {"listall": "true"}),
     ],
 )
-async def test_every_field_was_recorded_with_its_type(command: str, key: str, parameters: dict[str, str]) -> None:
+async def test_every_field_was_recorded_with_its_type(command: str, key: str, parameters: dict[str, Any]) -> None:
     world = small_cloud()
     world.note("LIVE.PATCH.SYSTEM.VM", "for the list", vm=next(iter(world.vms.values())))
     real = told(entries(key))

@@ -52,7 +52,9 @@ async def operator_client(operator_identity: OperatorIdentity, tmp_path: Path) -
 async def _client(kubeconfig: Path, scratch: Path) -> AsyncIterator[ApiClient]:
     from kubernetes.aio import config
 
-    async with await config.new_client_from_config(str(kubeconfig), temp_file_path=str(scratch)) as client:
+    async with await config.new_client_from_config(  # type: ignore[no-untyped-call]  # the client is typed in part only
+        str(kubeconfig), temp_file_path=str(scratch)
+    ) as client:
         yield client
 
 

@@ -751,7 +751,7 @@ def test_the_server_fills_the_defaults_of_the_models(server: Server, kind: Kind)
 
 @every_kind
 def test_a_partly_written_object_is_filled_up(server: Server, kind: Kind) -> None:
-    partly = {
+    partly: dict[str, list[tuple[str, Any]]] = {
         "CloudStackEndpoint": [("spec.ssh.limits", {}), ("spec.scan", {"interval": "1m"}), ("spec.ssh.hostKeys", {})],
         "SystemVMTemplate": [("spec.livePatch", {})],
         "PatchPolicy": [("spec.strategy", {"perHost": 1, "timeouts": {"vm": "20m"}}), ("spec.checks", {})],
@@ -759,8 +759,8 @@ def test_a_partly_written_object_is_filled_up(server: Server, kind: Kind) -> Non
         "Rollout": [("spec.snapshot.strategy", {"maxUnavailable": "5%"})],
         "RolloutApproval": [],
         "MaintenanceWindow": [("spec.cutoff", "45m")],
-    }[kind.name]
-    content = manifest(kind.name, *partly)
+    }
+    content = manifest(kind.name, *partly[kind.name])
     filled = server.create(content)["spec"]
     written = kind.model.model_validate(content).model_dump(mode="json", exclude_none=True)["spec"]
     assert _without_empty(filled) == _without_empty(written)

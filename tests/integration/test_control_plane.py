@@ -84,6 +84,7 @@ async def test_the_client_library_reaches_it(kube_client: object, namespace: str
 
     assert isinstance(kube_client, ApiClient)
     found = await CoreV1Api(kube_client).read_namespace(namespace)
+    assert found.metadata is not None
     assert found.metadata.name == namespace
 
 

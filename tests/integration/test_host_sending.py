@@ -70,7 +70,9 @@ def staged(report: OperationReport) -> str:
 
 
 def sent(report: OperationReport) -> int:
-    return next(step.bytes_sent for step in report.steps if step.name == "Stage")
+    count = next(step.bytes_sent for step in report.steps if step.name == "Stage")
+    assert count is not None
+    return count
 
 
 async def test_what_the_host_holds_it_sends_and_the_operator_sends_the_order(behind: Behind) -> None:

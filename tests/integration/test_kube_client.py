@@ -274,7 +274,7 @@ async def test_lists_come_in_pages_of_one_moment(cluster: Cluster, namespace: st
         await cluster.create(CONFIG_MAP, config_map(namespace, f"c{number}"))
     names: list[str] = []
     versions = set()
-    sizes = []
+    sizes: list[int] = []
     async for page in cluster.pages(CONFIG_MAP, namespace, label_selector="made-by=test", page_size=3):
         if not sizes:
             await cluster.create(CONFIG_MAP, config_map(namespace, "c9"))

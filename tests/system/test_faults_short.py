@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from faults import machines
-from faults.table import End
+from faults.table import End, Result
 from lab import Lab, SystemVMType, VMSpec, preflight
 from sysvm.patching.results import JournalPhase
 
@@ -40,7 +40,7 @@ async def test_a_real_vm_is_old_or_new_whatever_happens(lab: Lab) -> None:
         "vm: one order by two operators",
         "vm: two operators of different epochs",
     )
-    ends = []
+    ends: list[Result] = []
     await machines.trials(machine, {name: machines.FAULTS[name] for name in chosen}, 1, ends.append)
     assert len(ends) == len(chosen)
     for each in ends:
@@ -88,11 +88,11 @@ def _phase(lab: Lab, name: str, operation: str) -> str:
     return "RolledBack" if '"phase":"RolledBack"' in kept.replace(" ", "") else ""
 
 
-async def _until(ask: object, seconds: float = 90.0) -> str:
+async def _until(ask: Callable[[], str | None], seconds: float = 90.0) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = await asyncio.to_thread(ask)  # type: ignore[arg-type]
+        found = await asyncio.to_thread(ask)
         if found:
-            return str(found)
+            return found
         await asyncio.sleep(0.1)
     raise AssertionError("it did not come to that in time")

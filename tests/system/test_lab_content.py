@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -93,6 +94,14 @@ def active(lab: Lab, name: str) -> set[str]:
     return {unit for unit, state in zip(sorted(WATCHED), answer, strict=True) if state == "active"}
 
 
+def is_active(lab: Lab, name: str, units: set[str]) -> bool:
+    return active(lab, name) == units
+
+
+def beats(lab: Lab, name: str) -> bool:
+    return 0 <= time.time() - float(lab.read_bytes(name, HEARTBEAT)) < 10
+
+
 def role(lab: Lab, name: str) -> str:
     return lab.exec(name, "/opt/cloud/bin/checkrouter.sh").stdout.strip()
 
@@ -137,7 +146,7 @@ def test_all_seven_types_boot_with_the_services_of_their_lists(lab: Lab) -> None
         if vm.spec.redundant:
             expected = {"ssh", "haproxy", "apache2", "keepalived", "conntrackd"}
             expected |= {"dnsmasq"} if vm.name == primary else set()
-        assert eventually(lambda name=vm.name, want=expected: active(lab, name) == want), vm.name
+        assert eventually(partial(is_active, lab, vm.name, expected)), vm.name
         assert lab.exec(vm.name, ["systemctl", "is-system-running"]).stdout == "running\n"
         enabled, disabled = layout.service_lists(vm)
         assert lab.read_bytes(vm.name, "/var/cache/cloud/enabled_svcs").decode() == enabled
@@ -163,7 +172,7 @@ def test_of_a_pair_one_has_the_gateway_the_public_side_and_the_passwords(lab: La
         assert f'"redundant_state": "{state}"' in lab.read_bytes(name, "/etc/cloudstack/cmdline.json").decode()
         servers = lab.exec(name, "systemctl list-units --no-legend 'cloud-password-server@*'").stdout
         assert (gateway in servers) is holds
-        assert eventually(lambda vm=name: 0 <= time.time() - float(lab.read_bytes(vm, HEARTBEAT)) < 10)
+        assert eventually(partial(beats, lab, name))
 
 
 def test_a_failover_moves_everything_and_does_not_come_back_by_itself(lab: Lab) -> None:

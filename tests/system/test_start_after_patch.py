@@ -12,6 +12,7 @@ from cs import AIOCloudStack
 
 from lab import Lab, preflight
 from lab.cloud.fleet import empty_world, lab_cloud
+from lab.cloud.users import User
 from lab.content import layout, payloads, releases
 from lab.hosts import Hosts
 from reach import behind_host, patch_order
@@ -68,13 +69,10 @@ def boot_of(lab: Lab, name: str) -> str:
     return lab.exec(name, "cat /proc/1/stat | cut -d' ' -f22").stdout.strip()
 
 
-async def reboot(url: str, admin: object) -> None:
+async def reboot(url: str, admin: User) -> None:
     """By the server: a stop, and a start to which the host sends what it keeps."""
     async with AIOCloudStack(
-        endpoint=url,
-        key=admin.api_key,
-        secret=admin.secret,
-        expiration=timedelta(minutes=5),  # type: ignore[attr-defined]
+        endpoint=url, key=admin.api_key, secret=admin.secret, expiration=timedelta(minutes=5)
     ) as cs:
         (router,) = (await cs.listRouters(listall=True))["router"]
         job = await cs.rebootRouter(id=router["id"], fetch_result=False)
