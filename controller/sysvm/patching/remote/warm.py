@@ -108,7 +108,7 @@ def become(path, arguments):
     sys.argv[:] = [path] + arguments
     module = types.ModuleType("__main__")
     module.__file__ = path
-    module.__builtins__ = __builtins__
+    module.__builtins__ = __builtins__  # type: ignore[attr-defined]  # every module has one
     sys.modules["__main__"] = module
     exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)
 
