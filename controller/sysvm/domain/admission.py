@@ -58,6 +58,7 @@ class Admission:
     """One order for spec.operation of one SystemVM, written with its resourceVersion; a conflict means decide again."""
 
     vm: VMFacts
+    """As it was seen: with the order that a former leader may have left."""
     order: OperationOrder
 
 
@@ -76,42 +77,51 @@ class Admissions:
     confirmed: frozenset[str] = frozenset()
     """Ids of orders of a former leader that would be given now, word for word: they may begin."""
     withdrawn: tuple[VMFacts, ...] = ()
-    """VMs that have such an order and would get none now, with the others' reasons in `blocked`."""
+    """VMs that have such an order and would get none now, with the others' reasons in `blocked`. Whoever only waits for
+    the first sweep of this process keeps it, and does not begin."""
 
 
 def admit(state: EndpointState) -> Admissions:
     """Who may begin now. Deterministic: the same state gives the same orders, with the same ids."""
-    left = {facts.name: facts for facts in state.vms if _was_never_begun(facts, state)}
-    vms = tuple(replace(facts, order=None) if facts.name in left else facts for facts in state.vms)
-    decided = _decided(replace(state, vms=vms) if left else state)
+    left = {facts.name: facts for facts in state.vms if was_never_begun(facts, state.epoch, state.called_for)}
     if not left:
-        return decided
-    confirmed = {admitted.vm.name for admitted in decided.admitted if _is_the_same(admitted, left)}
-    asked_for = {admitted.vm.name for admitted in decided.admitted}
+        return _decided(state, _classified(state))
+    free = replace(state, vms=tuple(replace(facts, order=None) if facts.name in left else facts for facts in state.vms))
+    lanes = _classified(free)
+    decided = _decided(free, lanes)
+    given = {
+        admitted.vm.name: replace(admitted, vm=left.get(admitted.vm.name, admitted.vm)) for admitted in decided.admitted
+    }
+    confirmed = {name for name, admitted in given.items() if _holds_already(admitted)}
+    unsure = {lane.name for lane in lanes if lane.running.live.cloud_unseen and _closed_by_people(free, lane) is None}
     return replace(
         decided,
-        admitted=tuple(admitted for admitted in decided.admitted if admitted.vm.name not in confirmed),
-        confirmed=frozenset(order.id for name in confirmed if (order := left[name].order) is not None),
-        withdrawn=tuple(facts for name, facts in left.items() if name not in asked_for),
+        admitted=tuple(admitted for name, admitted in given.items() if name not in confirmed),
+        confirmed=frozenset(given[name].order.id for name in confirmed),
+        withdrawn=tuple(
+            facts
+            for name, facts in left.items()
+            if name not in given and facts.order is not None and facts.order.rollout not in unsure
+        ),
     )
 
 
-def _was_never_begun(facts: VMFacts, state: EndpointState) -> bool:
-    """By a former leader. An operation is told before it begins: in the VM's status, or in the rollout's."""
+def was_never_begun(facts: VMFacts, epoch: int, called_for: frozenset[str]) -> bool:
+    """It has an order of another leader that no status tells of: an operation is told before it begins, in the VM's
+    status or in the rollout's. A Lease that was deleted while clocks went back lets an epoch fall, so another epoch is
+    a former one."""
     order = facts.order
-    if order is None or order.epoch == state.epoch or order.id in state.called_for:
+    if order is None or order.epoch == epoch or order.id in called_for:
         return False
     return facts.operation is None or facts.operation.id != order.id
 
 
-def _is_the_same(admitted: Admission, left: Mapping[str, VMFacts]) -> bool:
-    facts = left.get(admitted.vm.name)
-    before = facts.order if facts is not None else None
+def _holds_already(admitted: Admission) -> bool:
+    before = admitted.vm.order
     return before is not None and before == admitted.order.model_copy(update={"epoch": before.epoch})
 
 
-def _decided(state: EndpointState) -> Admissions:
-    lanes = _classified(state)
+def _decided(state: EndpointState, lanes: tuple[Lane, ...]) -> Admissions:
     ledger = _free_finished_slots(state, lanes)
     candidates, blocked = _check_budgets(state, lanes)
     admitted = _choose_candidates(state, candidates, ledger, blocked)
@@ -221,6 +231,12 @@ def _check_budgets(
 def _closed_gate(state: EndpointState, lane: Lane) -> PolicyBlocker | None:
     """What keeps a whole rollout from taking more."""
     live = lane.running.live
+    closed = _closed_by_people(state, lane) or gates.cloud_gate(lane.rollout, live.cloud, unseen=live.cloud_unseen)
+    return closed or gates.calendar_gate(live.opening)
+
+
+def _closed_by_people(state: EndpointState, lane: Lane) -> PolicyBlocker | None:
+    live = lane.running.live
     if state.deleting:
         return gates.blocker(Reason.DELETING, f"endpoint {state.endpoint} is being deleted")
     if state.management is not Management.FULL:
@@ -230,10 +246,7 @@ def _closed_gate(state: EndpointState, lane: Lane) -> PolicyBlocker | None:
     person = gates.person_gate(lane.rollout, superseded=live.superseded)
     if person is not None:
         return person
-    if live.suspended is not None:
-        return gates.blocker(Reason.SUSPENDED, live.suspended)
-    changed = gates.cloud_gate(lane.rollout, live.cloud, unseen=live.cloud_unseen)
-    return changed or gates.calendar_gate(live.opening)
+    return gates.blocker(Reason.SUSPENDED, live.suspended) if live.suspended is not None else None
 
 
 def _in_open_waves(lane: Lane, blocked: dict[str, tuple[Blocker, ...]]) -> tuple[VMFacts, ...]:

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from sysvm.api.base import OPERATION_FINALIZER
 from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.rollout import Rollout
+from sysvm.api.systemvm import SystemVM
 from sysvm.domain import admission
 from sysvm.domain.admission import Admission, EndpointState
-from sysvm.domain.facts import VMFacts
+from sysvm.domain.facts import VMFacts, facts_of
 from sysvm.domain.ledger import RunningRollout
 from sysvm.engine.board import Board
 from sysvm.engine.listings import swept_facts
@@ -70,23 +71,24 @@ class AdmissionReconciler:
     async def reconcile(self, key: Key) -> Again | None:
         endpoint = self._stores.endpoints.get(key)
         if endpoint is None:
-            return None
+            return await self._let_go(key)
         state = await self._look(key, endpoint)
-        if any(rollout.live.cloud_unseen for rollout in state.rollouts):
-            # Nothing would be admitted, and why VMs wait is written in them: it stands until the first sweep of this
-            # process, which wakes this key. Written anew at every restart it could be all that a short life writes.
-            return None
         decided = admission.admit(state)
-        for vm in self._board.post(key, decided.blocked, decided.look_at):
-            self._wake_vm(vm)
+        self._board.confirm(key, decided.confirmed & self._board.confirmed(key))  # none before those that give way
+        for facts in decided.withdrawn:
+            if not await self._withdraw(key.namespace, facts):
+                return Again(CONFLICT_SECONDS)
         if self._board.confirm(key, decided.confirmed):
             for facts in state.vms:
                 if facts.order is not None and facts.order.id in decided.confirmed:
                     self._wake_vm(Key(key.namespace, facts.name))
                     self._wake_rollout(Key(key.namespace, facts.order.rollout))
-        for facts in decided.withdrawn:
-            if not await self._withdraw(key.namespace, facts):
-                return Again(CONFLICT_SECONDS)
+        if any(rollout.live.cloud_unseen for rollout in state.rollouts):
+            # Nothing would be admitted, and why VMs wait is written in them: it stands until the first sweep of this
+            # process, which wakes this key. Written anew at every restart it could be all that a short life writes.
+            return None
+        for vm in self._board.post(key, decided.blocked, decided.look_at):
+            self._wake_vm(vm)
         for admitted in decided.admitted:
             if not await self._hand_out(key.namespace, admitted):
                 return Again(CONFLICT_SECONDS)
@@ -100,9 +102,7 @@ class AdmissionReconciler:
         snapshot = self._snapshot_of(key)
         facts = {found.name: found for found in swept_facts(self._stores, key, snapshot, now)}
         running: list[RunningRollout] = []
-        called_for = set[str]()
         for rollout in self._stores.rollouts_on(key):
-            called_for |= {order for op in rollout.status.group_operations for order in op.orders}
             if rollout.status.result is not None:
                 continue
             try:
@@ -120,15 +120,39 @@ class AdmissionReconciler:
             rollouts=tuple(running),
             suspended=endpoint.spec.suspend,
             deleting=endpoint.metadata.deletion_timestamp is not None,
-            called_for=frozenset(called_for),
+            called_for=self._called_for(key),
         )
+
+    async def _let_go(self, key: Key) -> Again | None:
+        """Without the endpoint nobody begins anything any more. What has begun is followed to its end."""
+        now, called_for = self._clock(), self._called_for(key)
+        for facts in swept_facts(self._stores, key, None, now):
+            left = admission.was_never_begun(facts, self._epoch, called_for)
+            if left and not await self._withdraw(key.namespace, facts):
+                return Again(CONFLICT_SECONDS)
+        return None
+
+    def _called_for(self, key: Key) -> frozenset[str]:
+        """Orders that calls answer, of whatever rollout: also of one that has ended, or has no plan."""
+        operations = (op for rollout in self._stores.rollouts_on(key) for op in rollout.status.group_operations)
+        return frozenset(order for op in operations for order in op.orders)
+
+    def _as_decided(self, namespace: str, facts: VMFacts) -> SystemVM | None:
+        """The VM, if what was decided from still holds: other VMs' writes take their time, and meanwhile it may have
+        begun what it was left with, or a person may hold it."""
+        vm = self._stores.system_vms.get(Key(namespace, facts.name))
+        if vm is None or vm.metadata.uid != facts.uid:
+            return None
+        now = facts_of(vm, now=facts.moment)
+        same = (now.order, now.operation, now.hold) == (facts.order, facts.operation, facts.hold)
+        return vm if same else None
 
     async def _hand_out(self, namespace: str, admitted: Admission) -> bool:
         """Writes one order. False: the world changed in between, decide again."""
         order = admitted.order
         rollout = self._stores.rollouts.get(Key(namespace, order.rollout))
-        vm = self._stores.system_vms.get(Key(namespace, admitted.vm.name))
-        if rollout is None or vm is None or vm.metadata.uid != admitted.vm.uid:
+        vm = self._as_decided(namespace, admitted.vm)
+        if rollout is None or vm is None:
             return False
         # A merge keeps what it does not name: the order would inherit way back, route and deadline of the one before.
         last = vm.spec.operation.to_dict() if vm.spec.operation is not None else {}
@@ -158,8 +182,8 @@ class AdmissionReconciler:
 
     async def _withdraw(self, namespace: str, facts: VMFacts) -> bool:
         """Takes back an order that was never begun. False: the world changed in between, decide again."""
-        vm = self._stores.system_vms.get(Key(namespace, facts.name))
-        if vm is None or vm.metadata.uid != facts.uid or facts.order is None:
+        vm = self._as_decided(namespace, facts)
+        if vm is None or facts.order is None:
             return False
         finalizers = [name for name in vm.metadata.finalizers if name != OPERATION_FINALIZER]
         try:

@@ -28,9 +28,12 @@ class Board:
         """Admission cannot decide before this VM was looked at again."""
         return vm in self._look_at
 
+    def confirmed(self, endpoint: Key) -> frozenset[str]:
+        return self._confirmed.get(endpoint, frozenset())
+
     def confirm(self, endpoint: Key, orders: frozenset[str]) -> bool:
         """These orders of a former leader are as they would be given now. True: one of them is new."""
-        before = self._confirmed.get(endpoint, frozenset())
+        before = self.confirmed(endpoint)
         self._confirmed[endpoint] = orders
         return not orders <= before
 
@@ -40,7 +43,7 @@ class Board:
         if order is None:
             return False
         begun = told is not None and told.id == order.id
-        return begun or order.epoch == self._epoch or order.id in self._confirmed.get(endpoint, ())
+        return begun or order.epoch == self._epoch or order.id in self.confirmed(endpoint)
 
     def ask(self, vms: Iterable[Key]) -> None:
         """Somebody else than admission waits for a look at these."""

@@ -333,7 +333,7 @@ class GroupOperations:
         if endpoint.spec.management is not Management.FULL:
             told = f"endpoint {endpoint.metadata.name} has management {endpoint.spec.management}; nothing was changed"
             return Refused(Reason.OBSERVE_ONLY, told)
-        now = self._clock()
+        now, standing = self._clock(), set[str]()
         for vm, order in self._open_orders(rollout):
             if order.id not in op.orders:
                 continue
@@ -341,6 +341,10 @@ class GroupOperations:
             hold = seen.spec.hold
             if hold is not None and (hold.until is None or hold.until > now):
                 return Refused(Reason.ON_HOLD, f"{vm.metadata.name} is on hold: {hold.reason}; nothing was changed")
+            standing |= {seen.spec.operation.id} if seen.spec.operation is not None else set()
+        if not standing >= set(op.orders):
+            # Withdrawn by admission, which could not see yet that this operation had been begun.
+            return Refused(Reason.INTERRUPTED, "an order was taken back before the call; nothing was changed")
         return None
 
     # Orders and VMs

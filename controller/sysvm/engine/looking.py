@@ -90,7 +90,7 @@ def _is_started_anew(vm: SystemVM) -> bool:
     order, told = vm.spec.operation, vm.status.operation
     if order is None or order.method not in (Method.REBOOT, Method.RECREATE):
         return False
-    return told is None or told.id != order.id or told.result is None
+    return told is not None and told.id == order.id and told.result is None
 
 
 class Looks:

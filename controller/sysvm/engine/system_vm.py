@@ -17,6 +17,7 @@ from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import Heal, PatchPolicy
 from sysvm.api.reasons import EventReason, Reason
+from sysvm.api.rollout import GroupPhase
 from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
@@ -311,10 +312,14 @@ class SystemVMReconciler:
             return await self._orphaned(key, vm, now)
         rollout = self._stores.rollouts.get(Key(key.namespace, order.rollout))
         group = self._groups.of(rollout, order)
+        if group is None and not self._board.may_begin(key_of(endpoint), vm):
+            return await self._wait_for_group(key, vm, endpoint)
         told = vm.status.operation
         fresh = told is None or told.id != order.id
         current = operations.begun(order, now) if told is None or fresh else told
         never = self._groups.why_never(vm, order) if group is None else None
+        if never is not None and fresh:  # nothing was called, so no failure is counted
+            current = current.model_copy(update={"step": str(GroupPhase.PREPARING)})
         if rollout is None:
             never = Reason.INTERRUPTED, f"rollout {order.rollout} was removed by force: look at the VM in CloudStack"
         if never is not None:
@@ -332,10 +337,8 @@ class SystemVMReconciler:
         return await self._observe(key, vm, endpoint, operations.of_group(current, group))
 
     async def _wait_for_group(self, key: Key, vm: SystemVM, endpoint: CloudStackEndpoint) -> Again:
-        """The operation on its group is begun by the rollout, once there is room for one more. Until then nothing has
-        begun on the VM, and nothing is written that says so."""
-        if not self._board.may_begin(key_of(endpoint), vm):
-            self._wake_admission(key_of(endpoint))
+        """The operation on its group is begun by the rollout, once there is room for one more, and what a former leader
+        ordered once admission has decided about it again. Until then nothing is written that says it has begun."""
         again = await self._observe(key, vm, endpoint)
         return Again(min(5.0, again.after_seconds) if again is not None else 5.0)
 

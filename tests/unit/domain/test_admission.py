@@ -32,7 +32,7 @@ def endpoint_state(*vms: VMFacts, rollouts: tuple[RunningRollout, ...] = (), **k
     return EndpointState(endpoint=b.ENDPOINT, vms=vms, rollouts=rollouts, **values)
 
 
-LIVE = ("suspended", "superseded", "opening", "approvals")
+LIVE = ("suspended", "superseded", "opening", "approvals", "cloud_unseen")
 
 
 def running(*vms: VMFacts, name: str = "routers-1", **kwargs: Any) -> RunningRollout:
@@ -121,6 +121,14 @@ def test_an_order_that_would_not_be_given_now_is_withdrawn(why: Reason, kwargs: 
     outcome = decided(vm, **kwargs)
     assert [facts.name for facts in outcome.withdrawn] == [vm.name]
     assert (outcome.confirmed, outcome.admitted, reasons(outcome)) == (frozenset(), (), {"r-101-vm": why})
+
+
+def test_before_the_first_sweep_it_is_only_withdrawn_where_people_have_stopped_it() -> None:
+    vm = left_standing()
+    undecided = decided(vm, cloud_unseen=True)
+    assert (undecided.confirmed, undecided.admitted, undecided.withdrawn) == (frozenset(), (), ())
+    assert decided(vm, cloud_unseen=True, management=Management.OBSERVE).withdrawn == (vm,)
+    assert decided(vm, cloud_unseen=True, suspended="policy routers is suspended").withdrawn == (vm,)
 
 
 def test_so_is_one_whose_rollout_is_no_more() -> None:

@@ -13,8 +13,9 @@ from tests.unit.domain import builders
 from sysvm.api.endpoint import SystemVMType
 from sysvm.api.methods import Method
 from sysvm.api.operation import OperationResult
+from sysvm.api.reasons import Reason
 from sysvm.api.rollout import GroupOperation, GroupPhase, GroupVM, Rollout, RolloutStatus
-from sysvm.domain.calls import Call, Event, Job, Look, Looked, NotMade, Submitted
+from sysvm.domain.calls import Call, Event, Job, Look, Looked, NotMade, Refused, Submitted
 from sysvm.domain.cloud import CloudVM, CloudVMState, Snapshot
 from sysvm.engine.board import Board
 from sysvm.engine.books import Books
@@ -92,6 +93,8 @@ class Driver:
     stores: Stores = field(default_factory=Stores)
     steps: Steps = field(default_factory=Steps)
     clouds: Clouds = field(default_factory=Clouds)
+    withdrawn: bool = False
+    """The order, on the server; this process has not seen it yet."""
     now: datetime = NOW
     again: timedelta | None = None
 
@@ -100,8 +103,11 @@ class Driver:
 
     async def get(self, kind: Resource, namespace: str, name: str) -> Object:
         """Of the server: what is stored."""
-        found = {ROLLOUT: self.rollout, ENDPOINT: builders.endpoint(), SYSTEM_VM: builders.system_vm("r-1-VM")}
-        return found[kind].to_dict()
+        if kind == SYSTEM_VM:
+            vm = self.stores.system_vms.get(Key("ns", name))
+            assert vm is not None
+            return (vm if not self.withdrawn else builders.system_vm("r-1-VM")).to_dict()
+        return {ROLLOUT: self.rollout, ENDPOINT: builders.endpoint()}[kind].to_dict()
 
     def __post_init__(self) -> None:
         self.board = Board(builders.EPOCH)
@@ -150,6 +156,18 @@ class Driver:
         self.steps.handles.clear()
         self.store(operation)
         return operation
+
+    def submits(self) -> None:
+        """Everything is ready, Submitting is written, and the call has its turn."""
+        preparing = self.reconcile()
+        self.steps.handles.clear()
+        self.store(preparing)
+        before = self.rollout
+        submitting = preparing.model_copy(
+            update={"phase": GroupPhase.SUBMITTING, "submissions": 1, "submitted_at": NOW}
+        )
+        self.store(submitting)
+        self.driver.begin(before, Advanced((submitting,), None, frozenset()), NOW)
 
 
 def test_an_order_begins_an_operation_that_looks_first() -> None:
@@ -204,14 +222,7 @@ def test_a_look_that_waited_too_long_for_the_cluster_is_taken_again() -> None:
 async def test_a_call_whose_turn_comes_late_is_looked_at_again(seconds: int) -> None:
     """What it relies on may be another by then; and a lost call is judged by when it may have left."""
     driver = Driver()
-    preparing = driver.reconcile()
-    driver.steps.handles.clear()
-    driver.store(preparing)
-    driver.rollout = driver.rollout.model_copy(update={"status": RolloutStatus(group_operations=(preparing,))})
-    submitting = preparing.model_copy(update={"phase": GroupPhase.SUBMITTING, "submissions": 1, "submitted_at": NOW})
-    before = driver.rollout
-    driver.store(submitting)
-    driver.driver.begin(before, Advanced((submitting,), None, frozenset()), NOW)
+    driver.submits()
     driver.now = NOW + timedelta(seconds=seconds)
     assert driver.steps.work is not None
     event = await driver.steps.work(None)
@@ -219,6 +230,17 @@ async def test_a_call_whose_turn_comes_late_is_looked_at_again(seconds: int) -> 
         assert (event, driver.clouds.called) == (Submitted("job-1"), ["restartNetwork id=n-1 cleanup=true"])
     else:
         assert (type(event), driver.clouds.called) == (NotMade, [])
+
+
+async def test_no_call_leaves_for_an_order_that_was_taken_back_meanwhile() -> None:
+    """Admission withdraws in the VM, an operation is begun in the rollout: no version of an object holds both."""
+    driver = Driver()
+    driver.submits()
+    driver.withdrawn = True
+    assert driver.steps.work is not None
+    event = await driver.steps.work(None)
+    assert isinstance(event, Refused)
+    assert (event.reason, driver.clouds.called) == (Reason.INTERRUPTED, [])
 
 
 def test_a_failure_that_is_remembered_gives_way_to_a_new_operation_on_its_group() -> None:
