@@ -28,9 +28,9 @@ demo-down: $(STAMP) ## Leave no process, mount, namespace or file of the lab beh
 	@$(BIN)/python -m lab down
 
 # A process of tests that dies ends the run: another in its place would wait for tests that nobody gives it.
-WORKERS ?= 2
+WORKERS ?= 3
 .PHONY: test
-test: $(STAMP) ## Every test that this machine can run, real machines in one process beside all others (WORKERS=2)
+test: $(STAMP) ## Every test that this machine can run, real machines in one process beside all others (WORKERS=3)
 	@HYPOTHESIS_PROFILE=thorough $(PYTEST) tests -n $(WORKERS) --max-worker-restart=0
 
 .PHONY: test-unit
