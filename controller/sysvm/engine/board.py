@@ -7,6 +7,7 @@ In memory only: a restarted operator decides admission again and fills it anew.
 from collections.abc import Iterable, Mapping
 
 from sysvm.api.systemvm import Blocker, SystemVM
+from sysvm.engine.stores import told_of_order
 from sysvm.kube.objects import Key
 
 
@@ -39,11 +40,10 @@ class Board:
 
     def may_begin(self, endpoint: Key, vm: SystemVM) -> bool:
         """Its order was handed out by this leader, or confirmed by it, or has begun."""
-        order, told = vm.spec.operation, vm.status.operation
-        if order is None:
-            return False
-        begun = told is not None and told.id == order.id
-        return begun or order.epoch == self._epoch or order.id in self.confirmed(endpoint)
+        order = vm.spec.operation
+        if order is None or told_of_order(vm) is not None:
+            return order is not None
+        return order.epoch == self._epoch or order.id in self.confirmed(endpoint)
 
     def ask(self, vms: Iterable[Key]) -> None:
         """Somebody else than admission waits for a look at these."""

@@ -24,7 +24,7 @@ from sysvm.engine.notices import Notices
 from sysvm.engine.observed import observed_from, redundancy_from, seen_host_key
 from sysvm.engine.ports import EngineObserver, SystemVMs
 from sysvm.engine.resources import SYSTEM_VM
-from sysvm.engine.stores import Stores, key_of, open_order
+from sysvm.engine.stores import Stores, key_of, open_order, told_of_order
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.objects import Key
 from sysvm.patching.payload import Payload
@@ -87,10 +87,8 @@ BEING_STARTED = Reach(
 def _is_started_anew(vm: SystemVM) -> bool:
     """The management server was asked for its start: that it is silent meanwhile, or that another VM has its address
     and shows its own key there, is no news. If it stays so, it is told once the operation has ended."""
-    order, told = vm.spec.operation, vm.status.operation
-    if order is None or order.method not in (Method.REBOOT, Method.RECREATE):
-        return False
-    return told is not None and told.id == order.id and told.result is None
+    told = told_of_order(vm)
+    return told is not None and told.result is None and told.method in (Method.REBOOT, Method.RECREATE)
 
 
 class Looks:

@@ -173,10 +173,12 @@ def _step_of_group(status: OperationStatus, group: GroupOperation) -> str:
     return status.step if called else str(GroupPhase.SUBMITTING)
 
 
-def given_up(status: OperationStatus, reason: Reason, sentence: str, now: datetime) -> OperationStatus:
-    """An order that nobody will carry out."""
+def given_up(status: OperationStatus, reason: Reason, sentence: str, now: datetime, *, called: bool) -> OperationStatus:
+    """An order that nobody will carry out. `called`: a call may have been made for it; if none was, its failure is not
+    counted (`members.never_called`)."""
     return status.model_copy(
         update={
+            "step": status.step if called else str(GroupPhase.PREPARING),
             "result": OperationResult.FAILED,
             "reason": str(reason),
             "message": _cut(sentence, 2048),

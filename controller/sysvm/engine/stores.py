@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from sysvm.api.approval import RolloutApproval
 from sysvm.api.base import ConditionStatus
 from sysvm.api.endpoint import CloudStackEndpoint
-from sysvm.api.operation import OperationOrder
+from sysvm.api.operation import OperationOrder, OperationStatus
 from sysvm.api.policy import PatchPolicy
 from sysvm.api.reasons import ConditionType
 from sysvm.api.rollout import Rollout
@@ -357,10 +357,14 @@ def _counts_otherwise(change: Change[SystemVM]) -> bool:
 
 def open_order(vm: SystemVM) -> OperationOrder | None:
     """The order that no result answers yet."""
+    told = told_of_order(vm)
+    return None if told is not None and told.result is not None else vm.spec.operation
+
+
+def told_of_order(vm: SystemVM) -> OperationStatus | None:
+    """What the status tells of the VM's order; None: it has none, or one that nobody has begun."""
     order, operation = vm.spec.operation, vm.status.operation
-    if order is None or (operation is not None and operation.id == order.id and operation.result is not None):
-        return None
-    return order
+    return operation if order is not None and operation is not None and operation.id == order.id else None
 
 
 def _all(enqueue: Enqueue, jobs: Iterable[tuple[Job, float]]) -> None:

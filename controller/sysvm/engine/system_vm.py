@@ -17,7 +17,6 @@ from sysvm.api.endpoint import CloudStackEndpoint
 from sysvm.api.operation import OperationOrder, OperationResult, OperationStatus
 from sysvm.api.policy import Heal, PatchPolicy
 from sysvm.api.reasons import EventReason, Reason
-from sysvm.api.rollout import GroupPhase
 from sysvm.api.systemvm import PlanEntry, PlannedAction, SystemVM, SystemVMStatus, VMState
 from sysvm.api.template import SystemVMTemplate
 from sysvm.domain.facts import NEVER_TRIED, Release, VMFacts, facts_of, release_of
@@ -41,7 +40,7 @@ from sysvm.engine.ports import Clock, EngineObserver, SystemVMs
 from sysvm.engine.preparing import Preparing
 from sysvm.engine.resources import SYSTEM_VM
 from sysvm.engine.status import write_status
-from sysvm.engine.stores import Stores, endpoint_of, key_of, open_order, template_of
+from sysvm.engine.stores import Stores, endpoint_of, key_of, open_order, template_of, told_of_order
 from sysvm.engine.work import Handle, Pool
 from sysvm.kube.client import Cluster
 from sysvm.kube.errors import Conflict, NotFound
@@ -272,8 +271,7 @@ class SystemVMReconciler:
             work = self._preparing.work(vm, order)
             if work is None:
                 return await self._orphaned(key, vm, now)
-            status = vm.status.operation
-            fresh = status is None or status.id != order.id
+            fresh = told_of_order(vm) is None
             if fresh and not self._board.may_begin(endpoint_of(vm), vm):
                 self._wake_admission(endpoint_of(vm))
                 return None
@@ -314,19 +312,19 @@ class SystemVMReconciler:
         group = self._groups.of(rollout, order)
         if group is None and not self._board.may_begin(key_of(endpoint), vm):
             return await self._wait_for_group(key, vm, endpoint)
-        told = vm.status.operation
-        fresh = told is None or told.id != order.id
-        current = operations.begun(order, now) if told is None or fresh else told
-        never = self._groups.why_never(vm, order) if group is None else None
-        if never is not None and fresh:  # nothing was called, so no failure is counted
-            current = current.model_copy(update={"step": str(GroupPhase.PREPARING)})
+        told = told_of_order(vm)
+        current = told or operations.begun(order, now)
         if rollout is None:
-            never = Reason.INTERRUPTED, f"rollout {order.rollout} was removed by force: look at the VM in CloudStack"
+            why = f"rollout {order.rollout} was removed by force: look at the VM in CloudStack"
+            final = operations.given_up(current, Reason.INTERRUPTED, why, now, called=True)
+            return await self._end_group_order(key, vm, final, now)
+        never = self._groups.why_never(vm, order) if group is None else None
         if never is not None:
-            return await self._end_group_order(key, vm, operations.given_up(current, *never, now), now)
+            final = operations.given_up(current, *never, now, called=told is not None)
+            return await self._end_group_order(key, vm, final, now)
         if group is None:
             return await self._wait_for_group(key, vm, endpoint)
-        if fresh:
+        if told is None:
             what = f"{order.method} by the management server begins ({order.id})"
             self._notices.tell(
                 SYSTEM_VM, vm.metadata, EventReason.PATCH_STARTED, str(order.method), what,

@@ -52,8 +52,10 @@ SPREAD = (
     Trial(("63:before",)),
     Trial(("48:after", "19:before", "9:after")),
     Trial(("17:after", "21:before"), again=True),
+    Trial(("34:after", *["1:after"] * 12)),
 )
-"""Where lives end in the short run: of the hundred writes of a story those from 50 to 75 are around the calls."""
+"""Where lives end in the short run. In the last story one dies before anything is ordered, and then one after each
+write, so that no phase passes without a death whatever the machine's pace."""
 
 
 @dataclass(frozen=True)
@@ -237,10 +239,9 @@ async def test_dying_around_calls_leaves_each_made_once(
     assert killed > 0.9 * len(found), f"{killed} of {len(found)}"
     found_in = Counter(phase for one in found for death in one.deaths for phase in set(death.phases.values()))
     print(f"{plot}: {whole.writes} writes, {len(found)} stories, {killed} with a death; {dict(found_in)}")
-    # How long a phase lasts beside other stories is the machine's: the few of the short run need not have met each.
-    assert found_in.keys() & {"Preparing", "Submitting"}, f"nobody died before a call left: {found_in}"
-    assert found_in.keys() & {"Submitting", "Running", "Unknown"}, f"nobody died around a call: {found_in}"
-    assert found_in.keys() & {"Running", "Unknown", "Verifying"}, f"nobody died after a call had left: {found_in}"
+    assert {"Preparing", "Verifying"} <= found_in.keys(), found_in
+    # How long a job runs beside its stories is the machine's: the few of the short run need not have met each phase.
+    assert {"Submitting", "Running", "Unknown"} & found_in.keys(), found_in
 
 
 def every(count: int, wish: str) -> list[Trial]:

@@ -102,6 +102,16 @@ def test_a_vm_that_we_have_started_anew_may_be_silent_until_that_has_ended(
     assert told.reasons == ["HostKeyChanged"]
 
 
+def test_a_start_that_has_only_been_ordered_hides_nothing(endpoint: CloudStackEndpoint) -> None:
+    told = Told()
+    vm = ordered(Method.REBOOT)
+    waits = vm.model_copy(update={"status": vm.status.model_copy(update={"operation": None})})
+    memory = looks(told)
+    for seconds in (0, 5):
+        look(memory, waits, endpoint, seconds)
+    assert told.reasons == ["HostKeyChanged"]
+
+
 def test_another_key_in_the_middle_of_a_live_patch_is_told_once(endpoint: CloudStackEndpoint) -> None:
     told = Told()
     memory = looks(told)

@@ -17,7 +17,7 @@ from sysvm.domain.facts import Reach, facts_of
 from sysvm.domain.members import never_called
 from sysvm.domain.method import decide
 from sysvm.domain.system_vm_status import system_vm_truth
-from sysvm.engine.operations import begun, of_group
+from sysvm.engine.operations import begun, given_up, of_group
 
 ORDER = b.order(id="op-1").model_copy(update={"method": Method.REBOOT})
 WAITS = "job j-9 (RestartNetworkCmd) runs since 2026-11-22T11:00:00Z"
@@ -29,6 +29,13 @@ def group(**changes: Any) -> GroupOperation:
         zone_id="z", orders=("op-1",), since=b.NOW, started_at=b.NOW,
         **{"phase": GroupPhase.PREPARING, **changes},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_an_order_that_nobody_carries_out_counts_only_if_a_call_may_have_been_made(called: bool) -> None:
+    ended = given_up(begun(ORDER, b.NOW), Reason.VM_GONE, "r-101-VM is not listed any more", b.NOW, called=called)
+    assert ended.result is OperationResult.FAILED
+    assert never_called(ended) is not called
 
 
 FAILED = {"phase": GroupPhase.DONE, "result": OperationResult.FAILED, "finished_at": b.NOW, "reason": "JobRunning"}
